@@ -1,0 +1,27 @@
+"""FedFR on generated faces, from pretraining to report in minutes on two cores."""
+from fedfr_jax.config import default_config
+
+
+def get_config():
+    c = default_config()
+    c.data.image_size = 48
+    c.data.generated.identities = 420
+    c.data.generated.images_per_identity = (18, 22)
+    c.data.split.held_out_identities = 60
+    c.data.split.held_out_pairs = 1500
+    c.data.split.client_fraction = 0.4
+    c.data.split.identities_per_client = (8, 10)
+    c.data.split.verification_images = 6
+    c.model.depth = 10
+    c.model.widths = (16, 32, 64, 64)
+    c.model.embedding = 64
+    c.pretrain.epochs = 12
+    c.pretrain.batch_size = 64
+    c.pretrain.lr = 0.1
+    c.fed.num_clients = 12
+    c.fed.rounds = 5
+    c.fed.batch_size = 16
+    c.fed.lr = 1e-2
+    c.fed.local_epochs = (4, 3, 2)
+    c.fed.lr_decay_epochs = ()
+    return c

@@ -1,0 +1,261 @@
+"""Applies the generic and the personalized protocols to the models of a run.
+
+Three models are compared: ``pretrained`` and ``global`` are one backbone for
+everybody; ``personalized`` is each client's own backbone after local training, followed
+by its transform. The result is plain dictionaries and arrays.
+"""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedfr_jax.data.types import VerificationSet
+from fedfr_jax.evaluation.personalized import (
+    PersonalIdentification,
+    PersonalVerification,
+    mean_roc,
+    personal_identification,
+    personal_verification,
+    summarize_clients,
+)
+from fedfr_jax.evaluation.verification import PairResult, embed_with_mirror, evaluate_pairs
+from fedfr_jax.losses import normalize
+from fedfr_jax.simulation import Simulation, make_embed, make_personal_embed
+from fedfr_jax.state import Heads
+
+PyTree = Any
+VERIFICATION = "personalized 1:1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Assessment:
+    """One model under all protocols.
+
+    Attributes:
+      generic: result per verification set; empty for the personalized model.
+      verification, identification: one result per client.
+    """
+
+    generic: dict[str, PairResult]
+    verification: tuple[PersonalVerification, ...]
+    identification: tuple[PersonalIdentification, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Assessor:
+    """The compiled feature functions of a simulation, shared by all evaluations."""
+
+    sim: Simulation
+    embed: Callable
+    personal_embed: Callable
+
+
+def make_assessor(sim: Simulation) -> Assessor:
+    return Assessor(sim, make_embed(sim), make_personal_embed(sim))
+
+
+def gallery(sim: Simulation, client: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of the image table, identities numbered over clients) of a client's gallery."""
+    size = int(sim.data.client_sizes[client])
+    labels = np.asarray(sim.data.client_labels[client, :size])
+    return (np.asarray(sim.data.client_rows[client]),
+            sim.verification.first_identity[client] + labels)
+
+
+def _client_results(sim: Simulation, client: int, probes, gallery_features, gallery_labels):
+    settings, held_out = sim.config.eval, sim.verification
+    first = held_out.first_identity
+    own = held_out.clients == client
+    identities = np.arange(first[client], first[client + 1])
+    return (personal_verification(probes, held_out.labels, own, settings.fars,
+                                  block=settings.block),
+            personal_identification(probes, held_out.labels, gallery_features, gallery_labels,
+                                    identities, fpirs=settings.fars, block=settings.block))
+
+
+def generic_results(assessor: Assessor, variables: PyTree) -> dict[str, PairResult]:
+    """Verification of every pair set with image and mirror."""
+    sim = assessor.sim
+    batch = min(sim.config.eval.batch_size * sim.layout.mesh.size, 4096)
+    return {s.name: evaluate_pairs(
+        embed_with_mirror(lambda x: assessor.embed(variables, x), s.images, batch),
+        s.is_same, sim.config.eval.fars) for s in sim.generic}
+
+
+def assess_shared(assessor: Assessor, variables: PyTree, tick=lambda: None) -> Assessment:
+    """One backbone for everybody, under the generic protocol and every client's.
+
+    Args:
+      variables: of the backbone.
+      tick: called once per client.
+    """
+    sim = assessor.sim
+    probes = assessor.embed(variables, sim.verification.images)
+    table = assessor.embed(variables, sim.data.images)
+    results = []
+    for client in range(len(sim.split.clients)):
+        rows, labels = gallery(sim, client)
+        results.append(_client_results(sim, client, probes, table[rows[:len(labels)]], labels))
+        tick()
+    return Assessment(generic_results(assessor, variables), *zip(*results, strict=True))
+
+
+def assess_personalized(assessor: Assessor, heads: Heads, tick=lambda: None) -> Assessment:
+    """Each client's own model, under that client's protocol."""
+    sim, results = assessor.sim, []
+    for client in range(len(sim.split.clients)):
+        probes, gallery_features, labels = personal_views(assessor, heads, client)
+        results.append(_client_results(sim, client, probes, gallery_features, labels))
+        tick()
+    return Assessment({}, *zip(*results, strict=True))
+
+
+def personal_views(assessor: Assessor, heads: Heads, client: int):
+    """(probe features (V, d), gallery features (n, d), gallery identities (n,)) of a client."""
+    sim = assessor.sim
+    own = jax.tree.map(lambda x: x[client], (heads.previous, heads.transform))
+    rows, labels = gallery(sim, client)
+    probes = assessor.personal_embed(*own, sim.verification.images)
+    return probes, assessor.personal_embed(*own, sim.data.images[rows])[:len(labels)], labels
+
+
+def _rates(rates, values) -> dict[str, float]:
+    return {f"{r:g}": float(v) for r, v in zip(rates, values, strict=True)}
+
+
+def _spreads(rates, values) -> dict[str, dict[str, float]]:
+    """(C, F) values as rate -> spread over clients."""
+    s = summarize_clients(values)
+    return {f"{r:g}": {k: float(getattr(s, k)[i]) for k in ("mean", "std", "min", "worst10", "max")}
+            for i, r in enumerate(rates)}
+
+
+def _unresolvable(rates, resolvable) -> list[str]:
+    """Rates that not even one client (or set) resolves."""
+    return [f"{r:g}" for r, ok in zip(rates, np.any(np.atleast_2d(resolvable), axis=0),
+                                      strict=True) if not ok]
+
+
+def summarize(assessment: Assessment) -> dict[str, Any]:
+    """The part of ``summary.json`` that one model fills (see :mod:`fedfr_jax.tables`)."""
+    result: dict[str, Any] = {}
+    if assessment.generic:
+        result["generic"] = {name: {
+            "accuracy": r.accuracy, "accuracy_std": r.accuracy_std, "pairs": len(r.scores),
+            "tar": _rates(r.fars, r.tar_at_far),
+            "unresolvable": _unresolvable(r.fars, r.resolvable),
+        } for name, r in assessment.generic.items()}
+    one, many = assessment.verification, assessment.identification
+    fars, fpirs = one[0].fars, many[0].fpirs
+    rank1 = summarize_clients([m.rank1 for m in many])
+    result["personalized"] = {
+        "verification_tar": _spreads(fars, [v.tar for v in one]),
+        "identification_pair": _spreads(fpirs, [m.pair_tpir for m in many]),
+        "identification_openset": _spreads(fpirs, [m.open_set_tpir for m in many]),
+        "rank1": {k: float(getattr(rank1, k)) for k in ("mean", "std", "min", "worst10", "max")},
+        "unresolvable": {
+            "verification_tar": _unresolvable(fars, [v.resolvable for v in one]),
+            "identification_openset": _unresolvable(fpirs, [m.resolvable for m in many])},
+    }
+    return result
+
+
+def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
+    """One model's summary as the flat keys of an ``evaluation`` row of ``metrics.jsonl``."""
+    row = {}
+    for name, r in summary.get("generic", {}).items():
+        row[f"generic/{name}/accuracy"] = r["accuracy"]
+        row.update({f"generic/{name}/tar@{rate}": v for rate, v in r["tar"].items()})
+    personal = summary["personalized"]
+    for metric in ("verification_tar", "identification_pair", "identification_openset"):
+        row.update({f"personal/{metric}@{rate}": spread["mean"]
+                    for rate, spread in personal[metric].items()})
+    return row | {"personal/rank1": personal["rank1"]["mean"]}
+
+
+def curves(assessments: dict[str, Assessment]) -> tuple[dict, dict]:
+    """(ROC curves per protocol and model, per-client values per metric and model)."""
+    rocs: dict[str, dict] = {}
+    per_client: dict[str, dict] = {}
+    for model, a in assessments.items():
+        for name, r in a.generic.items():
+            rocs.setdefault(f"generic: {name}", {})[model] = r.roc
+        rocs.setdefault(VERIFICATION, {})[model] = mean_roc(a.verification)
+        for i, rate in enumerate(a.verification[0].fars):
+            values = {f"1:1 TAR @ FAR {rate:g}": [v.tar[i] for v in a.verification],
+                      f"1:N TPIR @ FPIR {rate:g} (open set)":
+                          [m.open_set_tpir[i] for m in a.identification]}
+            for metric, per in values.items():
+                per_client.setdefault(metric, {})[model] = np.array(per)
+    return rocs, per_client
+
+
+def hard_negative_examples(assessor: Assessor, variables: PyTree, count: int) -> list[dict]:
+    """The public images most like a client's own, one per client in turn.
+
+    Args:
+      variables: backbone under which images are compared.
+      count: how many to return at most.
+    """
+    sim = assessor.sim
+    table = np.asarray(normalize(assessor.embed(variables, sim.data.images)))
+    public = len(sim.split.public_images)
+    examples = []
+    for client in range(min(count, len(sim.split.clients)) if public else 0):
+        rows, labels = gallery(sim, client)
+        rows = rows[:len(labels)]
+        cosine = table[rows] @ table[:public].T
+        local, other = np.unravel_index(cosine.argmax(), cosine.shape)
+        examples.append({"client": client, "cosine": float(cosine[local, other]),
+                         "local_image": np.asarray(sim.data.images[rows[local]]),
+                         "public_image": np.asarray(sim.data.images[other])})
+    return examples
+
+
+def mistake_examples(assessor: Assessor, heads: Heads, personalized: Assessment, far_index: int,
+                     count: int) -> list[dict]:
+    """False accepts and false rejects of personalized models, worst first, by client in turn."""
+    sim, examples = assessor.sim, []
+    held_out = sim.verification
+    for client in range(len(sim.split.clients)):
+        if len(examples) >= 2 * count:
+            break
+        unit = np.asarray(normalize(personal_views(assessor, heads, client)[0]))
+        threshold = float(personalized.verification[client].thresholds[far_index])
+        examples += list(_client_mistakes(held_out, client, unit, threshold))
+    return examples
+
+
+def _client_mistakes(held_out, client, unit, threshold) -> Iterator[dict]:
+    own = np.flatnonzero(held_out.clients == client)
+    score = unit[own] @ unit.T
+    same = held_out.labels[own][:, None] == held_out.labels
+    other_image = own[:, None] != np.arange(len(unit))
+    for kind, relevant, sign in (("false accept", ~same, -1), ("false reject",
+                                                               same & other_image, 1)):
+        candidates = np.where(relevant, sign * score, np.inf)
+        a, b = np.unravel_index(candidates.argmin(), candidates.shape)
+        wrong = (score[a, b] > threshold) if kind == "false accept" else (
+            score[a, b] <= threshold)
+        if relevant[a, b] and wrong:
+            yield {"kind": kind, "model": "personalized", "client": client,
+                   "image_a": held_out.images[own[a]], "image_b": held_out.images[b],
+                   "score": float(score[a, b]), "threshold": threshold}
+
+
+def identity_sheet(sim: Simulation, rows: int = 6, columns: int = 10) -> np.ndarray | None:
+    """(rows, columns, S, S, 3): images of public identities, one per row; None without any."""
+    order = np.argsort(sim.split.public_labels, kind="stable")
+    counts = np.bincount(sim.split.public_labels) if len(order) else np.zeros(0, int)
+    chosen = np.argsort(-counts, kind="stable")[:rows]
+    if not len(chosen):
+        return None
+    columns = min(columns, counts[chosen].min())
+    first = np.concatenate([[0], np.cumsum(counts)])
+    table = np.stack([order[first[k]:first[k] + columns] for k in np.sort(chosen)])
+    return np.asarray(sim.data.images[table.reshape(-1)]).reshape(
+        *table.shape, *sim.data.images.shape[1:])

@@ -1,0 +1,287 @@
+"""Every setting of the simulator, in frozen dataclasses, and the checks on them.
+
+The dataclasses are the only place where a setting, its type and its default
+stand. :func:`default_config` turns them into the ``ConfigDict`` that files in
+``configs/`` change and that ``--config.fed.rounds=3`` overrides;
+:func:`resolve` turns the outcome back into a checked :class:`Config`.
+"""
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fedfr_jax.errors import InputError
+
+
+class ConfigError(InputError):
+    """A setting is unknown, of the wrong type, or contradicts another one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedConfig:
+    """Procedural faces, used when ``data.source == "generated"``."""
+
+    identities: int = 600  # people in the whole data set
+    images_per_identity: tuple[int, ...] = (20, 20)  # (fewest, most), drawn per identity
+    difficulty: float = 1.0  # strength of pose, light, occlusion, blur and noise; 0 = none
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitConfig:
+    """FedFR's split into client, public and held-out identities (FEDFR.md section 6)."""
+
+    client_fraction: float = 0.5  # share of the shuffled identities that clients draw from
+    identities_per_client: tuple[int, ...] = (10, 10)  # (fewest, most), drawn per client
+    client_images: tuple[int, ...] = (1, 1_000_000)  # an identity qualifies with so many images
+    verification_images: int = 8  # first images of each client identity, held out for tests
+    public_identities: int = 0  # use at most so many; 0 = all that qualify
+    public_images: tuple[int, ...] = (1, 1_000_000)  # an identity qualifies with so many images
+    max_training_images: int = 0  # per client identity; 0 = all that are left
+    held_out_identities: int = 0  # set aside for generic verification pairs, seen by nobody
+    held_out_pairs: int = 0  # genuine and as many impostor pairs made from them (x2 in all)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where images come from. ``seed`` fixes both generated faces and the split."""
+
+    source: str = "generated"  # generated | recordio | folder | tfds
+    root: str = ""  # folder of train.rec / of identity folders / tfds data_dir
+    name: str = "lfw"  # tfds only: data set in the catalog
+    label: str = ""  # tfds only: the identity feature; "" = found from the features
+    image_size: int = 112  # images are square; others are resized
+    seed: int = 0
+    workers: int = 0  # decoding threads; 0 = one per core
+    verification_sets: tuple[str, ...] = ()  # insightface .bin files
+    verification_labels: tuple[str, ...] = ()  # per .bin: .npy (pairs, 2) identities, or ""
+    generated: GeneratedConfig = GeneratedConfig()
+    split: SplitConfig = SplitConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The backbone: image -> R^embedding."""
+
+    name: str = "spherenet"  # spherenet | mobilefacenet | iresnet
+    depth: int = 20  # spherenet: 4, 10, 20, 36, 64; iresnet: 18, 34, 50, 100
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # spherenet: channels per stage
+    embedding: int = 512
+    dtype: str = "float32"  # compute type (float32 | bfloat16); parameters stay float32
+    weights: str = ""  # pretrained weights (.npz or a checkpoint folder); "" = pretrain here
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """L = L_cos + contrastive_weight L_con + binary_weight L_bin (FEDFR.md section 4)."""
+
+    scale: float = 30.0
+    margin: float = 0.4
+    contrastive_weight: float = 5.0  # mu; 0 switches the term off
+    temperature: float = 0.5  # tau
+    binary_weight: float = 10.0  # beta; 0 switches the DFC branch off
+    binary_scale: float = 30.0  # r
+    binary_margin: float = 0.4  # m
+    binary_balance: float = 0.7  # lambda
+    binary_power: float = 3.0  # t
+    binary_detached: bool = False  # True: L_bin does not reach the backbone
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """CosFace training on the public identities, before the first round."""
+
+    epochs: int = 20  # 0: start from random weights or from model.weights
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0  # linear warm-up, then cosine to zero
+    scale: float = 30.0
+    margin: float = 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class FedConfig:
+    """Rounds, local training and averaging (FEDFR.md section 3)."""
+
+    num_clients: int = 40
+    rounds: int = 20
+    batch_size: int = 256
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    local_epochs: tuple[int, ...] = (10, 8, 6, 4)  # per round; the last one repeats
+    lr_decay_epochs: tuple[int, ...] = (8,)  # per round; then max(1, int(0.75 E))
+    lr_decay: float = 0.1
+    mirror: bool = True  # random horizontal flip
+    public_data: str = "hard"  # hard: hard negatives | all | off (local classes only)
+    hard_threshold: float = 0.4  # cosine above which a public image is a hard negative
+    class_embedding_init: str = "mean_feature"  # or random (normal, std 0.01)
+    transform: str = "linear"  # linear | bottleneck
+    aggregation: str = "images"  # weights of the average: images | uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Generic and personalized evaluation (FEDFR.md section 7)."""
+
+    fars: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    every: int = 0  # generic and personalized evaluation each so many rounds; 0 = at the end
+    batch_size: int = 256
+    block: int = 4096  # rows of a similarity block; bounds memory
+    examples: int = 8  # hard negatives and mistakes shown in the report
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """How a round is laid out on the hardware; none of it changes results."""
+
+    lanes: int = 0  # clients side by side under vmap; 0 = 1 on a CPU, 8 elsewhere
+    cpu_devices: int = 0  # one XLA device per so many cores' worth; 0 = one per core
+    conv: str = "auto"  # auto | grouped | patches | custom
+    feature_batch: int = 256  # images per forward pass of a frozen backbone
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 1  # rounds between checkpoints
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    seed: int = 0  # pretraining, initialization, batches
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    fed: FedConfig = FedConfig()
+    loss: LossConfig = LossConfig()
+    eval: EvalConfig = EvalConfig()
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+def default_config() -> ConfigDict:
+    """All settings at their defaults, as a ``ConfigDict`` that refuses unknown names."""
+    return ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The settings as nested plain dictionaries, for ``config.json``."""
+    return dataclasses.asdict(config)
+
+
+def resolve(settings: Mapping[str, Any]) -> Config:
+    """Checked, frozen settings from a ``ConfigDict`` or nested dictionaries.
+
+    Args:
+      settings: may leave settings out; those keep their defaults.
+
+    Raises:
+      ConfigError: a setting is unknown, of the wrong type, out of range, or
+        contradicts another one; the message begins with its name.
+    """
+    config = _build(Config, settings, "")
+    _check(config)
+    return config
+
+
+def _build(kind: type, settings: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    unknown = set(settings) - set(hints)
+    if unknown:
+        name = sorted(unknown)[0]
+        raise ConfigError(f"{prefix}{name} is not a setting; {prefix or 'the top level '}has "
+                          f"{', '.join(hints)}")
+    values = {}
+    for name, value in settings.items():
+        hint, where = hints[name], prefix + name
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping | ConfigDict):
+                raise ConfigError(f"{where} is a group of settings, not {value!r}")
+            values[name] = _build(hint, value, where + ".")
+        else:
+            values[name] = _convert(value, hint, where)
+    return kind(**values)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, tuple | list):
+            raise ConfigError(f"{where} takes several values, such as (1, 2), not {value!r}")
+        element = typing.get_args(hint)[0]
+        return tuple(_convert(v, element, where) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} is {value!r}, but takes a value of type {hint.__name__}")
+    return value
+
+
+_CHOICES = {
+    "data.source": ("generated", "recordio", "folder", "tfds"),
+    "model.dtype": ("float32", "bfloat16"),
+    "fed.public_data": ("hard", "all", "off"),
+    "fed.class_embedding_init": ("mean_feature", "random"),
+    "fed.transform": ("linear", "bottleneck"),
+    "fed.aggregation": ("images", "uniform"),
+    "engine.conv": ("auto", "grouped", "patches", "custom"),
+}
+_POSITIVE = (
+    "data.image_size", "model.embedding", "loss.scale", "loss.temperature", "loss.binary_scale",
+    "loss.binary_power", "pretrain.batch_size", "pretrain.lr", "pretrain.scale",
+    "fed.num_clients", "fed.rounds", "fed.batch_size", "fed.lr", "eval.batch_size", "eval.block",
+    "engine.feature_batch", "checkpoint.every", "checkpoint.keep")
+_NOT_NEGATIVE = (
+    "data.workers", "loss.margin", "loss.contrastive_weight", "loss.binary_weight",
+    "loss.binary_margin", "pretrain.epochs", "pretrain.momentum", "pretrain.weight_decay",
+    "pretrain.warmup_epochs", "pretrain.margin", "fed.momentum", "fed.weight_decay",
+    "fed.lr_decay", "eval.every", "eval.examples", "engine.lanes", "engine.cpu_devices")
+
+
+def _get(config: Config, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _check(config: Config) -> None:
+    """Raises for values that are out of range or contradict each other."""
+    for name, choices in _CHOICES.items():
+        if _get(config, name) not in choices:
+            raise ConfigError(f"{name} is {_get(config, name)!r}; use one of {', '.join(choices)}")
+    for name in _POSITIVE:
+        if not _get(config, name) > 0:
+            raise ConfigError(f"{name} is {_get(config, name)}; it must be above 0")
+    for name in _NOT_NEGATIVE:
+        if not _get(config, name) >= 0:
+            raise ConfigError(f"{name} is {_get(config, name)}; it must not be negative")
+    fed, loss, data = config.fed, config.loss, config.data
+    if not fed.local_epochs or min(fed.local_epochs) < 1:
+        raise ConfigError(f"fed.local_epochs is {fed.local_epochs}; give at least one epoch "
+                          "for each round, such as (10, 8, 6, 4)")
+    if not 0 <= loss.binary_balance <= 1:
+        raise ConfigError(f"loss.binary_balance is {loss.binary_balance}; it is a share, 0 to 1")
+    if not -1 <= fed.hard_threshold <= 1:
+        raise ConfigError(f"fed.hard_threshold is {fed.hard_threshold}; it is a cosine, -1 to 1")
+    if not config.eval.fars or not all(0 < f < 1 for f in config.eval.fars):
+        raise ConfigError(f"eval.fars is {config.eval.fars}; give rates between 0 and 1")
+    if list(config.eval.fars) != sorted(set(config.eval.fars)):
+        raise ConfigError(f"eval.fars is {config.eval.fars}; give each rate once, lowest first")
+    if data.source != "generated" and not data.root and data.source != "tfds":
+        raise ConfigError(f"data.root is empty; data.source={data.source!r} needs the folder "
+                          "the images are in")
+    if data.verification_labels and (
+            len(data.verification_labels) != len(data.verification_sets)):
+        raise ConfigError(f"data.verification_labels has {len(data.verification_labels)} entries "
+                          f"for {len(data.verification_sets)} data.verification_sets; give one "
+                          "each ('' for none)")
+    if loss.binary_detached and loss.binary_weight == 0:
+        raise ConfigError("loss.binary_detached is set, but loss.binary_weight=0 leaves the "
+                          "binary term out")

@@ -1,0 +1,135 @@
+"""Encoded images to uint8 arrays of one size, on several threads."""
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fedfr_jax.errors import InputError
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # no others: some of Pillow's readers start programs
+_TASK = 16  # images per thread task: amortizes the hand-over, still balances the load
+_ORIENTATION = 0x0112  # EXIF tag
+# Everything Pillow's decoders are known to raise on damaged files.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def num_workers(workers: int) -> int:
+    """Returns the number of threads for the setting ``data.workers`` (0 = one per core).
+
+    Raises:
+      InputError: the setting is negative.
+    """
+    if workers < 0:
+        raise InputError(f"data.workers: {workers} is negative; use 0 for one thread per core")
+    if workers:
+        return workers
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def resize(image: Image.Image, image_size: int) -> np.ndarray:
+    """Converts a Pillow image to (S, S, 3) uint8 RGB; bilinear with antialiasing if needed."""
+    if image.mode != "RGB":
+        if image.mode.startswith("I") or image.mode == "F":
+            raise ValueError(f"pixels of mode {image.mode}; convert the image to 8 bits")
+        image = image.convert("RGB")
+    if image.size != (image_size, image_size):
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def decode_image(blob: bytes, image_size: int) -> np.ndarray:
+    """Decodes one image (JPEG, PNG, BMP, WebP) to (S, S, 3) uint8 RGB.
+
+    Images of another size are resized, without keeping the aspect ratio.
+
+    Raises:
+      One of Pillow's errors if the image is damaged; :func:`decode_images` translates them.
+    """
+    with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
+        # A JPEG decoder shrinks by 2, 4 or 8 for less than the price of decoding in full; the
+        # result is never smaller than what is asked for here.
+        image.draft("RGB", (image_size, image_size))
+        upright = image
+        # Cameras may store a portrait lying on its side and say so in the EXIF data.
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            upright = ImageOps.exif_transpose(image)
+        return resize(upright, image_size)
+
+
+def _from_array(image: np.ndarray, image_size: int) -> np.ndarray:
+    if image.dtype != np.uint8:
+        raise ValueError(f"pixels of type {image.dtype}; 8 bits are needed")
+    flat = image[:, :, 0] if image.shape[2:] == (1,) else image
+    return resize(Image.fromarray(flat), image_size)
+
+
+def decode_lazily(
+    fetch: Callable[[int], bytes | np.ndarray],
+    count: int,
+    image_size: int,
+    *,
+    workers: int = 0,
+    name_of: Callable[[int], str] = "image {}".format,
+) -> np.ndarray:
+    """Fetches and decodes images on several threads.
+
+    Args:
+      fetch: maps the position ``0 <= i < count`` to an encoded image, or to a decoded one of
+        shape (H, W), (H, W, 1) or (H, W, 3) uint8; called on the threads, so that reading files
+        overlaps with decoding.
+      count: number of images.
+      image_size: side S of the result in pixels; images of another size are resized.
+      workers: threads; 0 = one per core.
+      name_of: maps a position to what an error message calls the image.
+
+    Returns:
+      (count, S, S, 3) uint8 RGB.
+
+    Raises:
+      InputError: an image cannot be read or decoded; the message has its name.
+    """
+    out = np.empty((count, image_size, image_size, 3), np.uint8)
+
+    def task(start: int) -> None:
+        for i in range(start, min(start + _TASK, count)):
+            try:
+                image = fetch(i)
+                decoded = isinstance(image, np.ndarray)
+                out[i] = (_from_array if decoded else decode_image)(image, image_size)
+            except InputError:
+                raise
+            except _DAMAGE as error:
+                raise InputError(
+                    f"{name_of(i)}: cannot be read as an image ({error}); replace or remove it"
+                ) from error
+
+    threads = min(num_workers(workers), -(-count // _TASK))
+    if threads <= 1:
+        for start in range(0, count, _TASK):
+            task(start)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(task, range(0, count, _TASK)):
+                pass
+    return out
+
+
+def decode_images(
+    blobs: Sequence[bytes],
+    image_size: int,
+    *,
+    workers: int = 0,
+    name_of: Callable[[int], str] = "image {}".format,
+) -> np.ndarray:
+    """Decodes encoded images to (n, S, S, 3) uint8 RGB; see :func:`decode_lazily`."""
+    return decode_lazily(
+        blobs.__getitem__, len(blobs), image_size, workers=workers, name_of=name_of
+    )

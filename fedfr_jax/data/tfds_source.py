@@ -1,0 +1,205 @@
+"""Data sets of the TensorFlow Datasets catalog, read without TensorFlow."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedfr_jax.config import DataConfig
+from fedfr_jax.data.decode import decode_lazily
+from fedfr_jax.data.types import ImageSource
+from fedfr_jax.errors import InputError
+
+# Parts of a feature's path that mean identity, most telling first.
+_IDENTITY_WORDS = (
+    "identity", "identity_no", "person", "person_id", "subject", "subject_id", "label", "name"
+)
+
+
+def open_source(config: DataConfig) -> ImageSource:
+    """Opens the catalog's data set ``data.name``; see :func:`open_tfds`."""
+    return open_tfds(
+        config.name, config.image_size, data_dir=config.root, label=config.label,
+        workers=config.workers,
+    )
+
+
+def open_tfds(
+    name: str, image_size: int, *, data_dir: str = "", label: str = "", workers: int = 0
+) -> ImageSource:
+    """Opens a prepared data set, all its splits one after another.
+
+    Labels are read without decoding images. Texts and numbers alike are sorted and numbered from
+    0 without gaps.
+
+    Args:
+      name: name in the catalog, also ``name/config:version``.
+      image_size: side S of the images in pixels; others are resized.
+      data_dir: where the data set was prepared; "" = TFDS_DATA_DIR or ~/tensorflow_datasets.
+      label: path of the identity feature, for instance ``identity/Identity_No``; "" = found.
+      workers: decoding threads; 0 = one per core.
+
+    Returns:
+      The source; ``read`` raises InputError with split and number if an image is damaged.
+
+    Raises:
+      InputError: the data set is unknown or not prepared, or its features do not fit.
+    """
+    splits, features = _open_splits(name, data_dir)
+    get_image = _getter(*_find_image(name, features), encoded=True)
+    label_path, label_feature = _find_label(name, features, label)
+    get_label = _getter(label_path, label_feature)
+    values = [
+        get_label(source, i) for source in splits.values() for i in range(len(source))
+    ]
+    labels, identity_names = _number(name, label_path, label_feature, values)
+    split_names, sources = list(splits), list(splits.values())
+    ends = np.cumsum([len(source) for source in sources])
+
+    def read(images: np.ndarray) -> np.ndarray:
+        images = np.asarray(images, np.int64)
+        split = np.searchsorted(ends, images, side="right")
+        within = images - np.concatenate([[0], ends])[split]
+        return decode_lazily(
+            lambda i: get_image(sources[split[i]], int(within[i])), len(images), image_size,
+            workers=workers,
+            name_of=lambda i: f"tfds {name}: {split_names[split[i]]} example {within[i]}",
+        )
+
+    return ImageSource(
+        name=f"tfds {name}",
+        labels=labels,
+        image_size=image_size,
+        read=read,
+        identity_names=identity_names,
+    )
+
+
+def _open_splits(name: str, data_dir: str) -> tuple[dict[str, Sequence[Any]], Any]:
+    """Returns the non-empty splits as random-access sequences, and the features."""
+    import tensorflow_datasets as tfds  # noqa: PLC0415 (takes seconds, other sources do without)
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir or None)
+    except ValueError as error:
+        raise InputError(
+            f"data.name: tensorflow_datasets does not know {name!r}, and it is not prepared in "
+            f"{data_dir or 'the default folder'} (data.root): {str(error).splitlines()[0]}"
+        ) from error
+    try:
+        splits = {
+            split: builder.as_data_source(split=split)
+            for split in list(builder.info.splits) or ["train"]
+        }
+    except (NotImplementedError, LookupError, ValueError, OSError) as error:
+        where = f" --data_dir={data_dir}" if data_dir else ""
+        raise InputError(
+            f"tfds {name}: not prepared for random access in {builder.data_dir}; run "
+            f"'tfds build {name}{where} --file_format=array_record' (where the data set needs "
+            "TensorFlow for that, on a machine that has it, and copy the folder), or name another "
+            "folder by data.root"
+        ) from error
+    filled = {split: source for split, source in splits.items() if len(source)}
+    if not filled:
+        raise InputError(f"tfds {name}: all splits in {builder.data_dir} are empty")
+    return filled, builder.info.features
+
+
+def _leaves(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (path, feature) of all features that are no dictionaries."""
+    for name, feature in features.items():
+        if hasattr(feature, "items"):
+            yield from _leaves(feature, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", feature
+
+
+def _getter(path: str, feature: Any, *, encoded: bool = False) -> Callable[[Any, int], Any]:
+    """Returns a function (source, i) -> value of one feature of example ``i``.
+
+    Only that feature is parsed, which is ten times as fast as the whole example of celeb_a.
+
+    Args:
+      path: names on the way to the feature, joined by slashes.
+      feature: the feature.
+      encoded: leave an image as the bytes it is stored as.
+    """
+    from tensorflow_datasets import decode, features  # noqa: PLC0415 (slow, see above)
+
+    parts = path.split("/")
+    wanted, decoders = feature, decode.SkipDecoding() if encoded else None
+    for part in reversed(parts):
+        wanted, decoders = {part: wanted}, decoders and {part: decoders}
+    parser = features.FeaturesDict(wanted)
+
+    def get(source: Any, i: int) -> Any:
+        record = source.data_source[i]
+        if isinstance(record, (bytes, memoryview)):
+            value = parser.deserialize_example_np(record, decoders=decoders)
+        else:  # a source that holds whole examples rather than serialized records
+            value = source[i]
+        for part in parts:
+            value = value[part]
+        return value
+
+    return get
+
+
+def _find_image(name: str, features: Any) -> tuple[str, Any]:
+    from tensorflow_datasets import features as kinds  # noqa: PLC0415 (slow, see above)
+
+    found = {path: f for path, f in _leaves(features) if isinstance(f, kinds.Image)}
+    if len(found) > 1 and "image" in found:
+        found = {"image": found["image"]}
+    if len(found) != 1:
+        raise InputError(
+            f"tfds {name} (data.name): one image feature is needed, found {', '.join(found) or 0}"
+        )
+    return next(iter(found.items()))
+
+
+def _find_label(name: str, features: Any, wanted: str) -> tuple[str, Any]:
+    """Returns path and feature of the identity, given or found by type and name."""
+    usable = {path: feature for path, feature in _leaves(features) if _can_be_label(feature)}
+    listed = ", ".join(usable) or "none"
+    if wanted:
+        fits = [path for path in usable if path == wanted or path.startswith(wanted + "/")]
+        if len(fits) != 1:
+            raise InputError(
+                f"data.label: {wanted!r} is not one whole-number or text feature of tfds {name}; "
+                f"there are: {listed}"
+            )
+        return fits[0], usable[fits[0]]
+    for word in _IDENTITY_WORDS:
+        fits = [path for path in usable if word in path.lower().split("/")]
+        if len(fits) == 1:
+            return fits[0], usable[fits[0]]
+    raise InputError(
+        f"data.label: which feature of tfds {name} is the identity? Choose one of: {listed}"
+    )
+
+
+def _can_be_label(feature: Any) -> bool:
+    from tensorflow_datasets import features as kinds  # noqa: PLC0415 (slow, see above)
+
+    if isinstance(feature, (kinds.ClassLabel, kinds.Text)):
+        return True
+    return feature.shape == () and np.issubdtype(feature.np_dtype, np.integer)
+
+
+def _number(
+    name: str, path: str, feature: Any, values: list[Any]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns (N,) int64 labels without gaps and the names of the identities."""
+    texts = isinstance(values[0], (str, bytes))
+    if texts:
+        values = [value.decode() if isinstance(value, bytes) else value for value in values]
+    originals, labels = np.unique(np.array(values), return_inverse=True)
+    if not texts and originals[0] < 0:
+        raise InputError(
+            f"tfds {name}: feature {path} has the label {originals[0]}; a data set without "
+            "identities in one of its splits cannot be used (data.name)"
+        )
+    to_name = str if texts or not getattr(feature, "names", None) else feature.int2str
+    return labels.astype(np.int64), tuple(to_name(value) for value in originals.tolist())

@@ -1,0 +1,136 @@
+"""Evaluates a run and writes its summary and report.
+
+    python -m fedfr_jax.evaluate --workdir=runs/x
+
+reads the settings and the newest checkpoint of the work directory. ``train`` ends
+with the same evaluation.
+"""
+from __future__ import annotations
+
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from fedfr_jax import assess, report, tables, workdir
+from fedfr_jax.checkpoints import RoundCheckpoints, load_pytree
+from fedfr_jax.cli import reports_input_errors
+from fedfr_jax.config import Config, resolve
+from fedfr_jax.data.split import describe_split
+from fedfr_jax.initialize import state_shapes
+from fedfr_jax.progress import track
+from fedfr_jax.simulation import Simulation, build_simulation, use_cpu_devices
+from fedfr_jax.state import Heads
+
+PyTree = Any
+
+
+def evaluate_models(sim: Simulation, pretrained: PyTree, backbone: PyTree,
+                    heads: Heads) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All protocols on the pretrained, the global and the personalized models.
+
+    Args:
+      pretrained, backbone: variables before the first and after the last round.
+      heads: what the clients hold.
+
+    Returns:
+      (models as in ``summary.json``, arguments of ``write_evaluation``).
+    """
+    assessor = assess.make_assessor(sim)
+    with track("evaluation", 3 * len(sim.split.clients), "client") as bar:
+        results = {
+            "pretrained": assess.assess_shared(assessor, pretrained, bar.update),
+            "global": assess.assess_shared(assessor, backbone, bar.update),
+            "personalized": assess.assess_personalized(assessor, heads, bar.update)}
+    rocs, per_client = assess.curves(results)
+    fars, count = list(sim.config.eval.fars), sim.config.eval.examples
+    at = fars.index(min(fars, key=lambda f: abs(f - 1e-3)))
+    uses_hard = sim.config.fed.public_data == "hard"
+    parts = {
+        "rocs": rocs, "per_client": per_client, "faces": assess.identity_sheet(sim),
+        "hard_negatives": assess.hard_negative_examples(
+            assessor, backbone, count) if uses_hard else [],
+        "mistakes": assess.mistake_examples(
+            assessor, heads, results["personalized"], at, count)}
+    return {name: assess.summarize(a) for name, a in results.items()}, parts
+
+
+def append_evaluation(writer: workdir.RunWriter, round_index: int,
+                      models: dict[str, Any]) -> None:
+    """Adds the models' metrics to ``metrics.jsonl``, unless they are there already."""
+    there = {(row.get("round"), row.get("model")) for row in workdir.read_metrics(writer.workdir)
+             if row["kind"] == "evaluation"}
+    for model, result in models.items():
+        if (round_index, model) not in there:
+            writer.append({"kind": "evaluation", "round": round_index, "model": model,
+                           **assess.flat_metrics(result)})
+
+
+def describe_run(config: Config, name: str, rounds_done: int) -> dict[str, Any]:
+    """What was run and on what, for the summary."""
+    device = jax.devices()[0]
+    kind = platform.processor() or platform.machine() if device.platform == "cpu" else (
+        device.device_kind)
+    return {"name": name, "seed": config.seed, "clients": config.fed.num_clients,
+            "rounds": rounds_done, "device": f"{len(jax.devices())} x {device.platform} ({kind})",
+            "jax": jax.__version__}
+
+
+def write_results(sim: Simulation, writer: workdir.RunWriter, run: dict[str, Any],
+                  pretrained: PyTree, backbone: PyTree, heads: Heads) -> dict[str, Any]:
+    """Evaluates, writes ``summary.json``, ``evaluation.npz`` and ``report.html``, prints tables.
+
+    Args:
+      run: the ``run`` part of the summary.
+
+    Returns:
+      The summary.
+    """
+    models, parts = evaluate_models(sim, pretrained, backbone, heads)
+    append_evaluation(writer, run["rounds"], models)
+    summary = {"run": run, "split": describe_split(sim.split, sim.source.name), "models": models}
+    writer.write_summary(summary)
+    writer.write_evaluation(**parts)
+    writer.flush()
+    report.write_report(writer.workdir / "report.html", report.load_report_data(writer.workdir))
+    tables.render(tables.closing_tables(summary))
+    print(f"report: {writer.workdir / 'report.html'}")
+    return summary
+
+
+def evaluate(folder: str | pathlib.Path) -> dict[str, Any]:
+    """Evaluates the newest checkpoint of a work directory; returns the summary.
+
+    Raises:
+      InputError: there is no run or no checkpoint, or its data cannot be read any more.
+    """
+    folder = pathlib.Path(folder)
+    config = resolve(workdir.read_config(folder))
+    use_cpu_devices(config.engine.cpu_devices)
+    sim = build_simulation(config)
+    example = state_shapes(sim.method, sim.layout, sim.data)
+    pretrained = load_pytree(folder / "pretrained" / "backbone", example[0].backbone)
+    with RoundCheckpoints(folder) as checkpoints:
+        server, heads = checkpoints.restore(example)
+    rounds = int(server.round)
+    run = describe_run(config, folder.resolve().name, rounds)
+    if (folder / workdir.SUMMARY).exists():
+        run = workdir.read_summary(folder).get("run", {}) | run
+    with workdir.RunWriter(folder) as writer:
+        return write_results(sim, writer, run, pretrained,
+                             jax.tree.map(jnp.asarray, server.backbone), heads)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
+    with reports_input_errors():
+        evaluate(flags.FLAGS.workdir)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Work directory of the run to evaluate.", required=True)
+    app.run(main)

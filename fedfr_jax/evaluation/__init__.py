@@ -1,0 +1,1 @@
+"""Generic and personalized evaluation of face embeddings (paper, evaluation protocol)."""

@@ -1,0 +1,119 @@
+"""The three loss terms of FedFR and their sum.
+
+``L = L_cos + mu L_con + beta L_bin`` (FedFR, Liu et al., AAAI 2022, equation 6).
+All functions take one batch of one client. Clients may hold fewer identities
+than the arrays have rows (stacked clients are padded to the largest one): a
+boolean mask names the rows that exist, and the others take no part.
+"""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import nn
+
+
+def normalize(x, axis: int = -1):
+    """Scales vectors to length 1; a zero vector stays zero and has zero gradient."""
+    squared = jnp.sum(x * x, axis=axis, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-12))
+
+
+def cosine_logits(features, class_embeddings):
+    """Cosines of features with class embeddings.
+
+    Args:
+      features: (B, d).
+      class_embeddings: (K, d), any length.
+
+    Returns:
+      (B, K) cosines.
+    """
+    return normalize(features) @ normalize(class_embeddings).T
+
+
+def cosface_logits(cosine, labels, *, scale: float, margin: float):
+    """``s (cos - m [k = y])`` (CosFace, Wang et al., CVPR 2018, equation 4).
+
+    Args:
+      cosine: (B, K).
+      labels: (B,) int in [0, K).
+
+    Returns:
+      (B, K) logits.
+    """
+    is_label = jnp.arange(cosine.shape[-1]) == labels[:, None]
+    return scale * (cosine - margin * is_label)
+
+
+def cosface_loss(features, class_embeddings, labels, *, scale: float, margin: float,
+                 class_mask=None):
+    """Softmax cross-entropy of the CosFace logits, mean over the batch.
+
+    Args:
+      features: (B, d).
+      class_embeddings: (K, d).
+      labels: (B,) int in [0, K).
+      class_mask: (K,) bool, False for rows that are padding; None: all exist.
+    """
+    logits = cosface_logits(cosine_logits(features, class_embeddings), labels,
+                            scale=scale, margin=margin)
+    if class_mask is not None:
+        logits = jnp.where(class_mask, logits, -jnp.inf)
+    chosen = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    return jnp.mean(nn.logsumexp(logits, axis=-1) - chosen)
+
+
+def contrastive_loss(features, global_features, previous_features, *, temperature: float):
+    """Pulls features to the global model's, away from the previous local model's.
+
+    ``-log(e^{cos(f,g)/tau} / (e^{cos(f,g)/tau} + e^{cos(f,p)/tau}))`` (after MOON,
+    Li et al., CVPR 2021, equation 3; FedFR, equation 2), as a softplus.
+
+    Args:
+      features, global_features, previous_features: (B, d) each, of the same
+        augmented images; no gradient flows into the last two.
+    """
+    frozen = jax.lax.stop_gradient((global_features, previous_features))
+    f, g, p = (normalize(x) for x in (features, *frozen))
+    return jnp.mean(nn.softplus((jnp.sum(f * p, -1) - jnp.sum(f * g, -1)) / temperature))
+
+
+def binary_logits(personal_features, binary_weight, binary_bias, labels, *, scale: float,
+                  margin: float, power: float = 3.0):
+    """One-vs-all logits of the decoupled feature customization (DFC) branch.
+
+    ``r (q(z) - m) + c`` at an image's own identity, ``r (q(z) + m) + c`` elsewhere,
+    ``q(z) = 2 ((z + 1) / 2)^t - 1`` (SphereFace2, Wen et al., ICLR 2022; FedFR, equation 4).
+
+    Args:
+      personal_features: (B, d), after the client's transform.
+      binary_weight: (K_i, d); binary_bias: (K_i,).
+      labels: (B,) int; labels >= K_i are public images, negative for every row.
+
+    Returns:
+      (logits (B, K_i), is_positive (B, K_i) bool).
+    """
+    z = cosine_logits(personal_features, binary_weight)
+    # Rounding can put a cosine beyond -1, where a fractional power is not a number.
+    q = 2.0 * (jnp.maximum(z + 1.0, 0.0) / 2.0) ** power - 1.0
+    is_positive = jnp.arange(binary_weight.shape[0]) == labels[:, None]
+    return scale * (q + jnp.where(is_positive, -margin, margin)) + binary_bias, is_positive
+
+
+def binary_loss(personal_features, binary_weight, binary_bias, labels, *, scale: float,
+                margin: float, balance: float, power: float = 3.0, class_mask=None):
+    """``mean[lambda/r softplus(-a) + (1 - lambda)/r sum_{k != y} softplus(b_k)]``.
+
+    Args:
+      balance: lambda, the weight of the positive part.
+      class_mask: (K_i,) bool, False for rows that are padding; None: all exist.
+      Others as in :func:`binary_logits`.
+    """
+    logits, is_positive = binary_logits(
+        personal_features, binary_weight, binary_bias, labels,
+        scale=scale, margin=margin, power=power)
+    terms = jnp.where(is_positive, balance * nn.softplus(-logits),
+                      (1.0 - balance) * nn.softplus(logits))
+    if class_mask is not None:
+        terms = jnp.where(class_mask, terms, 0.0)
+    return jnp.mean(jnp.sum(terms, axis=-1)) / scale

@@ -1,0 +1,103 @@
+"""Backbones: face image -> embedding, behind plain ``init`` and ``apply`` functions.
+
+A new backbone is one file with a ``build(config, image_size, conv)`` function that
+returns a Flax module, called as ``module(images, train)``, and the description of its
+published weights (or None), plus one line in ``MODELS``.
+"""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fedfr_jax.config import ConfigError, ModelConfig
+from fedfr_jax.models import iresnet, mobilefacenet, spherenet
+from fedfr_jax.models.layers import MIN_IMAGE_SIZE, parameter_count
+from fedfr_jax.models.weights import Published, from_torch, load_weights, to_torch
+
+__all__ = ["MODELS", "Backbone", "build", "from_torch", "load_weights", "parameter_count",
+           "to_torch"]
+
+MODELS: dict[str, Callable[[ModelConfig, int, str], tuple[nn.Module, Published | None]]] = {
+    "spherenet": spherenet.build,
+    "mobilefacenet": mobilefacenet.build,
+    "iresnet": iresnet.build,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A network as two pure functions on a pytree of variables.
+
+    Attributes:
+      init: ``key -> {"params": ..., "batch_stats": ...}``, all float32. ``batch_stats`` is
+        an empty dict for a network without batch norm.
+      apply: ``(variables, images, train) -> (features, batch_stats)`` with images
+        (N, S, S, 3) in [-1, 1], features (N, embedding) float32, not normalized, and ``train``
+        a Python bool: True normalizes with the statistics of the batch and returns updated
+        running ones, False uses the running ones and returns them as they are.
+      embedding: size of a feature.
+      image_size: side S of the images, in pixels.
+      name: key in ``MODELS``.
+      published: names and layouts of its published weights, if there are any.
+    """
+
+    init: Callable[[jax.Array], dict[str, Any]]
+    apply: Callable[..., tuple[jax.Array, Any]]
+    embedding: int
+    image_size: int
+    name: str
+    published: Published | None = None
+
+
+def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
+    """Builds the backbone that the settings describe.
+
+    Args:
+      config: the ``model`` settings.
+      image_size: side of the images, in pixels.
+      conv: convolution strategy, passed on to :func:`fedfr_jax.ops.conv.conv2d`.
+
+    Raises:
+      ConfigError: for an unknown network, or settings that it cannot have.
+    """
+    if config.name not in MODELS:
+        raise ConfigError(f"model.name is {config.name!r}; use one of {', '.join(MODELS)}")
+    if image_size < MIN_IMAGE_SIZE:
+        raise ConfigError(f"data.image_size is {image_size}; {config.name} halves images four "
+                          f"times and needs at least {MIN_IMAGE_SIZE}")
+    if config.embedding < 1:
+        raise ConfigError(f"model.embedding is {config.embedding}; it must be positive")
+    module, published = MODELS[config.name](config, image_size, conv)
+    return Backbone(init=_init_function(module, image_size),
+                    apply=_apply_function(module, image_size), embedding=config.embedding,
+                    image_size=image_size, name=config.name, published=published)
+
+
+def _init_function(module: nn.Module, image_size: int) -> Callable[[jax.Array], dict[str, Any]]:
+    # Under jit the forward pass of Flax's init is dropped as unused.
+    @jax.jit
+    def init(key: jax.Array) -> dict[str, Any]:
+        images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+        variables = module.init(key, images, train=False)
+        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+    return init
+
+
+def _apply_function(module: nn.Module, image_size: int) -> Callable[..., tuple[jax.Array, Any]]:
+    def apply(variables: dict[str, Any], images: jax.Array,
+              train: bool) -> tuple[jax.Array, Any]:
+        if images.ndim != 4 or images.shape[1:] != (image_size, image_size, 3):
+            raise ValueError(f"images have shape {images.shape}, this backbone takes "
+                             f"(N, {image_size}, {image_size}, 3)")
+        if not (train and variables["batch_stats"]):
+            return module.apply(variables, images, train=train), variables["batch_stats"]
+        features, updates = module.apply(variables, images, train=True, mutable=["batch_stats"])
+        return features, updates["batch_stats"]
+
+    return apply

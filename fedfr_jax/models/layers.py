@@ -1,0 +1,166 @@
+"""The layers that the backbones share, in NHWC, with float32 parameters.
+
+They are Flax modules rather than ``flax.linen``'s own because every convolution has
+to go through :func:`fedfr_jax.ops.conv.conv2d`: with one set of weights per client,
+``nn.Conv`` under ``jax.vmap`` becomes a grouped convolution, which is slow.
+Activations are kept in the compute type of a backbone, sums are taken in float32.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fedfr_jax.config import ConfigError
+from fedfr_jax.ops.conv import conv2d
+
+Initializer = Callable[..., jax.Array]
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+MIN_IMAGE_SIZE = 16  # four halvings leave a map of one pixel
+
+# fan_in of a depthwise kernel is its area, so one rule serves both kinds.
+he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+xavier_uniform = nn.initializers.xavier_uniform()
+
+
+def compute_dtype(name: str) -> Any:
+    """Compute type of a backbone from the setting ``model.dtype``.
+
+    Raises:
+      ConfigError: for anything but ``float32`` and ``bfloat16``.
+    """
+    if name not in DTYPES:
+        raise ConfigError(f"model.dtype is {name!r}; use one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def final_map_side(image_size: int) -> int:
+    """Side (pixels) of what four stride-2 convolutions leave of an image."""
+    return math.ceil(image_size / 16)
+
+
+def check_widths(widths: tuple[int, ...]) -> None:
+    """Raises ConfigError unless ``widths`` are channels of four stages, all positive."""
+    if len(widths) != 4 or any(width < 1 for width in widths):
+        raise ConfigError(f"model.widths is {tuple(widths)}; give the channels of 4 stages, "
+                          "e.g. (64, 128, 256, 512)")
+
+
+class Conv(nn.Module):
+    """2-D convolution of (N, H, W, C) maps.
+
+    Attributes:
+      features: output channels; with ``depthwise`` it must equal the input channels.
+      size: side of the kernel, in pixels.
+      stride: step of the kernel, in pixels.
+      padding: zeros added on each side; ``None`` keeps the map at stride 1.
+      depthwise: one filter per channel.
+      use_bias: add a bias, which starts at zero.
+      strategy: how ``conv2d`` computes it (setting ``engine.conv``).
+      init: initializer of the (size, size, C or 1, features) kernel.
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    padding: int | None = None
+    depthwise: bool = False
+    use_bias: bool = False
+    strategy: str = "auto"
+    init: Initializer = he_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        groups = channels if self.depthwise else 1
+        padding = self.size // 2 if self.padding is None else self.padding
+        kernel = self.param("kernel", self.init,
+                            (self.size, self.size, channels // groups, self.features))
+        y = conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=padding,
+                   groups=groups, strategy=self.strategy).astype(x.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(y.dtype)
+        return y
+
+
+class PReLU(nn.Module):
+    """``x`` where positive, ``slope·x`` elsewhere, with one slope per channel (start 0.25)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],))
+        return jnp.where(x > 0, x, slope.astype(x.dtype) * x)
+
+
+class Dense(nn.Module):
+    """Linear layer (N, F) -> (N, features) with bias; its result is float32."""
+
+    features: int
+    init: Initializer = xavier_uniform
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        return y + bias
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization over all axes but the last, with PyTorch's semantics.
+
+    Training normalizes with the mean and the biased variance of the batch and moves the
+    running mean and the running *unbiased* variance towards them; otherwise the running
+    ones are used. Statistics are float32 whatever the type of the input. Under ``vmap``
+    each client has its own.
+
+    Attributes:
+      eps: added to the variance.
+      use_scale: learn a scale per channel; False fixes it at 1.
+      momentum: share of the running statistics that a training step keeps.
+    """
+
+    eps: float = 1e-5
+    use_scale: bool = True
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        shape = (x.shape[-1],)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        scale = self.param("scale", nn.initializers.ones, shape) if self.use_scale else 1.0
+        if train:
+            mean, var = _moments(x)
+            count = x.size // x.shape[-1]
+            unbiased = var * (count / max(count - 1, 1))
+            keep = self.momentum
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean
+            running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * jax.lax.rsqrt(var + self.eps)
+        return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
+
+
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance per channel in float32.
+
+    Two passes: E[x²] - E[x]² loses the variance of a channel with a large mean.
+    """
+    x = x.astype(jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes)
+    return mean, jnp.mean(jnp.square(x - mean), axes)
+
+
+def parameter_count(tree: Any) -> int:
+    """Number of scalars in a pytree of arrays or of ``jax.ShapeDtypeStruct``."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

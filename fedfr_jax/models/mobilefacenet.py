@@ -1,0 +1,150 @@
+"""MobileFaceNet (Chen et al., 2018): inverted residual bottlenecks of depthwise
+convolutions, a global depthwise convolution and a linear layer.
+"""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fedfr_jax.config import ConfigError, ModelConfig
+from fedfr_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    PReLU,
+    compute_dtype,
+    he_normal,
+)
+from fedfr_jax.models.weights import Published
+
+# (name, expanded channels, output channels, stride, residual blocks or None)
+BLOCKS = (
+    ("dconv_23", 128, 64, 2, None),
+    ("res_3", 128, 64, 1, 4),
+    ("dconv_34", 256, 128, 2, None),
+    ("res_4", 256, 128, 1, 6),
+    ("dconv_45", 512, 128, 2, None),
+    ("res_5", 256, 128, 1, 2),
+)
+STEM = 64
+HEAD = 512
+_EPS = 1e-3
+_LAST_EPS = 2e-5
+
+
+class _ConvNorm(nn.Module):
+    """Convolution, batch norm and, unless ``linear``, PReLU."""
+
+    width: int
+    size: int = 1
+    stride: int = 1
+    depthwise: bool = False
+    linear: bool = False
+    padding: int | None = None
+    strategy: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = Conv(self.width, self.size, self.stride, self.padding, self.depthwise,
+                 strategy=self.strategy, init=he_normal, name="conv")(x)
+        x = BatchNorm(eps=_EPS, name="norm")(x, train)
+        return x if self.linear else PReLU(name="prelu")(x)
+
+
+class _Bottleneck(nn.Module):
+    """1×1 expansion, depthwise 3×3, linear 1×1 projection."""
+
+    expanded: int
+    width: int
+    stride: int
+    strategy: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = _ConvNorm(self.expanded, strategy=self.strategy, name="conv_sep")(x, train)
+        x = _ConvNorm(self.expanded, 3, self.stride, depthwise=True, strategy=self.strategy,
+                      name="conv_dw")(x, train)
+        return _ConvNorm(self.width, linear=True, strategy=self.strategy,
+                         name="conv_proj")(x, train)
+
+
+class MobileFaceNet(nn.Module):
+    """MobileFaceNet on (N, S, S, 3) images; the result is (N, embedding) float32.
+
+    The global depthwise convolution covers the whole map that is left, which is 7×7 for
+    the published size of 112.
+
+    Attributes:
+      embedding: size of the feature (published: 128).
+      dtype: compute type of the convolutions.
+      strategy: how ``conv2d`` computes them.
+    """
+
+    embedding: int
+    dtype: jnp.dtype
+    strategy: str
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        way = self.strategy
+        x = images.astype(self.dtype)
+        x = _ConvNorm(STEM, 3, 2, strategy=way, name="conv_1")(x, train)
+        x = _ConvNorm(STEM, 3, depthwise=True, strategy=way, name="conv_2_dw")(x, train)
+        for name, expanded, width, stride, blocks in BLOCKS:
+            if blocks is None:
+                x = _Bottleneck(expanded, width, stride, way, name=name)(x, train)
+                continue
+            for k in range(blocks):
+                x = x + _Bottleneck(expanded, width, stride, way, name=f"{name}_block{k}")(x, train)
+        x = _ConvNorm(HEAD, strategy=way, name="conv_6sep")(x, train)
+        x = _ConvNorm(HEAD, x.shape[1], depthwise=True, linear=True, padding=0, strategy=way,
+                      name="conv_6dw")(x, train)
+        x = Dense(self.embedding, init=he_normal, name="fc")(x.reshape(x.shape[0], -1))
+        return BatchNorm(eps=_LAST_EPS, use_scale=False, name="fc_norm")(x, train)
+
+
+def build(config: ModelConfig, image_size: int, conv: str) -> tuple[nn.Module, Published]:
+    """MobileFaceNet and the names of its published MXNet weights.
+
+    The structure is fixed but for the size of the feature.
+
+    Raises:
+      ConfigError: if depth or widths were changed from their defaults.
+    """
+    del image_size
+    default = ModelConfig()
+    for setting in ("depth", "widths"):
+        if getattr(config, setting) != getattr(default, setting):
+            raise ConfigError(f"model.{setting} is {getattr(config, setting)}, but mobilefacenet "
+                              "has one structure; leave the setting at its default")
+    module = MobileFaceNet(embedding=config.embedding, dtype=compute_dtype(config.dtype),
+                           strategy=conv)
+    return module, Published(name=mxnet_name, ones=("fc1_gamma",),
+                             input_name="conv_1_conv2d_weight", input_scale=127.5 / 128.0)
+
+
+_LEAVES = {
+    ("conv", "kernel"): "conv2d_weight",
+    ("norm", "scale"): "batchnorm_gamma",
+    ("norm", "bias"): "batchnorm_beta",
+    ("norm", "mean"): "batchnorm_moving_mean",
+    ("norm", "var"): "batchnorm_moving_var",
+    ("prelu", "slope"): "relu_gamma",
+    ("fc", "kernel"): "fc1_weight",
+    ("fc", "bias"): "pre_fc1_bias",
+    ("fc_norm", "bias"): "fc1_beta",
+    ("fc_norm", "mean"): "fc1_moving_mean",
+    ("fc_norm", "var"): "fc1_moving_var",
+}
+
+
+def mxnet_name(path: tuple[str, ...]) -> str:
+    """Name of a variable in the MXNet original, e.g. ``res_3_block0_conv_dw_relu_gamma``.
+
+    Args:
+      path: collection, module names and leaf.
+    """
+    _, *modules, layer, leaf = path
+    modules = ["conv_6dw7_7" if module == "conv_6dw" else module for module in modules]
+    return "_".join([*modules, _LEAVES[layer, leaf]])

@@ -1,0 +1,379 @@
+"""The plots of the report: pure functions from rows and arrays to matplotlib figures.
+
+Colours are those of Okabe and Ito, which people with colour-blindness can tell
+apart; models also differ in line style. :func:`svg` turns the colours into CSS
+variables, so that one drawing suits light and dark pages.
+"""
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
+
+from fedfr_jax.tables import metric_label, rate_label
+
+INK, MUTED, GRID = "#1b1d21", "#6b7078", "#e1e4e9"
+BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = (
+    "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7")
+_CSS_NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", BLUE: "blue", VERMILLION: "vermillion",
+              GREEN: "green", ORANGE: "orange", SKY: "sky", PURPLE: "purple"}
+_MODELS = {"pretrained": (MUTED, "--"), "global": (BLUE, "-"), "personalized": (VERMILLION, "-")}
+_OTHERS = ((GREEN, "-."), (PURPLE, ":"), (ORANGE, "-."), (SKY, ":"))
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_STYLE = {
+    "font.size": 8.5, "axes.titlesize": 8.5, "axes.titlelocation": "left", "text.color": INK,
+    "axes.titlecolor": INK, "axes.labelcolor": MUTED, "axes.edgecolor": GRID,
+    "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
+    "grid.color": GRID, "grid.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True,
+    "axes.xmargin": 0.03,
+    "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.6,
+    "legend.frameon": False, "legend.labelcolor": INK, "figure.facecolor": "white",
+    "axes.facecolor": "none", "svg.fonttype": "none", "svg.hashsalt": "fedfr_jax",
+    # Names of models and data sets may hold dollar signs.
+    "text.parse_math": False, "figure.constrained_layout.use": True, "savefig.dpi": 160}
+_WIDTH, _HEIGHT = 5.3, 3.2  # inches
+_MANY_POINTS, _MANY_CLIENTS = 600, 150  # above this, averages and outlines are drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A drawing: file name without ending, figure, title, and texts for those who read it.
+
+    ``alt`` says what is drawn for people who cannot see it; ``caption`` how to read it.
+    """
+
+    name: str
+    figure: Figure
+    title: str
+    alt: str
+    caption: str
+
+
+def slug(text: str) -> str:
+    """A file name without ending from any text."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "plot"
+
+
+def _model_style(models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    others = iter(_OTHERS * (1 + len(models) // len(_OTHERS)))
+    styles = {}
+    for model in models:
+        color, line = _MODELS.get(model) or next(others)
+        styles[model] = {"color": color, "linestyle": line}
+    return styles
+
+
+def _ordered(models: Mapping[str, Any]) -> list[str]:
+    return [name for name in _MODELS if name in models] + [
+        name for name in models if name not in _MODELS]
+
+
+def _column(rows: Sequence[Mapping], key: str) -> np.ndarray:
+    """One column of rows as floats; NaN where a row lacks it."""
+    return np.array([math.nan if row.get(key) is None else float(row[key]) for row in rows])
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Averages neighbours so that at most ``_MANY_POINTS`` remain."""
+    if len(x) <= _MANY_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), _MANY_POINTS)
+    return (np.array([x[part].mean() for part in parts]),
+            np.array([y[part].mean() for part in parts]))
+
+
+def _rounds_axis(axes: Axes, label: str = "round") -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.set_xlabel(label)
+
+
+def _percent_axis(axis) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+
+
+def _marker(count: int) -> str | None:
+    return "o" if count <= 25 else None
+
+
+def _figure(rows: int = 1, columns: int = 1, height: float = _HEIGHT):
+    figure = Figure(figsize=(_WIDTH, height))
+    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
+
+
+def pretraining(rows: Sequence[Mapping]) -> Plot | None:
+    """Loss and accuracy over the steps of pretraining ("pretrain" rows)."""
+    rows = [row for row in rows if row.get("kind") == "pretrain"]
+    panels = [(key, name) for key, name in (("loss", "CosFace loss"), ("accuracy", "accuracy on "
+              "the training batches")) if np.isfinite(_column(rows, key)).sum() > 1]
+    if not panels:
+        return None
+    figure, axes = _figure(1, len(panels), 3.0)
+    steps = _column(rows, "step")
+    for panel, (key, name) in zip(axes, panels, strict=True):
+        x, y = _thin(steps, _column(rows, key))
+        panel.plot(x, y, color=BLUE)
+        panel.set_title(name)
+        _rounds_axis(panel, "step")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+        if key == "accuracy":
+            _percent_axis(panel.yaxis)
+        else:
+            panel.set_ylim(bottom=0)
+    loss = _column(rows, "loss")
+    loss = loss[np.isfinite(loss)]
+    ends = f" from {loss[0]:.3g} to {loss[-1]:.3g}" if loss.size else ""
+    return Plot("pretraining", figure, "Pretraining on the public identities",
+                f"Line plot of the pretraining loss over steps{ends}.",
+                "Classification of the public identities with the CosFace margin, on the batches "
+                "trained on. How well the embedding works on people it has not seen is a matter "
+                "of the verification results.")
+
+
+def loss_terms(rows: Sequence[Mapping]) -> Plot | None:
+    """The loss of local training and its terms over rounds ("round" rows)."""
+    rows = [row for row in rows if row.get("kind") == "round"]
+    panels = [(key, name) for key, name in (
+        ("loss", "total"), ("cosface", "CosFace"), ("contrastive", "contrastive"),
+        ("binary", "binary (one-vs-all)")) if np.isfinite(_column(rows, key)).sum() > 1]
+    if not panels:
+        return None
+    lines = -(-len(panels) // 2)
+    figure, axes = _figure(lines, min(2, len(panels)), 1.0 + 1.3 * lines)
+    rounds = _column(rows, "round")
+    for panel, (key, name) in zip(axes, panels, strict=False):
+        panel.plot(rounds, _column(rows, key), color=BLUE, marker=_marker(len(rows)), markersize=3)
+        panel.set_title(name)
+        _rounds_axis(panel)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    for panel in axes[len(panels):]:
+        panel.set_visible(False)
+    first, last = rows[0].get("loss"), rows[-1].get("loss")
+    ends = f"; the total goes from {first:.3g} to {last:.3g}" if first and last else ""
+    return Plot("loss", figure, "Local training, mean over the clients",
+                f"Small line plots of the loss terms over rounds{ends}.",
+                "Each panel has its own scale. The contrastive term pulls a client's features "
+                "towards the global model and away from the client's previous one; it starts once "
+                "clients have trained.")
+
+
+def hard_negatives(rows: Sequence[Mapping]) -> Plot | None:
+    """Public images kept as hard negatives per client over rounds ("round" rows)."""
+    rows = [row for row in rows if row.get("kind") == "round"]
+    mean = _column(rows, "hard_negatives_mean")
+    if np.isfinite(mean).sum() < 2:
+        return None
+    figure, (axes,) = _figure(height=2.6)
+    rounds = _column(rows, "round")
+    axes.fill_between(rounds, _column(rows, "hard_negatives_min"),
+                      _column(rows, "hard_negatives_max"), color=BLUE, alpha=0.18, linewidth=0,
+                      label="fewest to most")
+    axes.plot(rounds, mean, color=BLUE, marker=_marker(len(rows)), markersize=3, label="mean")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("public images kept")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    total = _column(rows, "public_images")
+    if np.isfinite(total).all() and total.max() == total.min() > 0:
+        share = axes.secondary_yaxis("right", functions=(lambda n: n / total[0],
+                                                         lambda s: s * total[0]))
+        _percent_axis(share.yaxis)
+        share.set_ylabel("share of all public images")
+    axes.legend(loc="best")
+    _rounds_axis(axes)
+    return Plot("hard-negatives", figure, "Hard negatives per client",
+                f"Line plot of the public images kept per client: mean {mean[0]:.0f} in the first "
+                f"and {mean[-1]:.0f} in the last round, with a band from fewest to most.",
+                "Public images that look to the global model like one of the client's own images. "
+                "A falling number means that the embedding keeps these people apart better; "
+                "the band spans the clients.")
+
+
+def evaluations(rows: Sequence[Mapping]) -> list[Plot]:
+    """One plot per metric that was evaluated in two rounds or more ("evaluation" rows).
+
+    Generic accuracies all appear; of the personal metrics those at one error
+    rate, 1e-3 for TAR and 1e-2 for TPIR where evaluated, else the nearest.
+    """
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for row in rows:
+        if row.get("kind") == "evaluation":
+            for key, value in row.items():
+                if isinstance(value, (int, float)) and key not in ("round", "kind", "model"):
+                    found.setdefault(key, {}).setdefault(row["model"], {})[row["round"]] = value
+    keep = [key for key in found if key.startswith("generic/") and key.endswith("/accuracy")]
+    for base, aim in (("verification_tar", 1e-3), ("identification_pair", 1e-2),
+                      ("identification_openset", 1e-2)):
+        keys = [key for key in found if key.startswith(f"personal/{base}@")]
+        keep += sorted(keys, key=lambda key: abs(math.log(float(key.split("@")[1]) / aim)))[:1]
+    keep += [key for key in found if key == "personal/rank1"]
+    return [_evaluation(key, found[key]) for key in keep
+            if max(len(points) for points in found[key].values()) > 1]
+
+
+def _evaluation(key: str, models: Mapping[str, Mapping[int, float]]) -> Plot:
+    figure, (axes,) = _figure(height=2.6)
+    label = metric_label(key)
+    measured = ("Measured on people whom no model has seen." if key.startswith("generic/") else
+                "Measured on held-out images of each client's own people; mean over the clients.")
+    names = _ordered(models)
+    ends = []
+    for name, style in _model_style(names).items():
+        points = sorted(models[name].items())
+        if len(points) == 1:
+            axes.axhline(points[0][1], label=name, **style)
+        else:
+            axes.plot(*zip(*points, strict=True), label=name, marker=_marker(len(points)),
+                      markersize=3, **style)
+        ends.append(f"{name} {100 * points[-1][1]:.1f} %")
+    _percent_axis(axes.yaxis)
+    _rounds_axis(axes)
+    axes.legend(loc="best")
+    return Plot(f"by-round-{slug(key)}", figure, label[:1].upper() + label[1:],
+                f"Line plot of {label} over rounds; in the end {', '.join(ends)}.",
+                f"{measured} Round 0 is before the first; a horizontal line is a model that does "
+                "not change.")
+
+
+def roc(protocol: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Plot | None:
+    """ROC curves on a logarithmic false-accept axis: model -> (far, tar)."""
+    clean = {}
+    for name in _ordered(curves):
+        far, tar = (np.asarray(part, np.float64) for part in curves[name])
+        good = np.isfinite(far) & np.isfinite(tar) & (far > 0)
+        if good.sum() > 1:
+            clean[name] = (far[good], tar[good])
+    if not clean:
+        return None
+    figure, (axes,) = _figure()
+    for name, style in _model_style(list(clean)).items():
+        axes.plot(*clean[name], label=name, **style)
+    lowest = min(far.min() for far, _ in clean.values())
+    axes.set_xscale("log")
+    axes.set_xlim(lowest, 1.0)
+    decades = 10.0 ** np.arange(math.ceil(math.log10(lowest) - 1e-9), 1)
+    axes.xaxis.set_major_locator(FixedLocator(list(decades)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: rate_label(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    bottom = min(tar.min() for _, tar in clean.values())
+    axes.set_ylim(max(0.0, bottom - 0.04 * (1.02 - bottom)), 1.0 + 0.02 * (1.0 - bottom) + 1e-3)
+    _percent_axis(axes.yaxis)
+    axes.set_xlabel("false accept rate")
+    axes.set_ylabel("true accept rate")
+    axes.legend(loc="lower right")
+    ends = ", ".join(f"{name} {100 * np.interp(-3, np.log10(far), tar):.1f} %"
+                     for name, (far, tar) in clean.items() if far.min() <= 1e-3)
+    return Plot(f"roc-{slug(protocol)}", figure, protocol,
+                f"ROC curves of {', '.join(clean)}" + (f"; at FAR 1e-3: {ends}." if ends else "."),
+                "Higher and further left is better: the share of genuine pairs that are accepted "
+                "when the threshold lets this share of impostor pairs through. The left end rests "
+                "on the fewest impostor pairs.")
+
+
+def distribution(metric: str, models: Mapping[str, np.ndarray]) -> Plot | None:
+    """Box per model over the clients' values (C,), with the clients as dots if not too many."""
+    label = metric_label(metric)
+    values = {name: np.asarray(models[name], np.float64) for name in _ordered(models)}
+    values = {name: array[np.isfinite(array)] for name, array in values.items()}
+    values = {name: array for name, array in values.items() if array.size > 1}
+    if not values:
+        return None
+    figure, (axes,) = _figure(height=0.9 + 0.55 * len(values))
+    rng = np.random.default_rng(0)
+    for place, (name, style) in enumerate(reversed(_model_style(list(values)).items())):
+        color, array = style["color"], values[name]
+        line = {"color": color, "linewidth": 1.2}
+        axes.boxplot(array, positions=[place], orientation="horizontal",
+                     widths=0.5, showfliers=array.size > _MANY_CLIENTS, boxprops=line,
+                     whiskerprops=line, capprops=line, medianprops={"color": color, "linewidth": 2},
+                     flierprops={"marker": ".", "markersize": 3, "markeredgecolor": color,
+                                 "rasterized": True})
+        if array.size <= _MANY_CLIENTS:
+            axes.plot(array, place + rng.uniform(-0.16, 0.16, array.size), "o", color=color,
+                      alpha=0.45, markersize=3, markeredgewidth=0)
+    axes.set_yticks(range(len(values)), list(reversed(values)))
+    axes.tick_params(axis="y", labelcolor=INK, length=0)
+    axes.grid(visible=False, axis="y")
+    _percent_axis(axes.xaxis)
+    medians = ", ".join(f"{name} {100 * np.median(array):.1f} %" for name, array in values.items())
+    return Plot(f"clients-{slug(metric)}", figure, label[:1].upper() + label[1:],
+                f"Box plot over the clients of {label}. Medians: {medians}.",
+                "A dot is a client. The box holds the middle half of the clients, its line is the "
+                "median, the whiskers reach 1.5 box lengths. A mean that rises while the left "
+                "end stays put leaves some clients behind.")
+
+
+def gains(metric: str, before: np.ndarray, after: np.ndarray) -> Plot | None:
+    """Sorted differences per client, personalized minus pretrained; both (C,)."""
+    label = metric_label(metric)
+    gain = 100 * (np.asarray(after, np.float64) - np.asarray(before, np.float64))
+    gain = np.sort(gain[np.isfinite(gain)])
+    if gain.size < 2:
+        return None
+    figure, (axes,) = _figure(height=2.6)
+    place = np.arange(1, gain.size + 1)
+    for part, color, name in ((np.minimum(gain, 0), ORANGE, "loses"),
+                              (np.maximum(gain, 0), GREEN, "gains")):
+        if gain.size > _MANY_CLIENTS:
+            axes.fill_between(*_thin(place, part), color=color, linewidth=0, label=name)
+        elif part.any():
+            axes.bar(place[part != 0], part[part != 0], color=color, width=0.8, label=name)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.set_xlim(0, gain.size + 1)
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel("clients, sorted by gain")
+    axes.set_ylabel("gain in percentage points")
+    if gain.any():
+        axes.legend(loc="upper left")
+    wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
+    text = (f"{wins} of {gain.size} clients gain, {losses} lose; median "
+            f"{np.median(gain):+.2f}, lowest {gain[0]:+.2f}, highest {gain[-1]:+.2f} points.")
+    return Plot(f"gains-{slug(metric)}", figure,
+                f"Gain by personalization: {label}", f"Bar plot. {text}",
+                f"{text} Per client: its own personalized model minus the pretrained "
+                "model on the same pairs.")
+
+
+def style():
+    """The context in which figures are made and saved."""
+    return matplotlib.rc_context(_STYLE)
+
+
+def svg(plot: Plot) -> str:
+    """The figure as an ``<svg>`` element to stand in an HTML page, in its CSS colours."""
+    buffer = io.StringIO()
+    with style():
+        plot.figure.savefig(buffer, format="svg", transparent=True, metadata={
+            "Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg"):]
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+                  r'<svg viewBox="\1" aria-hidden="true" focusable="false">', text, count=1)
+    text = re.sub(r"font-family: [^;\"]*", f"font-family: {_FONT}", text)
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r'(\bid="|href="#|url\(#)', lambda found: f"{found[1]}{plot.name}-", text)
+    for color, name in _CSS_NAMES.items():
+        text = text.replace(color, f"var(--{name})")
+    return re.sub(r"\n\s*", "\n", text)
+
+
+def png(plot: Plot, folder: str | os.PathLike) -> str:
+    """Writes the figure as ``<name>.png`` on white into ``folder`` and returns the path.
+
+    It gets its title, which in a page stands above it: draw :func:`svg` first.
+    """
+    path = os.path.join(folder, f"{plot.name}.png")
+    with style():
+        plot.figure.suptitle(plot.title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
+        plot.figure.savefig(path, metadata={"Software": None})
+    return path

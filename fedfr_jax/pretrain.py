@@ -1,0 +1,131 @@
+"""Training the backbone on the public identities, before there are any clients."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fedfr_jax import engine, losses
+from fedfr_jax.config import PretrainConfig
+from fedfr_jax.fedfr import mirror, to_input
+from fedfr_jax.models import Backbone
+
+PyTree = Any
+
+
+@struct.dataclass
+class _State:
+    trained: PyTree  # {"backbone", "class_embeddings"}
+    batch_stats: PyTree
+    optimizer: PyTree
+
+
+def pretrain(backbone: Backbone, images, labels: np.ndarray, config: PretrainConfig, *,
+             variables: PyTree, mesh, seed: int, augment: bool = True,
+             on_epoch: Callable[[dict], None] = lambda row: None,
+             on_step: Callable[[int, float], None] = lambda images, loss: None,
+             ) -> tuple[PyTree, jax.Array]:
+    """CosFace classification of the public identities with SGD.
+
+    Args:
+      backbone: the network; ``variables`` its initial variables.
+      images: (N, S, S, 3) uint8 table, of which the first ``len(labels)`` rows are used.
+      labels: (N_0,) int in [0, K_0).
+      config: epochs, batch size, learning rate and its schedule.
+      mesh: the batch is spread over it.
+      seed: order of images, mirroring, first class embeddings.
+      on_epoch: called with a row of metrics after every epoch.
+      on_step: called with (images since the last call, loss) every few steps.
+
+    Returns:
+      (variables, class embeddings (K_0, d)).
+
+    Raises:
+      FloatingPointError: the loss is not finite.
+    """
+    labels = np.asarray(labels)
+    batch = min(config.batch_size, len(labels))
+    # Every device takes an equal part of a batch.
+    batch = max(mesh.size, batch - batch % mesh.size)
+    per_epoch = len(labels) // batch
+    optimizer, rate = _optimizer(config, per_epoch)
+    step = _make_step(backbone, config, optimizer, augment)
+    state = _initial(backbone, variables, optimizer, int(labels.max()) + 1, seed)
+    state = jax.device_put(state, NamedSharding(mesh, P()))
+    images = jax.device_put(images, NamedSharding(mesh, P()))
+    spread = NamedSharding(mesh, P(engine.AXIS))
+    rng = np.random.default_rng([seed, 1])
+    for epoch in range(config.epochs):
+        order = rng.permutation(len(labels))
+        totals = []
+        for i in range(per_epoch):
+            chosen = order[i * batch:(i + 1) * batch]
+            flip = rng.random(batch) < 0.5
+            inputs = jax.device_put((chosen.astype(np.int32), labels[chosen].astype(np.int32),
+                                     flip), spread)
+            state, metrics = step(state, images, *inputs)
+            totals.append(metrics)
+            if i % 8 == 7 or i + 1 == per_epoch:
+                on_step(batch * (i % 8 + 1), _finite(totals[-1][0], epoch))
+        loss, accuracy = np.mean(jax.device_get(totals), axis=0)
+        done = (epoch + 1) * per_epoch
+        on_epoch({"kind": "pretrain", "epoch": epoch + 1, "step": done, "loss": float(loss),
+                  "accuracy": float(accuracy), "lr": float(rate(done))})
+    # One device's copy: the round shards for itself.
+    state = jax.device_get(state)
+    return ({"params": state.trained["backbone"], "batch_stats": state.batch_stats},
+            jnp.asarray(state.trained["class_embeddings"]))
+
+
+def _optimizer(config: PretrainConfig, steps_per_epoch: int):
+    total = max(1, config.epochs * steps_per_epoch)
+    warmup = min(int(config.warmup_epochs * steps_per_epoch), total - 1)
+    rate = optax.warmup_cosine_decay_schedule(
+        config.lr if warmup == 0 else 0.0, config.lr, warmup, total)
+    return optax.chain(optax.add_decayed_weights(config.weight_decay),
+                       optax.sgd(rate, momentum=config.momentum)), rate
+
+
+def _initial(backbone, variables, optimizer, classes, seed) -> _State:
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    trained = {"backbone": variables["params"],
+               "class_embeddings": 0.01 * jax.random.normal(key, (classes, backbone.embedding))}
+    return _State(trained, variables["batch_stats"], optimizer.init(trained))
+
+
+def _make_step(backbone, config, optimizer, augment):
+    def loss_fn(trained, batch_stats, images, labels):
+        variables = {"params": trained["backbone"], "batch_stats": batch_stats}
+        f, new_stats = backbone.apply(variables, images, True)
+        cosine = losses.cosine_logits(f, trained["class_embeddings"])
+        logits = losses.cosface_logits(cosine, labels, scale=config.scale, margin=config.margin)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return loss, (new_stats, (cosine.argmax(-1) == labels).mean())
+
+    def step(state, table, rows, labels, flip):
+        images = table[rows]
+        if augment:
+            images = jnp.where(flip[:, None, None, None], mirror(images), images)
+        (loss, (stats, accuracy)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.trained, state.batch_stats, to_input(images), labels)
+        updates, opt = optimizer.update(gradient, state.optimizer, state.trained)
+        return (_State(optax.apply_updates(state.trained, updates), stats, opt),
+                jnp.stack([loss, accuracy]))
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _finite(loss, epoch) -> float:
+    loss = float(loss)
+    if not np.isfinite(loss):
+        raise FloatingPointError(
+            f"the pretraining loss is {loss} in epoch {epoch + 1}; lower pretrain.lr or raise "
+            "pretrain.warmup_epochs")
+    return loss

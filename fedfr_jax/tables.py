@@ -1,0 +1,281 @@
+"""The closing tables: models in rows, metrics in columns, for terminal, Markdown and report.
+
+They are built from the plain dict of ``summary.json``::
+
+    {"models": {model: {
+        "generic": {set: {"accuracy": a, "accuracy_std": s, "tar": {"0.001": t},
+                          "tpir": {"0.01": t}, "rank1": r, "unresolvable": ["0.0001"]}},
+        "personalized": {"verification_tar": {"0.001": spread}, "identification_pair": {...},
+                         "identification_openset": {...}, "rank1": spread,
+                         "unresolvable": {"verification_tar": ["0.0001"]}}}}}
+
+with shares in [0, 1] (or None), and a spread over clients {"mean", "std", "min",
+"worst10", "max"}. Any part may be missing. ``unresolvable`` lists the rates at which
+fewer than one error is allowed.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+MODEL_ORDER = ("pretrained", "global", "personalized")
+_MARK, _NONE = "†", "–"
+_UNRESOLVED = (f"{_MARK} fewer than one false accept is allowed at this rate: there are too few "
+               "impostor scores to resolve it, and the number is the share of genuine scores "
+               "above the highest impostor score.")
+_PERSONAL = {"verification_tar": ("Personalized verification (1:1)", "TAR @ FAR {}"),
+             "identification_pair": ("Personalized identification (1:N), pair rule",
+                                     "TPIR @ FPIR {}"),
+             "identification_openset": ("Personalized identification (1:N), open set",
+                                        "TPIR @ FPIR {}")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One entry: its text, whether it is the best of its column, whether it is resolved."""
+
+    text: str
+    best: bool = False
+    unresolvable: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultTable:
+    """A table: ``columns`` headers, and per row a model's name and one cell per column."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    notes: tuple[str, ...] = ()
+
+
+def rate_label(rate: str | float) -> str:
+    """An error rate as it is written in the field: 0.001 -> "1e-3", 0.25 -> "0.25"."""
+    value = float(rate)
+    if value <= 0 or not math.isfinite(value):
+        return f"{value:g}"
+    exponent = math.floor(math.log10(value) + 1e-9)
+    mantissa = value / 10.0**exponent
+    if abs(mantissa - round(mantissa)) < 1e-6 and exponent < 0:
+        return f"{round(mantissa)}e{exponent}"
+    return f"{value:g}"
+
+
+def percent(value: float | None, std: float | None = None) -> str:
+    """A share in percent with two decimals, "91.20 ± 3.10"; "–" where there is none."""
+    if value is None or not math.isfinite(value):
+        return _NONE
+    spread = "" if std is None or not math.isfinite(std) else f" ± {100 * std:.2f}"
+    return f"{100 * value:.2f}{spread}"
+
+
+def model_names(summary: Mapping[str, Any]) -> list[str]:
+    """The models of a summary: pretrained, global, personalized, then the others."""
+    models = summary.get("models", {})
+    return ([name for name in MODEL_ORDER if name in models]
+            + [name for name in models if name not in MODEL_ORDER])
+
+
+def _rates(tree: Mapping[str, Any]) -> list[str]:
+    return sorted(tree, key=float)
+
+
+# A column: header -> model -> (value, std, unresolvable).
+_Columns = dict[str, dict[str, tuple[float | None, float | None, bool]]]
+
+
+def _generic_entries(found: Mapping[str, Any]) -> Iterator[tuple[str, float, float | None, bool]]:
+    """(header, value, std, unresolvable) of one model's result on one generic set."""
+    if "accuracy" in found:
+        yield "accuracy", found["accuracy"], found.get("accuracy_std"), False
+    unresolvable = {float(rate) for rate in found.get("unresolvable", ())}
+    for key, label in (("tar", "TAR @ FAR"), ("tpir", "TPIR @ FPIR")):
+        for rate in _rates(found.get(key, {})):
+            yield (f"{label} {rate_label(rate)}", found[key][rate], None,
+                   float(rate) in unresolvable)
+    for key in found:
+        if match := re.fullmatch(r"rank(\d+)", key):
+            yield f"rank-{match[1]}", found[key], None, False
+
+
+def _generic(models: Mapping[str, Any], names: list[str]) -> dict[str, _Columns]:
+    sets: dict[str, _Columns] = {}
+    for name in names:
+        for set_name, found in models[name].get("generic", {}).items():
+            columns = sets.setdefault(set_name, {})
+            for header, value, std, mark in _generic_entries(found):
+                columns.setdefault(header, {})[name] = (value, std, mark)
+    return {f"Generic verification: {set_name}": columns for set_name, columns in sets.items()}
+
+
+def _personal(models: Mapping[str, Any], names: list[str]) -> dict[str, _Columns]:
+    tables: dict[str, _Columns] = {}
+    for key, (title, header) in _PERSONAL.items():
+        columns: _Columns = {}
+        for name in names:
+            found = models[name].get("personalized", {})
+            marks = {float(rate) for rate in found.get("unresolvable", {}).get(key, ())}
+            for rate in _rates(found.get(key, {})):
+                spread = found[key][rate]
+                columns.setdefault(header.format(rate_label(rate)), {})[name] = (
+                    spread.get("mean"), spread.get("std"), float(rate) in marks)
+            if key == "identification_openset" and "rank1" in found:
+                spread = found["rank1"]
+                columns.setdefault("rank-1", {})[name] = (
+                    spread.get("mean"), spread.get("std"), False)
+        tables[title] = columns
+    return tables
+
+
+def _best(column: Mapping[str, tuple]) -> set[str]:
+    """The models that share the highest printed value; nobody, where that says nothing."""
+    shown = {name: round(100 * value, 2) for name, (value, _, _) in column.items()
+             if value is not None and math.isfinite(value)}
+    resolved = not any(mark for _, _, mark in column.values())
+    if not resolved or len(set(shown.values())) < 2:
+        return set()
+    return {name for name, value in shown.items() if value == max(shown.values())}
+
+
+def _table(title: str, columns: _Columns, names: list[str], notes: tuple[str, ...]) -> ResultTable:
+    best = {header: _best(column) for header, column in columns.items()}
+    rows = []
+    for name in names:
+        if not any(name in column for column in columns.values()):
+            continue
+        cells = []
+        for header, column in columns.items():
+            value, std, mark = column.get(name, (None, None, False))
+            text = percent(value, std)
+            cells.append(Cell(text, name in best[header], mark and text != _NONE))
+        rows.append((name, tuple(cells)))
+    marked = any(cell.unresolvable for _, cells in rows for cell in cells)
+    return ResultTable(title, tuple(columns), tuple(rows),
+                       notes + ((_UNRESOLVED,) if marked else ()))
+
+
+def closing_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
+    """The tables of a run: one per generic set, then personalized 1:1 and 1:N.
+
+    Args:
+      summary: see the module's docstring.
+
+    Returns:
+      Tables in percent, without the empty ones. The best model of a column is
+      marked unless all print alike, only one has a value, or the rate cannot be
+      resolved.
+    """
+    models, names = summary.get("models", {}), model_names(summary)
+    generic, personal = _generic(models, names), _personal(models, names)
+    tables = [_table(title, columns, names, ("In percent; ± is the standard deviation over "
+                                             "the folds.",))
+              for title, columns in generic.items() if columns]
+    return tables + [_table(title, columns, names, ("In percent; mean ± standard deviation over "
+                                                    "the clients.",))
+                     for title, columns in personal.items() if columns]
+
+
+def spread_table(summary: Mapping[str, Any]) -> ResultTable | None:
+    """How the clients differ: mean, worst tenth, lowest and highest per metric and model."""
+    models = summary.get("models", {})
+    rows = []
+    for key, (_, header) in _PERSONAL.items():
+        rates = sorted({rate for model in models.values()
+                        for rate in model.get("personalized", {}).get(key, {})}, key=float)
+        for rate in rates:
+            for name in model_names(summary):
+                found = models[name].get("personalized", {}).get(key, {}).get(rate)
+                if found:
+                    short = {"identification_pair": "1:N pair rule, ",
+                             "identification_openset": "1:N open set, "}.get(key, "1:1, ")
+                    rows.append((f"{short}{header.format(rate_label(rate))}: {name}",
+                                 _spread(found)))
+    for name in model_names(summary):
+        found = models[name].get("personalized", {}).get("rank1")
+        if found:
+            rows.append((f"1:N, rank-1: {name}", _spread(found)))
+    if not rows:
+        return None
+    return ResultTable("Spread over the clients", ("mean", "std", "worst tenth", "lowest",
+                                                   "highest"), tuple(rows), ("In percent.",))
+
+
+def _spread(found: Mapping[str, Any]) -> tuple[Cell, ...]:
+    return tuple(Cell(percent(found.get(key))) for key in ("mean", "std", "worst10", "min", "max"))
+
+
+def _text(cell: Cell) -> str:
+    return cell.text + (_MARK if cell.unresolvable else "")
+
+
+def render(tables: list[ResultTable], console: Console | None = None) -> None:
+    """Prints tables to a terminal (stdout by default), the best of each column in bold.
+
+    Where stdout is not a terminal nothing is cut off to fit its width.
+    """
+    console = Console() if console is None else console
+    for table in tables:
+        if not console.is_terminal:
+            console.width = max(console.width, 40 + sum(
+                4 + max(len(header), *(len(_text(cells[i])) for _, cells in table.rows))
+                for i, header in enumerate(table.columns)))
+        drawn = RichTable()
+        drawn.add_column("model", no_wrap=True)
+        for header in table.columns:
+            drawn.add_column(Text(header), justify="right")
+        for name, cells in table.rows:
+            drawn.add_row(Text(name), *(Text(_text(cell), style="bold green" if cell.best else "")
+                                        for cell in cells))
+        console.print(Text(table.title, style="bold"))
+        console.print(drawn)
+        for note in table.notes:
+            console.print(Text(note, style="dim"), soft_wrap=not console.is_terminal)
+        console.print()
+
+
+def markdown(table: ResultTable) -> str:
+    """A table in Markdown (without its title): best in bold, notes below."""
+    def safe(text):
+        return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", text.replace("\n", " "))
+
+    lines = ["| model | " + " | ".join(safe(header) for header in table.columns) + " |",
+             "|---|" + "---:|" * len(table.columns)]
+    for name, cells in table.rows:
+        texts = [f"**{safe(_text(cell))}**" if cell.best else safe(_text(cell)) for cell in cells]
+        lines.append(f"| {safe(name)} | " + " | ".join(texts) + " |")
+    return "\n".join(lines + [""] + [safe(note) + "  " for note in table.notes]) + "\n"
+
+
+def metric_label(key: str) -> str:
+    """The name of a metric for people, from its flat key in ``metrics.jsonl``.
+
+    "generic/lfw/accuracy" -> "generic verification (lfw), accuracy";
+    "personal/verification_tar@0.001" -> "personalized 1:1, TAR @ FAR 1e-3"; other
+    keys stay as they are.
+    """
+    base, _, rate = key.removeprefix("personal/").partition("@")
+    try:
+        rate = rate_label(rate) if rate else ""
+    except ValueError:
+        return key
+    names = {"verification_tar": "personalized 1:1, TAR @ FAR",
+             "identification_pair": "personalized 1:N (pair rule), TPIR @ FPIR",
+             "identification_openset": "personalized 1:N (open set), TPIR @ FPIR"}
+    if base in names and rate:
+        return f"{names[base]} {rate}"
+    if base == "rank1":
+        return "personalized 1:N, rank-1"
+    if base.startswith("generic/") and base.count("/") >= 2:
+        _, rest = base.split("/", 1)
+        set_name, metric = rest.rsplit("/", 1)
+        metric = {"tar": "TAR @ FAR", "tpir": "TPIR @ FPIR",
+                  "accuracy_std": "std of accuracy"}.get(metric, metric)
+        return f"generic verification ({set_name}), {metric} {rate}".rstrip()
+    return key

@@ -1,0 +1,60 @@
+"""The DFC transform: from the shared feature space to a client's own.
+
+A transform is ``(init, apply)``; to add one, write the two functions and a line
+in ``TRANSFORMS``. Every transform starts as the identity.
+"""
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import nn
+
+_BRANCHES = 4
+
+
+class Transform(NamedTuple):
+    """``init(key, d) -> params`` and ``apply(params, features (B, d)) -> (B, d)``."""
+
+    init: Any
+    apply: Any
+
+
+def _linear_init(key, d):
+    del key
+    return {"weight": jnp.eye(d), "bias": jnp.zeros(d)}
+
+
+def _linear_apply(params, features):
+    return features @ params["weight"].T + params["bias"]
+
+
+def _bottleneck_init(key, d):
+    width = d // _BRANCHES
+    first, second = jax.random.split(key)
+    he = nn.initializers.he_normal(in_axis=1, out_axis=2, batch_axis=0)
+    return {
+        "down": he(first, (_BRANCHES, d, width)),
+        "down_bias": jnp.zeros((_BRANCHES, width)),
+        "mid": he(second, (_BRANCHES, width, width)),
+        "mid_bias": jnp.zeros((_BRANCHES, width)),
+        # Zero: the residual path alone speaks at first.
+        "up": jnp.zeros((_BRANCHES * width, d)),
+        "up_bias": jnp.zeros(d),
+    }
+
+
+def _bottleneck_apply(params, features):
+    h = jnp.einsum("bd,kdw->bkw", features, params["down"]) + params["down_bias"]
+    h = jnp.einsum("bkw,kwv->bkv", nn.leaky_relu(h), params["mid"]) + params["mid_bias"]
+    h = nn.leaky_relu(h).reshape(features.shape[0], -1)
+    return features + h @ params["up"] + params["up_bias"]
+
+
+# FedFR, section 3.3: a linear layer; the ablation's deeper transform is four parallel
+# two-layer branches of width d/4, concatenated, a linear layer, and a residual path.
+TRANSFORMS = {
+    "linear": Transform(_linear_init, _linear_apply),
+    "bottleneck": Transform(_bottleneck_init, _bottleneck_apply),
+}

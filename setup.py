@@ -1,0 +1,38 @@
+"""Package metadata of fedfr_jax; build and tool settings are in pyproject.toml."""
+import pathlib
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+
+setup(
+    name="fedfr_jax",
+    version="0.1.0",
+    description="Vectorized simulation of federated, personalized face recognition (FedFR) in JAX",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["fedfr_jax", "fedfr_jax.*"]),
+    install_requires=[
+        "jax>=0.7.2,<0.13",
+        "flax>=0.11.2,<0.14",
+        "optax>=0.2.5,<0.3",
+        "numpy>=2.0,<3",
+        "chex>=0.1.90,<0.2",
+        "absl-py>=2.1,<3",
+        "ml_collections>=1.0,<2",
+        "orbax-checkpoint>=0.11.25,<0.13",
+        "tensorflow-datasets>=4.9.9,<5",
+        "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
+        "array_record>=0.7,<0.9",
+        "tensorboardX>=2.6.2,<3",
+        "matplotlib>=3.9,<4",
+        "Pillow>=11,<14",
+        "rich>=13.9,<16",
+        "jinja2>=3.1,<4",
+    ],
+    extras_require={
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4"],
+    },
+)

@@ -1,0 +1,80 @@
+"""Every convolution strategy equals the ordinary convolution, values and gradients."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedfr_jax.ops.conv import STRATEGIES, conv2d
+
+# (size, kernel, stride, padding, depthwise)
+GEOMETRIES = [(8, 3, 1, 1, False), (9, 3, 2, 1, False), (8, 3, 2, 1, False), (6, 1, 1, 0, False),
+              (7, 1, 2, 0, False), (7, 5, 3, 2, False), (8, 3, 1, 1, True), (9, 3, 2, 1, True),
+              (7, 7, 1, 0, True), (8, 3, 1, 0, False)]
+
+
+def _case(size, window, depthwise, lanes=None):
+    rng = np.random.RandomState(0)
+    lead = () if lanes is None else (lanes,)
+    x = rng.standard_normal((*lead, 2, size, size, 6)).astype(np.float32)
+    kernel = rng.standard_normal(
+        (*lead, window, window, 1 if depthwise else 6, 6 if depthwise else 5)).astype(np.float32)
+    return x, kernel
+
+
+def _value_and_gradients(strategy, geometry):
+    _, _, stride, padding, depthwise = geometry
+
+    def loss(x, kernel):
+        y = conv2d(x, kernel, stride=stride, padding=padding, groups=6 if depthwise else 1,
+                   strategy=strategy)
+        return jnp.sum(jnp.sin(y)), y
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+
+
+def _assert_close(actual, expected):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_equals_ordinary_convolution(strategy, geometry):
+    x, kernel = _case(geometry[0], geometry[1], geometry[4])
+    _assert_close(_value_and_gradients(strategy, geometry)(x, kernel),
+                  _value_and_gradients("grouped", geometry)(x, kernel))
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("geometry", GEOMETRIES[:3] + GEOMETRIES[6:7])
+def test_vmap_over_clients_equals_a_loop(strategy, geometry, lanes):
+    x, kernel = _case(geometry[0], geometry[1], geometry[4], lanes)
+    f = _value_and_gradients(strategy, geometry)
+    looped = [f(x[i], kernel[i]) for i in range(lanes)]
+    _assert_close(jax.vmap(f)(x, kernel), jax.tree.map(lambda *v: np.stack(v), *looped))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_shared_weights_under_vmap(strategy):
+    x, _ = _case(8, 3, False, lanes=3)
+    _, kernel = _case(8, 3, False)
+    out = jax.vmap(lambda x: conv2d(x, kernel, strategy=strategy))(x)
+    expected = jnp.stack([conv2d(x[i], kernel, strategy="grouped") for i in range(3)])
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_custom_strategy_has_no_grouped_convolution_for_per_client_weights():
+    x, kernel = _case(8, 3, False, lanes=3)
+    f = jax.vmap(jax.grad(lambda x, k: jnp.sum(conv2d(x, k, strategy="custom") ** 2), (0, 1)))
+    text = jax.jit(f).lower(x, kernel).as_text()
+    assert "convolution" in text
+    assert "feature_group_count = 3" not in text and "batch_group_count = 3" not in text
+
+
+def test_unknown_strategy_and_groups_are_refused():
+    x, kernel = _case(8, 3, False)
+    with pytest.raises(ValueError, match="winograd"):
+        conv2d(x, kernel, strategy="winograd")
+    with pytest.raises(ValueError, match="groups=2"):
+        conv2d(x, kernel, groups=2)

@@ -1,0 +1,141 @@
+"""The losses and the local training against outputs of the authors' PyTorch modules.
+
+Runs on every file of the folder ``FEDFR_GOLDEN_DIR``; which test a file belongs to is
+told by the arrays in it, and seed and sizes are read from it.
+"""
+import importlib.util
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedfr_jax import fedfr, losses
+from fedfr_jax.config import FedConfig, LossConfig, ModelConfig
+from fedfr_jax.models import build
+from fedfr_jax.models.weights import from_torch, to_torch
+from fedfr_jax.transforms import TRANSFORMS
+
+FOLDER = pathlib.Path(os.environ.get(
+    "FEDFR_GOLDEN_DIR", pathlib.Path(__file__).parents[2] / "shared" / "golden"))
+
+
+def _files(key):
+    """Golden files that hold ``key``; a skipped parameter where there is none."""
+    found = [f for f in sorted(FOLDER.glob("*.npz")) if key in np.load(f).files]
+    return [pytest.param(f, id=f.stem) for f in found] or [
+        pytest.param(None, marks=pytest.mark.skip(reason=f"no golden files in {FOLDER}"))]
+
+
+def _inputs():
+    spec = importlib.util.spec_from_file_location("golden_inputs", FOLDER / "inputs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _assert_close(actual, expected, tolerance, name=""):
+    expected = np.asarray(expected)
+    error = np.max(np.abs(np.asarray(actual, np.float64) - expected))
+    assert error <= tolerance * np.max(np.abs(expected)), (name, error)
+
+
+@pytest.mark.parametrize("path", _files("cosface_logits"))
+def test_components(path):
+    golden = np.load(path)
+    sizes = {k: int(golden[k]) for k in ("batch", "local_classes", "public_classes")}
+    case = _inputs().component_case(int(golden["seed"]), **sizes)
+    loss, labels = LossConfig(), case["labels"]
+    binary = dict(scale=loss.binary_scale, margin=loss.binary_margin, power=loss.binary_power)
+
+    def cosface(features, classes):
+        return losses.cosface_loss(features, classes, labels, scale=loss.scale, margin=loss.margin)
+
+    def personal(features, weight, bias):
+        return TRANSFORMS["linear"].apply({"weight": weight, "bias": bias}, features)
+
+    def dfc(features, weight, bias, binary_weight, binary_bias):
+        return losses.binary_loss(personal(features, weight, bias), binary_weight, binary_bias,
+                                  labels, balance=loss.binary_balance, **binary)
+
+    def contrastive(features):
+        return losses.contrastive_loss(features, case["global_features"],
+                                       case["previous_features"], temperature=loss.temperature)
+
+    dfc_inputs = [case[k] for k in ("features", "transform_weight", "transform_bias",
+                                    "binary_weight", "binary_bias")]
+    cosine = losses.cosine_logits(case["features"], case["class_embeddings"])
+    value, gradient = jax.value_and_grad(cosface, (0, 1))(
+        case["features"], case["class_embeddings"])
+    dfc_value, dfc_gradient = jax.value_and_grad(dfc, tuple(range(5)))(*dfc_inputs)
+    con_value, con_gradient = jax.value_and_grad(contrastive)(case["features"])
+    logits, positive = losses.binary_logits(personal(*dfc_inputs[:3]), *dfc_inputs[3:], labels,
+                                            **binary)
+    results = {
+        "cosine": cosine,
+        "cosface_logits": losses.cosface_logits(cosine, labels, scale=loss.scale,
+                                                margin=loss.margin),
+        "cosface_loss": value, "cosface_grad_features": gradient[0],
+        "cosface_grad_class_embeddings": gradient[1],
+        "binary_logits": logits, "personal_features": personal(*dfc_inputs[:3]),
+        "binary_loss": dfc_value, "contrastive_loss": con_value,
+        "contrastive_grad_features": con_gradient,
+        **{f"binary_grad_{k}": g for k, g in zip(
+            ("features", "transform_weight", "transform_bias", "weight", "bias"),
+            dfc_gradient, strict=True)},
+    }
+    for name, value in results.items():
+        _assert_close(value, golden[name], 1e-5, name)
+    np.testing.assert_array_equal(positive, golden["binary_targets"])
+
+
+@pytest.mark.parametrize("path", _files("final_features"))
+def test_local_training(path):
+    golden = np.load(path)
+    sizes = {k: int(golden[k]) for k in ("batch", "steps", "local_classes", "public_classes")}
+    case = _inputs().local_training_case(int(golden["seed"]), **sizes)
+    backbone = build(ModelConfig(), 112)
+    method = fedfr.Method(backbone, FedConfig(), LossConfig())
+    variables, previous = (from_torch(case[k], backbone)
+                           for k in ("global_weights", "previous_weights"))
+    k, d = sizes["local_classes"], backbone.embedding
+    trained = {
+        "backbone": variables["params"], "class_embeddings": case["class_embeddings"][:k],
+        "public_embeddings": case["class_embeddings"][k:],
+        "transform": TRANSFORMS["linear"].init(None, d),
+        "binary_weight": case["binary_weight"], "binary_bias": jnp.zeros(k)}
+    trained = jax.tree.map(jnp.asarray, trained)
+    state = fedfr.LocalState(trained, variables["batch_stats"],
+                             jax.tree.map(jnp.zeros_like, trained), jnp.zeros(4))
+    features = jax.jit(lambda v, x: fedfr.features(method.backbone, v, x))
+    step = jax.jit(lambda s, b: fedfr.local_step(
+        method, s, b, float(golden["lr"]), jnp.ones(k, bool), True))
+    _assert_close(features(variables, case["images"][0]), golden["first_features"], 2e-4)
+    for i, (images, labels) in enumerate(zip(case["images"], case["labels"], strict=True)):
+        before = state.loss_sum
+        state = step(state, fedfr.Batch(images, labels, features(variables, images),
+                                        features(previous, images)))
+        _assert_close(state.loss_sum - before, golden["losses"][i], 2e-4, f"losses {i}")
+    final = {"params": state.trained["backbone"], "batch_stats": state.batch_stats}
+    _assert_close(features(final, case["images"][-1]), golden["final_features"], 2e-4)
+    _assert_tensors(golden, state.trained, to_torch(final, backbone))
+
+
+def _assert_tensors(golden, trained, backbone):
+    tensors = {f"backbone/{name}": value for name, value in backbone.items()}
+    tensors["class_embeddings"] = np.concatenate(
+        [trained["class_embeddings"], trained["public_embeddings"]])
+    tensors["transform_weight"] = trained["transform"]["weight"]
+    tensors["transform_bias"] = trained["transform"]["bias"]
+    tensors["binary_weight"] = trained["binary_weight"]
+    tensors["binary_bias"] = trained["binary_bias"]
+    names = {k.split("/", 1)[1] for k in golden.files if k.startswith("sum/")}
+    assert names == set(tensors)
+    for name, tensor in tensors.items():
+        tensor = np.asarray(tensor, np.float64).ravel()
+        _assert_close([tensor.sum(), np.linalg.norm(tensor)], golden[f"sum/{name}"], 2e-4, name)
+        _assert_close(tensor[:16], golden[f"head/{name}"], 2e-4, name)
+        if f"full/{name}" in golden.files:
+            _assert_close(tensor, golden[f"full/{name}"].ravel(), 2e-4, name)

@@ -1,0 +1,191 @@
+"""The compiled round equals a plain loop over clients, written from the formulas."""
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from fedfr_jax import fedfr
+from fedfr_jax.config import LossConfig
+
+
+def unit(x):
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def embed(method, variables, images):
+    x = jnp.asarray(images, jnp.float32)
+    return method.backbone.apply(variables, (x / 255 - 0.5) / 0.5, True)
+
+
+def reference_loss(method, p, stats, images, labels, g, prev, trained_before, k):
+    """The three terms as the paper writes them, for one client without padding."""
+    f, stats = embed(method, {"params": p["backbone"], "batch_stats": stats}, images)
+    rows = [p["theta"]] + ([p["public"]] if "public" in p else [])
+    cosine = unit(f) @ unit(jnp.concatenate(rows)).T
+    logits = 30 * (cosine - 0.4 * jax.nn.one_hot(labels, cosine.shape[1]))
+    total = -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels])
+    if method.loss.contrastive_weight and trained_before:
+        a = jnp.exp(jnp.sum(unit(f) * unit(g), -1) / 0.5)
+        b = jnp.exp(jnp.sum(unit(f) * unit(prev), -1) / 0.5)
+        total += method.loss.contrastive_weight * jnp.mean(-jnp.log(a / (a + b)))
+    if method.loss.binary_weight:
+        h = f @ p["w"].T + p["b"]
+        q = 2 * ((unit(h) @ unit(p["u"]).T + 1) / 2) ** 3 - 1
+        own = jax.nn.one_hot(labels, k)
+        positive = 0.7 / 30 * jnp.log(1 + jnp.exp(-(30 * (q - 0.4) + p["c"])))
+        negative = 0.3 / 30 * jnp.log(1 + jnp.exp(30 * (q + 0.4) + p["c"]))
+        total += method.loss.binary_weight * jnp.mean(
+            jnp.sum(own * positive + (1 - own) * negative, -1))
+    return total, stats
+
+
+def reference_client(method, server, head, data, i, key):
+    """Steps 2 and 3 of a round for client ``i``; returns (trained, stats, images trained on)."""
+    fed = method.fed
+    n, k = int(data.client_sizes[i]), int(data.client_identities[i])
+    rows, labels = np.asarray(data.client_rows[i, :n]), np.asarray(data.client_labels[i, :n])
+    images, most = np.asarray(data.images), data.client_rows.shape[1]
+    variables, public = server.backbone, len(data.public_labels)
+    padded_k = head.class_embeddings.shape[0]
+    valid = np.zeros(most + (public if method.uses_public else 0), bool)
+    valid[:n] = True
+    if method.uses_public:
+        local, everybody = (unit(eval_features(method, variables, images[r]))
+                            for r in (rows, np.arange(public)))
+        kept = np.asarray((everybody @ local.T > fed.hard_threshold).any(1))
+        valid[most:] = kept if fed.public_data == "hard" else True
+    p = {"backbone": variables["params"], "theta": head.class_embeddings[:k]}
+    if method.uses_public:
+        p["public"] = server.public_embeddings
+    if method.uses_binary:
+        p.update(w=head.transform["weight"], b=head.transform["bias"],
+                 u=head.binary_weight[:k], c=head.binary_bias[:k])
+    stats, velocity = variables["batch_stats"], jax.tree.map(jnp.zeros_like, p)
+    r = int(server.round)
+    epochs = fed.local_epochs[min(r, len(fed.local_epochs) - 1)]
+    decay_epoch = (fed.lr_decay_epochs[r] if r < len(fed.lr_decay_epochs)
+                   else max(1, int(0.75 * epochs)))
+    key = jax.random.fold_in(jax.random.fold_in(key, r), i)
+    step = jax.jit(jax.grad(lambda p, s, x, y, g, q: reference_loss(
+        method, p, s, x, y, g, q, bool(head.has_trained), k), has_aux=True))
+    for epoch in range(epochs):
+        shuffle_key, flip_key = jax.random.split(jax.random.fold_in(key, epoch))
+        order = np.asarray(fedfr.epoch_order(shuffle_key, jnp.asarray(valid)))[:valid.sum()]
+        flips = np.asarray(jax.random.bernoulli(flip_key, 0.5, valid.shape))
+        lr = fed.lr * (1 if epoch < decay_epoch else 0.1)
+        for s in range(len(order) // fed.batch_size):
+            chosen = order[s * fed.batch_size:(s + 1) * fed.batch_size]
+            own = chosen < n
+            x = images[np.where(own, rows[np.minimum(chosen, n - 1)], chosen - most)]
+            x = np.where(flips[chosen][:, None, None, None], x[:, :, ::-1], x)
+            y = np.where(own, labels[np.minimum(chosen, n - 1)],
+                         k + np.asarray(data.public_labels)[np.maximum(chosen - most, 0)])
+            gradient, stats = step(p, stats, x, y, eval_features(method, variables, x),
+                                   eval_features(method, head.previous, x))
+            velocity = jax.tree.map(lambda v, g, w: 0.9 * v + g + 5e-4 * w, velocity, gradient, p)
+            p = jax.tree.map(lambda w, v, lr=lr: w - lr * v, p, velocity)
+    assert padded_k >= k
+    return p, stats, int(valid.sum())
+
+
+def eval_features(method, variables, images):
+    x = jnp.asarray(images, jnp.float32)
+    return method.backbone.apply(variables, (x / 255 - 0.5) / 0.5, False)[0]
+
+
+def reference_round(method, server, heads, data, key):
+    """A list of clients' results and the weighted average of what they send."""
+    results = [reference_client(method, server, jax.tree.map(lambda x, i=i: x[i], heads), data, i,
+                                key) for i in range(len(data.client_sizes))]
+    weights = np.array([n for *_, n in results], float)
+    weights /= weights.sum()
+
+    def mean(trees):
+        return jax.tree.map(lambda *x: sum(w * v for w, v in zip(weights, x, strict=True)), *trees)
+
+    backbone = {"params": mean([p["backbone"] for p, *_ in results]),
+                "batch_stats": mean([s for _, s, _ in results])}
+    public = mean([p["public"] for p, *_ in results]) if method.uses_public else None
+    return results, backbone, public
+
+
+def assert_close(actual, expected):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
+
+
+@functools.cache
+def two_reference_rounds():
+    """FedFR's reference, computed once for all lane counts."""
+    method, data = small.method(), small.federation()
+    server, heads = small.start(method, data)
+    first = reference_round(method, server, heads, data, jax.random.key(7))
+    server, heads, _ = small.rounds(method, small.layout(), server, heads, data)
+    return first, reference_round(method, server, heads, data, jax.random.key(7))
+
+
+def assert_round_equals_reference(method, layout, data, references=None):
+    """Compares as many rounds as there are references (default: one)."""
+    server, heads = small.start(method, data)
+    references = references or [
+        reference_round(method, server, heads, data, jax.random.key(7))]
+    for results, backbone, public in references:
+        server, heads, metrics = small.rounds(method, layout, server, heads, data)
+        assert_close(server.backbone, backbone)
+        if public is not None:
+            assert_close(server.public_embeddings, public)
+        for i, (p, stats, images) in enumerate(results):
+            k = int(data.client_identities[i])
+            assert int(metrics["images"][i]) == images
+            assert_close(heads.class_embeddings[i, :k], p["theta"])
+            assert not np.any(heads.class_embeddings[i, k:])
+            assert_close(jax.tree.map(lambda x, i=i: x[i], heads.previous),
+                         {"params": p["backbone"], "batch_stats": stats})
+            if method.uses_binary:
+                assert_close(heads.transform["weight"][i], p["w"])
+                assert_close(heads.binary_weight[i, :k], p["u"])
+                assert_close(heads.binary_bias[i, :k], p["c"])
+    assert bool(heads.has_trained.all())
+    return metrics
+
+
+@pytest.mark.parametrize("lanes, devices", [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2)])
+def test_unequal_clients_at_several_lane_counts(lanes, devices):
+    assert_round_equals_reference(small.method(), small.layout(lanes, devices),
+                                  small.federation(), two_reference_rounds())
+
+
+def test_a_client_without_hard_negatives():
+    data = small.federation()
+    # Client 0 sees black images only: no public image is like them at this threshold.
+    dark = np.asarray(data.images).copy()
+    dark[np.asarray(data.client_rows[0, :9])] = 0
+    data = data.replace(images=jnp.asarray(dark))
+    metrics = assert_round_equals_reference(
+        small.method(hard_threshold=0.97), small.layout(lanes=2), data)
+    assert int(metrics["hard_negatives"][0]) == 0
+    assert int(metrics["hard_negatives"].max()) > 0
+
+
+@pytest.mark.parametrize("changes", [
+    dict(public_data="all"), dict(public_data="off")])
+def test_public_data_switches(changes):
+    assert_round_equals_reference(small.method(**changes), small.layout(lanes=2),
+                                  small.federation())
+
+
+def test_fedavg_is_the_round_without_the_parts_of_fedfr():
+    loss = LossConfig(contrastive_weight=0.0, binary_weight=0.0)
+    metrics = assert_round_equals_reference(
+        small.method(loss=loss, public_data="off"), small.layout(), small.federation())
+    assert not np.any(metrics["contrastive"]) and not np.any(metrics["binary"])
+
+
+def test_batch_norm_statistics_are_averaged():
+    model = dataclasses.replace(small.MODEL, name="iresnet", depth=18, embedding=8)
+    assert_round_equals_reference(small.method(model=model, lr=0.01, local_epochs=(1,)),
+                                  small.layout(lanes=2), small.federation())
