@@ -14,6 +14,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["fedfr_jax", "fedfr_jax.*"]),
+    package_data={"fedfr_jax": ["templates/*.j2"]},
     install_requires=[
         "jax>=0.7.2,<0.13",
         "flax>=0.11.2,<0.14",
@@ -27,12 +28,13 @@ setup(
         "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
         "array_record>=0.7,<0.9",
         "tensorboardX>=2.6.2,<3",
-        "matplotlib>=3.9,<4",
+        "matplotlib>=3.10,<4",
         "Pillow>=11,<14",
         "rich>=13.9,<16",
         "jinja2>=3.1,<4",
+        "markupsafe>=2.1,<4",
     ],
     extras_require={
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4"],
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.9,<1"],
     },
 )

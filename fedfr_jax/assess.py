@@ -29,6 +29,7 @@ from fedfr_jax.state import Heads
 
 PyTree = Any
 VERIFICATION = "personalized 1:1"
+HEADLINE_FAR, HEADLINE_FPIR = 1e-3, 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,20 +178,33 @@ def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
     return row | {"personal/rank1": personal["rank1"]["mean"]}
 
 
+def nearest(rates, aim: float) -> int:
+    """Position of the rate that is closest to ``aim``, in orders of magnitude."""
+    return int(np.argmin(np.abs(np.log(np.asarray(rates) / aim))))
+
+
 def curves(assessments: dict[str, Assessment]) -> tuple[dict, dict]:
-    """(ROC curves per protocol and model, per-client values per metric and model)."""
+    """ROC curves per protocol and model, and per-client values of the headline metrics.
+
+    The latter are 1:1 TAR at the rate nearest to FAR 1e-3, open-set 1:N TPIR at the one
+    nearest to FPIR 1e-2, and rank-1.
+    """
+    some = next(iter(assessments.values()))
+    far_index = nearest(some.verification[0].fars, HEADLINE_FAR)
+    fpir_index = nearest(some.identification[0].fpirs, HEADLINE_FPIR)
     rocs: dict[str, dict] = {}
     per_client: dict[str, dict] = {}
     for model, a in assessments.items():
         for name, r in a.generic.items():
             rocs.setdefault(f"generic: {name}", {})[model] = r.roc
         rocs.setdefault(VERIFICATION, {})[model] = mean_roc(a.verification)
-        for i, rate in enumerate(a.verification[0].fars):
-            values = {f"1:1 TAR @ FAR {rate:g}": [v.tar[i] for v in a.verification],
-                      f"1:N TPIR @ FPIR {rate:g} (open set)":
-                          [m.open_set_tpir[i] for m in a.identification]}
-            for metric, per in values.items():
-                per_client.setdefault(metric, {})[model] = np.array(per)
+        values = {f"verification_tar@{a.verification[0].fars[far_index]:g}":
+                      [v.tar[far_index] for v in a.verification],
+                  f"identification_openset@{a.identification[0].fpirs[fpir_index]:g}":
+                      [m.open_set_tpir[fpir_index] for m in a.identification],
+                  "rank1": [m.rank1 for m in a.identification]}
+        for metric, per in values.items():
+            per_client.setdefault(metric, {})[model] = np.array(per)
     return rocs, per_client
 
 
@@ -216,10 +230,11 @@ def hard_negative_examples(assessor: Assessor, variables: PyTree, count: int) ->
     return examples
 
 
-def mistake_examples(assessor: Assessor, heads: Heads, personalized: Assessment, far_index: int,
+def mistake_examples(assessor: Assessor, heads: Heads, personalized: Assessment,
                      count: int) -> list[dict]:
-    """False accepts and false rejects of personalized models, worst first, by client in turn."""
+    """Each client's worst false accept and false reject, at the threshold of FAR 1e-3."""
     sim, examples = assessor.sim, []
+    far_index = nearest(personalized.verification[0].fars, HEADLINE_FAR)
     held_out = sim.verification
     for client in range(len(sim.split.clients)):
         if len(examples) >= 2 * count:

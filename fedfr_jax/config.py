@@ -40,6 +40,7 @@ class SplitConfig:
     verification_images: int = 8  # first images of each client identity, held out for tests
     public_identities: int = 0  # use at most so many; 0 = all that qualify
     public_images: tuple[int, ...] = (1, 1_000_000)  # an identity qualifies with so many images
+    unused_public: bool = False  # identities for clients that no client took become public
     max_training_images: int = 0  # per client identity; 0 = all that are left
     held_out_identities: int = 0  # set aside for generic verification pairs, seen by nobody
     held_out_pairs: int = 0  # genuine and as many impostor pairs made from them (x2 in all)
@@ -56,8 +57,8 @@ class DataConfig:
     image_size: int = 112  # images are square; others are resized
     seed: int = 0
     workers: int = 0  # decoding threads; 0 = one per core
-    verification_sets: tuple[str, ...] = ()  # insightface .bin files
-    verification_labels: tuple[str, ...] = ()  # per .bin: .npy (pairs, 2) identities, or ""
+    verification_sets: tuple[str, ...] = ()  # insightface .bin files, relative to root
+    verification_labels: tuple[str, ...] = ()  # per set: .npy (pairs, 2) identities, or ""
     generated: GeneratedConfig = GeneratedConfig()
     split: SplitConfig = SplitConfig()
 

@@ -46,15 +46,14 @@ def evaluate_models(sim: Simulation, pretrained: PyTree, backbone: PyTree,
             "global": assess.assess_shared(assessor, backbone, bar.update),
             "personalized": assess.assess_personalized(assessor, heads, bar.update)}
     rocs, per_client = assess.curves(results)
-    fars, count = list(sim.config.eval.fars), sim.config.eval.examples
-    at = fars.index(min(fars, key=lambda f: abs(f - 1e-3)))
+    count = sim.config.eval.examples
     uses_hard = sim.config.fed.public_data == "hard"
     parts = {
         "rocs": rocs, "per_client": per_client, "faces": assess.identity_sheet(sim),
         "hard_negatives": assess.hard_negative_examples(
             assessor, backbone, count) if uses_hard else [],
         "mistakes": assess.mistake_examples(
-            assessor, heads, results["personalized"], at, count)}
+            assessor, heads, results["personalized"], count)}
     return {name: assess.summarize(a) for name, a in results.items()}, parts
 
 

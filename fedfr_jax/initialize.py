@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -84,14 +85,17 @@ def initial_state(method: fedfr.Method, layout: fedfr.Layout, backbone: PyTree,
       data: training images of everybody.
       key: for the random options.
     """
-    features = jax.jit(lambda variables, images: engine.map_blocks(
-        lambda v, x: fedfr.features(method.backbone, v, x), variables, images,
-        mesh=layout.mesh, block=layout.feature_batch))(backbone, data.images)
+    return jax.jit(functools.partial(_initial_state, method, layout))(
+        backbone, public_embeddings, data, key)
+
+
+def _initial_state(method, layout, backbone, public_embeddings, data, key):
+    features = engine.map_blocks(lambda v, x: fedfr.features(method.backbone, v, x), backbone,
+                                 data.images, mesh=layout.mesh, block=layout.feature_batch)
     public = data.public_labels.shape[0]
     if public_embeddings is None:
-        public_embeddings = _class_means(
-            features[:public], data.public_labels, jnp.ones(public, bool),
-            data.public_identities)
+        public_embeddings = _class_means(features[:public], data.public_labels,
+                                         jnp.ones(public, bool), data.public_identities)
     heads = _initial_heads(method, backbone, features, data, key)
     return ServerState(jnp.int32(0), backbone, jnp.asarray(public_embeddings)), heads
 

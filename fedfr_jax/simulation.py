@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -122,10 +122,11 @@ def verification_sets(config: Config, source: ImageSource,
                                     split.pairs_same))
     trained = np.concatenate([split.public_identities, *(c.identities for c in split.clients)])
     labels = config.data.verification_labels or ("",) * len(config.data.verification_sets)
-    for path, label_path in zip(config.data.verification_sets, labels, strict=True):
-        pairs = read_bin(path, config.data.image_size, config.data.workers)
-        if label_path:
-            pairs = leave_out(pairs, label_path, original_labels(source, trained))
+    folder = pathlib.Path(config.data.root)
+    for name, label_name in zip(config.data.verification_sets, labels, strict=True):
+        pairs = read_bin(folder / name, config.data.image_size, config.data.workers)
+        if label_name:
+            pairs = leave_out(pairs, folder / label_name, original_labels(source, trained))
         sets.append(pairs)
     return tuple(sets)
 
@@ -152,7 +153,8 @@ def make_embed(sim: Simulation) -> Callable[[PyTree, np.ndarray], np.ndarray]:
         return engine.map_blocks(lambda v, x: fedfr.features(sim.backbone, v, x), variables,
                                  images, mesh=sim.layout.mesh, block=sim.config.eval.batch_size)
 
-    return lambda variables, images: np.asarray(run(variables, jnp.asarray(images)))
+    return lambda variables, images: np.asarray(
+        run(*engine.replicate((variables, images), sim.layout.mesh)))
 
 
 def make_personal_embed(sim: Simulation) -> Callable[..., np.ndarray]:
@@ -166,4 +168,4 @@ def make_personal_embed(sim: Simulation) -> Callable[..., np.ndarray]:
             model, images, mesh=sim.layout.mesh, block=sim.config.eval.batch_size)
 
     return lambda previous, transform, images: np.asarray(
-        run((previous, transform), jnp.asarray(images)))
+        run(*engine.replicate(((previous, transform), images), sim.layout.mesh)))

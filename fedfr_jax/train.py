@@ -90,7 +90,7 @@ def pretrained_model(sim: Simulation, writer: workdir.RunWriter,
     return variables, embeddings
 
 
-def round_row(config: Config, round_index: int, metrics: dict[str, np.ndarray],
+def round_row(config: Config, round_index: int, metrics: dict[str, np.ndarray], public: int,
               seconds: float) -> dict[str, Any]:
     """One row of ``metrics.jsonl``: means over clients, and the hard negatives' range.
 
@@ -102,12 +102,12 @@ def round_row(config: Config, round_index: int, metrics: dict[str, np.ndarray],
         raise FloatingPointError(
             f"round {round_index}: the loss of client {bad[0]} is not finite ({len(bad)} such "
             "clients); lower fed.lr. The last checkpoint is from before this round")
-    hard, epochs = metrics["hard_negatives"], metrics["steps"] * config.fed.batch_size
-    trained = int(epochs.sum())
+    hard = metrics["hard_negatives"]
+    trained = int(metrics["steps"].sum()) * config.fed.batch_size
     return {"kind": "round", "round": round_index,
             **{k: float(np.mean(metrics[k])) for k in fedfr.LOSS_TERMS},
             "hard_negatives_mean": float(hard.mean()), "hard_negatives_min": int(hard.min()),
-            "hard_negatives_max": int(hard.max()), "images": trained, "seconds": seconds,
+            "hard_negatives_max": int(hard.max()), "public_images": public, "images": trained, "seconds": seconds,
             "images_per_second": trained / seconds}
 
 
@@ -129,7 +129,8 @@ def run_rounds(sim: Simulation, writer: workdir.RunWriter, checkpoints: RoundChe
             before, started = compilations(), time.monotonic()
             server, heads, metrics = step(server, heads, sim.data, key)
             metrics = jax.device_get(metrics)
-            row = round_row(config, r + 1, metrics, time.monotonic() - started)
+            row = round_row(config, r + 1, metrics, len(sim.split.public_images),
+                            time.monotonic() - started)
             compiled["first round" if r == first else "later rounds"] += compilations() - before
             checkpoints.save(r + 1, (server, heads), force=r + 1 == config.fed.rounds)
             writer.append(row)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from fedfr_jax.config import ModelConfig
+from fedfr_jax.data.verification import read_bin
 from fedfr_jax.errors import InputError
+from fedfr_jax.evaluation.verification import embed_with_mirror, evaluate_pairs
 from fedfr_jax.models import build, from_torch, load_weights, parameter_count, to_torch
 from fedfr_jax.models import mobilefacenet as structure
 
@@ -78,7 +80,7 @@ def test_global_depthwise_kernel_covers_the_map(size, side):
 @pytest.mark.usefixtures("short")
 def test_forward_and_backward_are_finite_and_reach_every_convolution():
     backbone, x = mobilefacenet(), images(6, 16)
-    initial = backbone.init(jax.random.key(0))
+    initial = draw(backbone)
     weights = np.random.RandomState(3).standard_normal((6, 128))
 
     @jax.jit
@@ -93,8 +95,18 @@ def test_forward_and_backward_are_finite_and_reach_every_convolution():
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(grad).all(), jax.tree_util.keystr(path)
         if path[-1].key == "kernel":
-            assert np.abs(grad).max() > 0, jax.tree_util.keystr(path)
+            assert np.abs(grad).max() > 1e-4, jax.tree_util.keystr(path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(stats))
+
+
+@pytest.mark.usefixtures("short")
+def test_initial_values():
+    variables = mobilefacenet().init(jax.random.key(0))
+    kernel = np.asarray(variables["params"]["dconv_23"]["conv_dw"]["conv"]["kernel"])
+    assert kernel.shape == (3, 3, 1, 8)
+    kernel = np.asarray(variables["params"]["fc"]["kernel"])
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / 512), rtol=0.02)
+    assert "scale" not in variables["params"]["fc_norm"]
 
 
 @pytest.mark.usefixtures("short")
@@ -152,3 +164,22 @@ def test_published_weights_load_at_their_size_and_at_no_other():
     assert total == parameter_count(variables)
     with pytest.raises(InputError, match=r"conv_6dw7_7_conv2d_weight.*data\.image_size"):
         load_weights(WEIGHTS, mobilefacenet(64))
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.skipif(not (WEIGHTS.exists() and PAIRS.exists()), reason=f"no {WEIGHTS} or {PAIRS}")
+def test_accuracy_on_lfw_is_the_published_one():
+    backbone = mobilefacenet(112)
+    variables = load_weights(WEIGHTS, backbone)
+    pairs = read_bin(PAIRS, 112)
+
+    @jax.jit
+    def embed(batch):
+        scaled = (batch.astype(jnp.float32) / 255 - 0.5) / 0.5
+        return backbone.apply(variables, scaled, False)[0]
+
+    embeddings = embed_with_mirror(embed, pairs.images, 250)
+    result = evaluate_pairs(embeddings, pairs.is_same, (1e-3,))
+    assert abs(result.accuracy - 0.9945) <= 0.0005
+    assert abs(result.accuracy_std - 0.0047) <= 0.0005

@@ -1,4 +1,4 @@
-"""Backbones: structure, layers against NumPy formulas, and conversion of weights."""
+"""Backbones: structure, layers against NumPy formulas, and the reference's features."""
 import importlib.util
 import os
 import pathlib
@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from fedfr_jax.config import ConfigError, ModelConfig
-from fedfr_jax.errors import InputError
 from fedfr_jax.models import (
     MODELS,
     build,
     from_torch,
     iresnet,
-    load_weights,
     parameter_count,
     spherenet,
     to_torch,
@@ -176,6 +175,20 @@ def test_spherenet_initial_values(monkeypatch):
     assert set(params["stage2"]["unit1"]["conv1"]) == {"kernel"}  # no bias in a unit
 
 
+@pytest.mark.usefixtures("tiny")
+def test_iresnet_initial_values():
+    variables = small("iresnet", depth=1, widths=(16, 4, 4, 16)).init(jax.random.key(0))
+    block = variables["params"]["layer4_0"]
+    close(np.asarray(block["conv2"]["kernel"]).std(), 0.1, 0.05)
+    assert (np.asarray(block["bn3"]["scale"]) == 1).all()
+    assert not np.asarray(block["bn3"]["bias"]).any()
+    stats = variables["batch_stats"]["layer4_0"]["bn3"]
+    assert (np.asarray(stats["var"]) == 1).all() and not np.asarray(stats["mean"]).any()
+    fc = np.asarray(variables["params"]["fc"]["kernel"])
+    bound = 1 / np.sqrt(4 * 4 * 16)  # two stages leave 4 x 4 of 16 pixels
+    assert 0.95 * bound < np.abs(fc).max() <= bound
+
+
 # ---- layers -------------------------------------------------------------------------
 
 def test_prelu_matches_formula_with_one_slope_per_channel():
@@ -227,7 +240,7 @@ def test_batch_norm_statistics_are_float32_and_survive_a_large_mean():
 @pytest.mark.usefixtures("tiny")
 def test_forward_and_backward_are_finite_and_reach_every_parameter(name):
     backbone = small(name, depth=1)
-    variables = backbone.init(jax.random.key(0))
+    variables = draw(backbone)
     x, weights = images(6, 16), np.random.RandomState(3).standard_normal((6, 12))
 
     @jax.jit
@@ -241,7 +254,9 @@ def test_forward_and_backward_are_finite_and_reach_every_parameter(name):
     assert np.isfinite(features).all() and np.std(features) > 1e-3
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(grad).all(), jax.tree_util.keystr(path)
-        assert np.abs(grad).max() > 0, jax.tree_util.keystr(path)
+        # A later batch norm takes the effect of some of IResNet's biases away.
+        if name != "iresnet" or path[-1].key != "bias":
+            assert np.abs(grad).max() > 1e-4, jax.tree_util.keystr(path)
     for old, new in zip(jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(stats),
                         strict=True):
         assert np.abs(new - old).max() > 0
@@ -289,7 +304,7 @@ def test_clients_with_their_own_weights_under_vmap_equal_a_loop(name):
             features, stats = backbone.apply({**variables, "params": params}, x, True)
             return jnp.sum(jnp.sin(features)), (features, stats)
         grads, (features, stats) = jax.grad(loss, has_aux=True)(variables["params"])
-        return features, stats, grads["fc"], jax.tree.leaves(grads)[0]
+        return features, stats, ravel_pytree(grads)[0]
 
     together = jax.jit(jax.vmap(step))(stacked, x)
     alone = jax.jit(step)
@@ -298,7 +313,7 @@ def test_clients_with_their_own_weights_under_vmap_equal_a_loop(name):
         jax.tree.map(lambda a, b, k=k: close(a[k], b, 2e-4), together, one)
 
 
-# ---- weights ------------------------------------------------------------------------
+# ---- reference features ------------------------------------------------------------
 
 def golden_inputs():
     if not (GOLDEN / "inputs.py").exists():
@@ -325,128 +340,3 @@ def test_spherenet20_reproduces_the_reference_features():
     back = to_torch(variables, backbone)
     assert {k: v.shape for k, v in back.items()} == inputs.sphere20_shapes()
     assert all(np.array_equal(back[k], v) for k, v in case["global_weights"].items())
-
-
-@pytest.mark.parametrize("name", list(SMALL))
-def test_published_arrays_round_trip(name):
-    backbone = small(name, 32)
-    variables = draw(backbone)
-    arrays = to_torch(variables, backbone)
-    again = from_torch(arrays, backbone)
-    assert jax.tree.structure(again) == jax.tree.structure(variables)
-    assert jax.tree.all(jax.tree.map(np.array_equal, again, variables))
-    counters = {"bn1.num_batches_tracked": np.int64(3)} if name == "iresnet" else {}
-    parallel = {f"module.{k}": v for k, v in {**arrays, **counters}.items()}
-    again = from_torch(parallel, backbone)
-    assert jax.tree.all(jax.tree.map(np.array_equal, again, variables))
-
-
-def conv_nchw(x, w, stride, padding):
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    view = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], axis=(2, 3))
-    return np.einsum("nchwij,ocij->nohw", view[:, :, ::stride, ::stride], w)
-
-
-def iresnet18_nchw(a, x):
-    """IResNet-18 in float64 NumPy, from PyTorch names and in PyTorch's layout."""
-    def norm(x, name):
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        mean, var, w, b = (a[f"{name}.{k}"].reshape(shape)
-                           for k in ("running_mean", "running_var", "weight", "bias"))
-        return (x - mean) / np.sqrt(var + 1e-5) * w + b
-
-    def prelu(x, name):
-        return np.where(x > 0, x, x * a[f"{name}.weight"].reshape(1, -1, 1, 1))
-
-    x = prelu(norm(conv_nchw(x, a["conv1.weight"], 1, 1), "bn1"), "prelu")
-    for stage in range(1, 5):
-        for k in range(2):
-            p, stride = f"layer{stage}.{k}", 2 - k
-            y = conv_nchw(norm(x, f"{p}.bn1"), a[f"{p}.conv1.weight"], 1, 1)
-            y = prelu(norm(y, f"{p}.bn2"), f"{p}.prelu")
-            y = norm(conv_nchw(y, a[f"{p}.conv2.weight"], stride, 1), f"{p}.bn3")
-            if k == 0:
-                x = norm(conv_nchw(x, a[f"{p}.downsample.0.weight"], 2, 0), f"{p}.downsample.1")
-            x = x + y
-    x = norm(x, "bn2").reshape(len(x), -1)
-    return norm(x @ a["fc.weight"].T + a["fc.bias"], "features")
-
-
-def test_iresnet_matches_a_numpy_implementation_from_pytorch_names():
-    backbone = small("iresnet", 32)
-    variables = draw(backbone)
-    x = images(3, 32)
-    features, _ = jax.jit(backbone.apply, static_argnums=2)(variables, x, False)
-    arrays = {k: v.astype(np.float64) for k, v in to_torch(variables, backbone).items()}
-    close(features, iresnet18_nchw(arrays, x.transpose(0, 3, 1, 2).astype(np.float64)), 1e-4)
-
-
-def saved(tmp_path, arrays):
-    path = tmp_path / "weights.npz"
-    np.savez(path, **arrays)
-    return path
-
-
-@pytest.fixture(scope="module")
-def sphere():
-    backbone = small("spherenet", 32)
-    return backbone, to_torch(draw(backbone), backbone)
-
-
-def test_weights_file_loads(tmp_path, sphere):
-    backbone, arrays = sphere
-    variables = load_weights(saved(tmp_path, arrays), backbone)
-    again = to_torch(variables, backbone)
-    assert all(np.array_equal(again[k], v) for k, v in arrays.items())
-
-
-@pytest.mark.parametrize(("change", "words"), [
-    ({"fc.bias": None}, "array fc.bias is missing"),
-    ({"fc.extra": np.zeros(3)}, "array fc.extra is not part of spherenet"),
-    ({"layer2.0.weight": np.zeros((6, 5, 3, 3))}, r"layer2.0.weight has shape \(6, 5, 3, 3\)"),
-    ({"fc.weight": np.zeros((12, 10))}, r"fc.weight has shape \(12, 10\).*data.image_size"),
-    ({"fc.bias": np.full(12, np.nan)}, "fc.bias holds infinite or undefined"),
-    ({"fc.bias": np.array(["a"] * 12)}, "fc.bias has type"),
-])
-def test_wrong_arrays_name_file_and_array(tmp_path, sphere, change, words):
-    backbone, arrays = sphere
-    arrays = {k: v for k, v in {**arrays, **change}.items() if v is not None}
-    path = saved(tmp_path, arrays)
-    with pytest.raises(InputError, match=words) as error:
-        load_weights(path, backbone)
-    assert str(path) in str(error.value)
-
-
-def test_scale_that_the_structure_does_not_have_is_refused():
-    backbone = small("iresnet")
-    arrays = to_torch(draw(backbone), backbone)
-    from_torch({k: v for k, v in arrays.items() if k != "features.weight"}, backbone)
-    arrays["features.weight"] = arrays["features.weight"] * 2
-    with pytest.raises(InputError, match=r"features\.weight must be all ones"):
-        from_torch(arrays, backbone)
-
-
-def test_weights_of_another_depth_are_refused(sphere):
-    _, arrays = sphere
-    with pytest.raises(InputError, match=r"and .* more are missing"):
-        from_torch(arrays, small("spherenet", 32, depth=20))
-    with pytest.raises(InputError, match=r"and .* more are not part of"):
-        from_torch(arrays, small("spherenet", 32, depth=4))
-
-
-@pytest.mark.parametrize("kind", ["none", "empty", "text", "pickle", "npy", "cut"])
-def test_files_that_are_no_npz_are_refused(tmp_path, sphere, kind):
-    backbone, arrays = sphere
-    path = tmp_path / "weights.npz"
-    if kind in ("empty", "text"):
-        path.write_bytes(b"" if kind == "empty" else b"no weights here")
-    elif kind == "pickle":
-        np.savez(path, **{**arrays, "fc.bias": np.array([{}, []], object)})
-    elif kind == "npy":
-        with path.open("wb") as file:
-            np.save(file, np.zeros(3))
-    elif kind == "cut":
-        whole = saved(tmp_path, arrays).read_bytes()
-        path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=str(path)):
-        load_weights(path, backbone)

@@ -28,10 +28,11 @@ def reference_loss(method, p, stats, images, labels, g, prev, trained_before, k)
     cosine = unit(f) @ unit(jnp.concatenate(rows)).T
     logits = 30 * (cosine - 0.4 * jax.nn.one_hot(labels, cosine.shape[1]))
     total = -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels])
-    if method.loss.contrastive_weight and trained_before:
+    if method.loss.contrastive_weight:
         a = jnp.exp(jnp.sum(unit(f) * unit(g), -1) / 0.5)
         b = jnp.exp(jnp.sum(unit(f) * unit(prev), -1) / 0.5)
-        total += method.loss.contrastive_weight * jnp.mean(-jnp.log(a / (a + b)))
+        total += jnp.where(trained_before, method.loss.contrastive_weight * jnp.mean(
+            -jnp.log(a / (a + b))), 0)
     if method.loss.binary_weight:
         h = f @ p["w"].T + p["b"]
         q = 2 * ((unit(h) @ unit(p["u"]).T + 1) / 2) ** 3 - 1
@@ -41,6 +42,18 @@ def reference_loss(method, p, stats, images, labels, g, prev, trained_before, k)
         total += method.loss.binary_weight * jnp.mean(
             jnp.sum(own * positive + (1 - own) * negative, -1))
     return total, stats
+
+
+@functools.cache
+def reference_gradient(method, k):
+    return jax.jit(jax.grad(lambda p, s, x, y, g, q, before: reference_loss(
+        method, p, s, x, y, g, q, before, k), has_aux=True))
+
+
+@jax.jit
+def reference_sgd(p, velocity, gradient, lr):
+    velocity = jax.tree.map(lambda v, g, w: 0.9 * v + g + 5e-4 * w, velocity, gradient, p)
+    return jax.tree.map(lambda w, v: w - lr * v, p, velocity), velocity
 
 
 def reference_client(method, server, head, data, i, key):
@@ -70,8 +83,7 @@ def reference_client(method, server, head, data, i, key):
     decay_epoch = (fed.lr_decay_epochs[r] if r < len(fed.lr_decay_epochs)
                    else max(1, int(0.75 * epochs)))
     key = jax.random.fold_in(jax.random.fold_in(key, r), i)
-    step = jax.jit(jax.grad(lambda p, s, x, y, g, q: reference_loss(
-        method, p, s, x, y, g, q, bool(head.has_trained), k), has_aux=True))
+    step = reference_gradient(method, k)
     for epoch in range(epochs):
         shuffle_key, flip_key = jax.random.split(jax.random.fold_in(key, epoch))
         order = np.asarray(fedfr.epoch_order(shuffle_key, jnp.asarray(valid)))[:valid.sum()]
@@ -85,16 +97,20 @@ def reference_client(method, server, head, data, i, key):
             y = np.where(own, labels[np.minimum(chosen, n - 1)],
                          k + np.asarray(data.public_labels)[np.maximum(chosen - most, 0)])
             gradient, stats = step(p, stats, x, y, eval_features(method, variables, x),
-                                   eval_features(method, head.previous, x))
-            velocity = jax.tree.map(lambda v, g, w: 0.9 * v + g + 5e-4 * w, velocity, gradient, p)
-            p = jax.tree.map(lambda w, v, lr=lr: w - lr * v, p, velocity)
+                                   eval_features(method, head.previous, x), head.has_trained)
+            p, velocity = reference_sgd(p, velocity, gradient, lr)
     assert padded_k >= k
     return p, stats, int(valid.sum())
 
 
-def eval_features(method, variables, images):
+@functools.partial(jax.jit, static_argnums=0)
+def features_of(backbone, variables, images):
     x = jnp.asarray(images, jnp.float32)
-    return method.backbone.apply(variables, (x / 255 - 0.5) / 0.5, False)[0]
+    return backbone.apply(variables, (x / 255 - 0.5) / 0.5, False)[0]
+
+
+def eval_features(method, variables, images):
+    return features_of(method.backbone, variables, images)
 
 
 def reference_round(method, server, heads, data, key):

@@ -257,3 +257,13 @@ def test_description():
     assert text["held_out_identities"] == 20
     none = describe_split(split_of(client_fraction=1.0), "x")
     assert none["public_images_per_identity"] == {"min": 0, "mean": 0.0, "max": 0}
+
+
+def test_identities_that_no_client_took_can_become_public():
+    labels = np.repeat(np.arange(30), np.arange(1, 31))
+    config = SplitConfig(client_fraction=1.0, unused_public=True, client_images=(10, 30),
+                         identities_per_client=(3, 3), verification_images=2)
+    split = make_split(labels, 4, config, seed=0)
+    held = np.concatenate([c.identities for c in split.clients])
+    assert not set(held) & set(split.public_identities)
+    assert set(held) | set(split.public_identities) == set(range(30))

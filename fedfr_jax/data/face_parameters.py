@@ -8,8 +8,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-_IDENTITY_STREAM, _SAMPLE_STREAM, _NOISE_STREAM = 1, 2, 3
-
 # Trait -> (lowest, highest), drawn uniformly and independently per identity.
 _TRAITS: dict[str, tuple[float, float]] = {
     # Head outline.
@@ -118,11 +116,15 @@ _CHANCES = (
 )  # fmt: skip
 
 
-def _key(seed, stream: int, *numbers):
-    key = jax.random.key(seed, impl="threefry2x32")
-    for number in (stream, *numbers):
-        key = jax.random.fold_in(key, number)
-    return key
+def _person_keys(seed, identity):
+    """Keys of a person's traits and of all photographs of that person."""
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), identity)
+    return jax.random.split(key)
+
+
+def _sample_keys(seed, identity, sample):
+    """Keys of a photograph's circumstances and of its sensor noise."""
+    return jax.random.split(jax.random.fold_in(_person_keys(seed, identity)[1], sample))
 
 
 def identity_parameters(seed, identity) -> dict[str, jax.Array]:
@@ -135,15 +137,14 @@ def identity_parameters(seed, identity) -> dict[str, jax.Array]:
     Returns:
       Dictionary from trait name to a float32 scalar, the same for the same arguments.
     """
-    draws = jax.random.uniform(_key(seed, _IDENTITY_STREAM, identity), (len(_TRAITS),))
-    return {
-        name: low + (high - low) * draws[i] for i, (name, (low, high)) in enumerate(_TRAITS.items())
-    }
+    draws = jax.random.uniform(_person_keys(seed, identity)[0], (len(_TRAITS),))
+    low, high = jnp.asarray(tuple(_TRAITS.values()), jnp.float32).T
+    return dict(zip(_TRAITS, low + (high - low) * draws, strict=True))
 
 
 def noise_key(seed, identity, sample):
     """Key of the sensor noise of one photograph."""
-    return _key(seed, _NOISE_STREAM, identity, sample)
+    return _sample_keys(seed, identity, sample)[1]
 
 
 def sample_parameters(seed, identity, sample, difficulty) -> dict[str, jax.Array]:
@@ -159,13 +160,12 @@ def sample_parameters(seed, identity, sample, difficulty) -> dict[str, jax.Array
     Returns:
       Dictionary from name to a float32 scalar.
     """
-    key = _key(seed, _SAMPLE_STREAM, identity, sample)
+    key = _sample_keys(seed, identity, sample)[0]
     count = len(_POSE_LIGHT)
     draws = jax.random.uniform(key, (2 * count + len(_CHANCES),))
     bell = draws[:count] + draws[count : 2 * count] - 1.0
-    out = {
-        name: difficulty * half * bell[i] for i, (name, half) in enumerate(_POSE_LIGHT.items())
-    }
+    half = jnp.asarray(tuple(_POSE_LIGHT.values()), jnp.float32)
+    out = dict(zip(_POSE_LIGHT, difficulty * half * bell, strict=True))
     chance = dict(zip(_CHANCES, draws[2 * count :], strict=True))
     level = jnp.minimum(difficulty, 2.0)
     out["strength"] = jnp.minimum(1.0, 0.4 + 0.6 * difficulty)

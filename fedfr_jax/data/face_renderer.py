@@ -417,8 +417,8 @@ def _patch(image, s: _Scene):
     return mix(image, paint * s.light, cover(shape, s.soft) * shot["patch_on"])
 
 
-def draw(face, shot, noise_key, size: int) -> jax.Array:
-    """Draws one photograph.
+def photograph(face, shot, noise_key, size: int) -> jax.Array:
+    """Draws one photograph before rounding to bytes.
 
     Args:
       face: traits, see `face_parameters.identity_parameters`.
@@ -427,7 +427,7 @@ def draw(face, shot, noise_key, size: int) -> jax.Array:
       size: side S of the image in pixels.
 
     Returns:
-      (S, S, 3) uint8 RGB.
+      (3, S, S) float32, about [0, 1].
     """
     s = _scene(face, shot, size)
     hair = _hair(s)
@@ -439,6 +439,10 @@ def draw(face, shot, noise_key, size: int) -> jax.Array:
     image = _hair_front(image, s, hair)
     for layer in (_eyewear, _headwear, _patch):
         image = layer(image, s)
-    image = film(image, shot, pixel_noise(noise_key, size), size)
+    return film(image, shot, pixel_noise(noise_key, size), size)
+
+
+def to_bytes(image) -> jax.Array:
+    """Rounds (3, S, S) float in [0, 1] to (S, S, 3) uint8."""
     pixels = jnp.clip(jnp.round(255.0 * image), 0.0, 255.0).astype(jnp.uint8)
     return jnp.moveaxis(pixels, 0, -1)

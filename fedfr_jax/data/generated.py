@@ -14,7 +14,7 @@ import numpy as np
 
 from fedfr_jax.config import DataConfig
 from fedfr_jax.data.face_parameters import identity_parameters, noise_key, sample_parameters
-from fedfr_jax.data.face_renderer import draw
+from fedfr_jax.data.face_renderer import photograph, to_bytes
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 
@@ -49,7 +49,7 @@ def render(seed, identity, sample, *, image_size: int, difficulty=1.0) -> jax.Ar
     """
     face = identity_parameters(seed, identity)
     shot = sample_parameters(seed, identity, sample, difficulty)
-    return draw(face, shot, noise_key(seed, identity, sample), image_size)
+    return to_bytes(photograph(face, shot, noise_key(seed, identity, sample), image_size))
 
 
 @functools.partial(jax.jit, static_argnames="image_size")

@@ -26,7 +26,8 @@ def make_split(
 
     All identities are shuffled. The first ``held_out_identities`` are set aside; of the rest, the
     first ``client_fraction`` are for clients, the others public. Within each part, identities
-    with a suitable number of images are used in shuffled order. An identity's first
+    with a suitable number of images are used in shuffled order; ``unused_public`` makes those
+    public that were for clients but not taken by any. An identity's first
     ``verification_images`` images, in the order of the source, are for verification.
 
     Args:
@@ -54,10 +55,14 @@ def make_split(
         )
     held_out, rest = np.split(order, [config.held_out_identities])
     for_clients, for_public = np.split(rest, [round(config.client_fraction * len(rest))])
+    members = _members(for_clients, counts, num_clients, config, seed)
     clients = tuple(
-        _client(i, members, by_identity, config, min_client_images)
-        for i, members in enumerate(_members(for_clients, counts, num_clients, config, seed))
+        _client(i, identities, by_identity, config, min_client_images)
+        for i, identities in enumerate(members)
     )
+    if config.unused_public:
+        unused = for_clients[~np.isin(for_clients, np.concatenate(members))]
+        for_public = np.concatenate([for_public, unused])
     public = _public(for_public, counts, config)
     held_images = [by_identity[i] for i in held_out]
     pairs, same = _pairs(held_images, config.held_out_pairs, _stream(seed, 2))

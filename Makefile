@@ -1,0 +1,39 @@
+# `make demo` and `make test` do all set-up themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/demo
+WORKERS ?= 2
+
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
+
+.PHONY: help demo test test-all lint clean
+
+help:
+	@echo "make demo      train FedFR on generated faces and write $(WORKDIR)/report.html"
+	@echo "make test      the quick tests"
+	@echo "make test-all  all tests, the slow ones and those on real faces (skipped without them)"
+	@echo "make lint      ruff"
+
+$(VENV)/installed: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	@touch $@
+
+demo: $(VENV)/installed
+	rm -rf $(WORKDIR)
+	$(BIN)/python -m fedfr_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not real"
+
+test-all: $(VENV)/installed
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/installed
+	$(BIN)/python -m ruff check .
+
+clean:
+	rm -rf $(VENV) .jax_cache build *.egg-info

@@ -1,0 +1,180 @@
+"""The embedded data set: reproducible, well-formed faces whose difficulty can be set."""
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedfr_jax.config import DataConfig, GeneratedConfig
+from fedfr_jax.data import face_parameters, face_renderer, generated
+from fedfr_jax.errors import InputError
+
+SIZE = 32
+
+
+def _config(**changes) -> DataConfig:
+    made = GeneratedConfig(identities=12, images_per_identity=(3, 9))
+    return DataConfig(image_size=SIZE, seed=5, generated=dataclasses.replace(made, **changes))
+
+
+def _faces(difficulty: float, people: int = 12, samples: int = 8) -> np.ndarray:
+    sheet = generated.contact_sheet(0, people, samples, SIZE, difficulty)
+    return sheet.reshape(people, samples, -1).astype(np.float32) / 255.0
+
+
+def _within(faces: np.ndarray) -> float:
+    return float(faces.var(axis=1).mean())
+
+
+def _between(faces: np.ndarray) -> float:
+    return float(faces.mean(axis=1).var(axis=0).mean())
+
+
+def test_source_is_well_formed():
+    source = generated.open_source(_config())
+    counts = np.bincount(source.labels)
+    assert source.num_identities == len(set(source.identity_names)) == len(counts) == 12
+    assert counts.min() >= 3
+    assert counts.max() <= 9
+    assert len(set(counts)) > 1
+    assert source.labels.dtype == np.int64
+    images = source.read(np.arange(len(source.labels)))
+    assert images.shape == (len(source.labels), SIZE, SIZE, 3)
+    assert images.dtype == np.uint8
+    assert len(np.unique(images.reshape(len(images), -1), axis=0)) == len(images)
+
+
+def test_counts_do_not_depend_on_the_number_of_identities():
+    few, many = (generated.open_source(_config(identities=n)) for n in (5, 40))
+    assert np.array_equal(few.labels, many.labels[: len(few.labels)])
+    fixed = generated.open_source(_config(images_per_identity=(4, 4)))
+    assert np.bincount(fixed.labels).tolist() == [4] * 12
+
+
+def test_any_subset_in_any_order_has_the_same_pixels():
+    # More than one block, so that padding and block borders matter.
+    config = _config(identities=50, images_per_identity=(7, 7))
+    source = generated.open_source(config)
+    assert len(source.labels) > generated.block_images(SIZE)
+    everything = source.read(np.arange(len(source.labels)))
+    order = np.random.default_rng(0).permutation(len(source.labels))
+    assert np.array_equal(source.read(order), everything[order])
+    assert np.array_equal(source.read(np.array([17, 3, 17])), everything[[17, 3, 17]])
+    assert source.read(np.array([], np.int64)).shape == (0, SIZE, SIZE, 3)
+    again = generated.open_source(config).read(order[:5])
+    assert np.array_equal(again, everything[order[:5]])
+
+
+def test_seeds_identities_and_samples_differ():
+    who, which = np.array([0, 0, 1]), np.array([0, 1, 0])
+    one = generated.render_many(0, who, which, SIZE, 1.0).astype(int)
+    other = generated.render_many(1, who, which, SIZE, 1.0).astype(int)
+    for a, b in ((one[0], one[1]), (one[0], one[2]), (one[0], other[0])):
+        assert np.abs(a - b).mean() > 3
+
+
+def test_render_agrees_alone_and_in_a_batch_and_is_finite():
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(None, 0, 0, None))
+    def both(seed, identity, sample, difficulty):
+        face = generated.identity_parameters(seed, identity)
+        shot = generated.sample_parameters(seed, identity, sample, difficulty)
+        key = face_parameters.noise_key(seed, identity, sample)
+        image = generated.render(
+            seed, identity, sample, image_size=SIZE, difficulty=difficulty
+        )
+        return image, face_renderer.photograph(face, shot, key, SIZE)
+
+    who, which = np.arange(40), np.arange(40) + 2
+    for difficulty in (0.0, 1.0, 3.0):
+        images, floats = both(7, who, which, jnp.float32(difficulty))
+        assert images.dtype == jnp.uint8
+        assert bool(jnp.isfinite(floats).all())
+        blocks = generated.render_many(7, who, which, SIZE, difficulty)
+        # Another batch size is another program, which may round differently by one step.
+        assert np.abs(np.asarray(images).astype(int) - blocks).max() <= 1
+
+
+def test_traits_are_a_function_of_the_identity():
+    traits = jax.jit(jax.vmap(generated.identity_parameters, in_axes=(None, 0)))
+    forward, backward = traits(0, np.arange(200)), traits(0, np.arange(200)[::-1])
+    for name, values in forward.items():
+        assert values.shape == (200,)
+        assert np.array_equal(values, backward[name][::-1])
+    table = np.corrcoef(np.stack(list(forward.values())))
+    assert np.abs(table - np.eye(len(table))).max() < 0.35
+
+
+def test_without_nuisance_a_person_resembles_himself_most():
+    faces = _faces(0.0).mean(axis=1)
+    single = _faces(0.0)[:, 0]
+    nearest = np.linalg.norm(single[:, None] - faces[None], axis=2).argmin(axis=1)
+    assert nearest.tolist() == list(range(12))
+    everything = _faces(0.0)
+    assert _between(everything) > _within(everything)
+
+
+def test_difficulty_makes_photographs_of_a_person_differ():
+    spread = [_within(_faces(d)) for d in (0.0, 0.4, 1.0)]
+    assert spread[0] < 0.8 * spread[1] < 0.8 * 0.8 * spread[2]
+    hard = _faces(1.0)
+    assert _within(hard) > _between(hard)
+
+
+def test_images_are_neither_flat_nor_saturated():
+    faces = _faces(1.0, people=16, samples=16)
+    assert 0.3 < faces.mean() < 0.6
+    assert faces.std() > 0.12
+    assert (faces >= 1.0).mean() < 0.01
+    assert (faces <= 0.0).mean() < 0.02
+    assert faces.std(axis=2).min() > 0.01
+
+
+@pytest.mark.parametrize("size", [48, 112])
+def test_the_same_person_at_another_size(size):
+    who, which = np.arange(4), np.zeros(4, int)
+    small = generated.render_many(0, who, which, SIZE, 0.0).astype(np.float32)
+    large = generated.render_many(0, who, which, size, 0.0)
+    assert large.shape == (4, size, size, 3)
+    shape = (4, SIZE, SIZE, 3)
+    reduced = jax.image.resize(large.astype(np.float32), shape, "linear", antialias=True)
+    distance = np.abs(np.asarray(reduced)[:, None] - small[None]).mean(axis=(2, 3, 4))
+    assert distance.argmin(axis=1).tolist() == [0, 1, 2, 3]
+    assert distance.diagonal().max() < 8
+
+
+def test_extreme_settings_still_give_pictures():
+    image = generated.contact_sheet(0, 2, 20, SIZE, 3.0).astype(np.float32)
+    assert image.shape == (2, 20, SIZE, SIZE, 3)
+    assert image.std() > 10
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"identities": 0}, "data.generated.identities"),
+        ({"images_per_identity": (5, 3)}, "data.generated.images_per_identity"),
+        ({"images_per_identity": (0, 3)}, "data.generated.images_per_identity"),
+        ({"images_per_identity": (4,)}, "data.generated.images_per_identity"),
+        ({"difficulty": -0.1}, "data.generated.difficulty"),
+        ({"difficulty": float("nan")}, "data.generated.difficulty"),
+    ],
+)
+def test_bad_settings_are_named(change, word):
+    with pytest.raises(InputError, match=word.replace(".", r"\.")):
+        generated.open_source(_config(**change))
+
+
+def test_bad_size_seed_and_image_numbers():
+    with pytest.raises(InputError, match=r"data\.image_size"):
+        generated.open_source(dataclasses.replace(_config(), image_size=8))
+    with pytest.raises(InputError, match=r"data\.seed"):
+        generated.open_source(dataclasses.replace(_config(), seed=-1))
+    source = generated.open_source(_config())
+    for number in (-1, len(source.labels)):
+        with pytest.raises(InputError, match="image numbers"):
+            source.read(np.array([number]))
