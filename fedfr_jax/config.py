@@ -69,7 +69,7 @@ class ModelConfig:
 
     name: str = "spherenet"  # spherenet | mobilefacenet | iresnet
     depth: int = 20  # spherenet: 4, 10, 20, 36, 64; iresnet: 18, 34, 50, 100
-    widths: tuple[int, ...] = (64, 128, 256, 512)  # spherenet: channels per stage
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # spherenet, iresnet: channels per stage
     embedding: int = 512
     dtype: str = "float32"  # compute type (float32 | bfloat16); parameters stay float32
     weights: str = ""  # pretrained weights (.npz or a checkpoint folder); "" = pretrain here

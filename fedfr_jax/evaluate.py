@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import app, flags, logging
 
 from fedfr_jax import assess, report, tables, workdir
 from fedfr_jax.checkpoints import RoundCheckpoints, load_pytree
@@ -127,6 +127,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
     with reports_input_errors():
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
         evaluate(flags.FLAGS.workdir)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fedfr_jax import assess, engine, fedfr, workdir
@@ -54,11 +54,12 @@ def starting_weights(sim: Simulation) -> PyTree:
     return load_weights(path, sim.backbone)
 
 
-def pretrained_model(sim: Simulation, writer: workdir.RunWriter,
+def pretrained_model(sim: Simulation, writer: workdir.RunWriter, variables: PyTree,
                      resume: bool) -> tuple[PyTree, jax.Array | None]:
     """The backbone before the first round and its public class embeddings, if it has any.
 
-    It is saved in the work directory, and read from there when the run is resumed.
+    Trained from ``variables`` and saved in the work directory, or read from there when the
+    run is resumed.
     """
     folder, config = writer.workdir / "pretrained", sim.config
     finished = folder / "backbone"
@@ -69,7 +70,7 @@ def pretrained_model(sim: Simulation, writer: workdir.RunWriter,
         return load_pytree(finished, shapes.backbone), (
             load_pytree(embeddings, shapes.public_embeddings) if trains else None)
     writer.truncate_after(-1, pretrain_epoch=0)
-    variables, embeddings = starting_weights(sim), None
+    embeddings = None
     if trains:
         labels = sim.split.public_labels
         with track("pretraining", config.pretrain.epochs * len(labels), "image") as bar:
@@ -176,11 +177,13 @@ def train(config: Config, folder: str | pathlib.Path, *, resume: bool = False) -
         seconds[phase] = clock[-1] - clock[-2]
 
     sim = build_simulation(config)
+    weights = starting_weights(sim)
     with workdir.open_run(folder, to_dict(config), resume) as writer, RoundCheckpoints(
             folder, every=config.checkpoint.every, keep=config.checkpoint.keep) as checkpoints:
         save_split(folder / "split.npz", sim.split)
         lap("data")
-        pretrained, embeddings = pretrained_model(sim, writer, resume)
+        pretrained, embeddings = pretrained_model(sim, writer, weights, resume)
+        pretrained, embeddings = engine.replicate((pretrained, embeddings), sim.layout.mesh)
         lap("pretraining")
         if checkpoints.latest() is not None:
             server, heads = checkpoints.restore(state_shapes(sim.method, sim.layout, sim.data))
@@ -207,6 +210,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
     with reports_input_errors():
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
         config = resolve(_CONFIG.value)
         use_cpu_devices(config.engine.cpu_devices)
         train(config, flags.FLAGS.workdir, resume=flags.FLAGS.resume)

@@ -1,0 +1,209 @@
+"""Whole runs on a few generated faces: files, resume, errors."""
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from fedfr_jax import workdir
+from fedfr_jax.checkpoints import RoundCheckpoints, load_pytree, save_pytree
+from fedfr_jax.config import resolve
+from fedfr_jax.errors import InputError
+from fedfr_jax.evaluate import evaluate
+from fedfr_jax.initialize import state_shapes
+from fedfr_jax.simulation import build_simulation
+from fedfr_jax.train import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+SETTINGS = {
+    "data": {"image_size": 16,
+             "generated": {"identities": 30, "images_per_identity": (5, 7)},
+             "split": {"held_out_identities": 10, "held_out_pairs": 40, "client_fraction": 0.5,
+                       "identities_per_client": (2, 3), "verification_images": 2}},
+    "model": {"depth": 4, "widths": (4, 4, 8, 8), "embedding": 8},
+    "pretrain": {"epochs": 2, "batch_size": 16},
+    "fed": {"num_clients": 3, "rounds": 3, "batch_size": 4, "local_epochs": (2, 1),
+            "lr": 0.01, "hard_threshold": 0.9},
+    "eval": {"fars": (0.01, 0.1), "batch_size": 32},
+}
+
+
+def settings(**groups):
+    merged = {k: dict(v) for k, v in SETTINGS.items()}
+    for name, values in groups.items():
+        merged.setdefault(name, {}).update(values)
+    return resolve(merged)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "a"
+    return folder, train(settings(), folder)
+
+
+def final_state(folder, config):
+    sim = build_simulation(config)
+    with RoundCheckpoints(folder) as checkpoints:
+        return jax.device_get(checkpoints.restore(state_shapes(sim.method, sim.layout, sim.data)))
+
+
+def test_a_run_leaves_everything_behind(finished):
+    folder, summary = finished
+    for name in ("config.json", "metrics.jsonl", "summary.json", "report.html", "split.npz",
+                 "evaluation.npz", "checkpoints/3", "pretrained", "tensorboard", "plots"):
+        assert (folder / name).exists(), name
+    assert resolve(json.loads((folder / "config.json").read_text())) == settings()
+    kinds = [row["kind"] for row in workdir.read_metrics(folder)]
+    assert kinds.count("pretrain") == 2 and kinds.count("round") == 3
+    assert kinds.count("evaluation") == 3
+    assert set(summary["models"]) == {"pretrained", "global", "personalized"}
+    assert "held-out people" in summary["models"]["global"]["generic"]
+    assert "generic" not in summary["models"]["personalized"]
+
+
+def test_rounds_after_the_first_compile_nothing(finished):
+    assert finished[1]["run"]["compilations"]["first round"] > 0
+    assert finished[1]["run"]["compilations"]["later rounds"] == 0
+
+
+def test_training_changes_all_three_models(finished):
+    folder, _ = finished
+    curve = workdir.read_evaluation(folder)["rocs"]["personalized 1:1"]
+    curves = {model: tuple(np.asarray(tar)) for model, (_, tar) in curve.items()}
+    assert len(set(curves.values())) == 3
+
+
+def test_evaluating_again_gives_the_same_table(finished):
+    folder, summary = finished
+    before = len(workdir.read_metrics(folder))
+    again = evaluate(folder)
+    assert workdir.plain(again["models"]) == workdir.plain(summary["models"])
+    assert len(workdir.read_metrics(folder)) == before
+
+
+def test_the_same_seed_gives_the_same_run(finished, tmp_path):
+    summary = train(settings(), tmp_path / "again")
+    assert workdir.plain(summary["models"]) == workdir.plain(finished[1]["models"])
+
+
+def test_a_finished_run_is_not_overwritten(finished):
+    with pytest.raises(InputError, match="--resume"):
+        train(settings(), finished[0])
+    with pytest.raises(InputError, match=r"fed\.lr"):
+        train(settings(fed={"lr": 0.02}), finished[0], resume=True)
+
+
+def test_more_rounds_can_be_added(finished, tmp_path):
+    folder = tmp_path / "grown"
+    train(settings(fed={"rounds": 1}), folder)
+    train(settings(), folder, resume=True)
+    assert_same(final_state(folder, settings()), final_state(finished[0], settings()))
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+COMMAND = """
+import sys; sys.path.insert(0, {tests!r})
+import conftest, test_train, signal, os
+from fedfr_jax import train as program
+real, calls = program.compile_round, []
+def compile_round(sim):
+    step = real(sim)
+    def slow(*args):
+        calls.append(0)
+        if len(calls) == 2:
+            print("second round", flush=True)
+            import time; time.sleep(600)  # as if the round took long
+        return step(*args)
+    return slow
+program.compile_round = compile_round
+program.train(test_train.settings(), {folder!r})
+"""
+
+
+def test_resume_after_a_kill_in_mid_round(finished, tmp_path):
+    folder = tmp_path / "killed"
+    code = COMMAND.format(tests=str(ROOT / "tests"), folder=str(folder))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                               cwd=ROOT, env=dict(os.environ))
+    line = process.stdout.readline()
+    while line and "second round" not in line:
+        line = process.stdout.readline()
+    assert "second round" in line, "the run ended before its second round"
+    deadline = time.monotonic() + 60  # the first checkpoint is written in the background
+    while not (folder / "checkpoints" / "1").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    train(settings(), folder, resume=True)
+    assert_same(final_state(folder, settings()), final_state(finished[0], settings()))
+    rounds = [r["round"] for r in workdir.read_metrics(folder) if r["kind"] == "round"]
+    assert rounds == [1, 2, 3]
+
+
+def test_own_weights_can_be_started_from(finished, tmp_path):
+    summary = train(settings(pretrain={"epochs": 0}, model={"weights": str(finished[0])},
+                             fed={"rounds": 1}), tmp_path / "b")
+    assert summary["models"]["pretrained"]["generic"] == workdir.plain(
+        finished[1]["models"]["pretrained"]["generic"])
+    other = settings(pretrain={"epochs": 0}, fed={"rounds": 1},
+                     model={"weights": str(finished[0]), "embedding": 16})
+    with pytest.raises(InputError, match="model"):
+        train(other, tmp_path / "c")
+
+
+def test_divergence_stops_the_run(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"fed\.lr"):
+        train(settings(pretrain={"epochs": 0}, fed={"lr": 1e30}), tmp_path)
+    with pytest.raises(FloatingPointError, match=r"pretrain\.lr"):
+        train(settings(pretrain={"lr": 1e30, "epochs": 3}), tmp_path / "p")
+
+
+@pytest.mark.parametrize("groups, match", [
+    ({"fed": {"num_clients": 50}}, r"fed\.num_clients"),
+    ({"fed": {"batch_size": 64}}, r"fed\.batch_size"),
+    ({"data": {"image_size": 8}}, r"data\.image_size"),
+    ({"model": {"name": "vgg"}}, r"model\.name"),
+    ({"model": {"weights": "/nowhere.npz"}}, "nowhere"),
+])
+def test_what_cannot_work_stops_before_any_work(groups, match, tmp_path):
+    with pytest.raises(InputError, match=match):
+        train(settings(**groups), tmp_path / "x")
+    assert not (tmp_path / "x" / "metrics.jsonl").exists()
+
+
+def test_unknown_settings_and_bad_input_on_the_command_line(tmp_path):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "fedfr_jax.train", "--config=configs/quickstart.py",
+             f"--workdir={tmp_path / 'cli'}", *arguments], cwd=ROOT, capture_output=True,
+            text=True, check=False)
+
+    unknown = run("--config.fed.roundz=3")
+    assert unknown.returncode != 0 and "roundz" in unknown.stderr
+    bad = run("--config.fed.rounds=0")
+    assert bad.returncode == 2
+    assert bad.stderr.strip().splitlines()[-1].startswith("error: fed.rounds is 0")
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
+    save_pytree(tmp_path / "x", {"a": np.zeros(3)})
+    assert load_pytree(tmp_path / "x", {"a": np.ones(3)})["a"].tolist() == [0, 0, 0]
+    with pytest.raises(InputError, match="x is not a checkpoint"):
+        load_pytree(tmp_path / "x", {"b": np.ones(3)})
+    with pytest.raises(InputError, match="does not exist"):
+        load_pytree(tmp_path / "y", {"a": np.ones(3)})
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings().fed.rounds = 5
