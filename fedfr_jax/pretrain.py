@@ -96,7 +96,8 @@ def _optimizer(config: PretrainConfig, steps_per_epoch: int):
 def _initial(backbone, variables, optimizer, classes, seed) -> _State:
     key = jax.random.fold_in(jax.random.key(seed), 1)
     trained = {"backbone": variables["params"],
-               "class_embeddings": 0.01 * jax.random.normal(key, (classes, backbone.embedding))}
+               "class_embeddings": jax.random.normal(key, (classes, backbone.embedding))
+               / np.sqrt(backbone.embedding)}  # rows of length about 1
     return _State(trained, variables["batch_stats"], optimizer.init(trained))
 
 
