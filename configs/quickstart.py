@@ -5,24 +5,24 @@ from fedfr_jax.config import default_config
 def get_config():
     c = default_config()
     c.data.image_size = 48
-    c.data.generated.identities = 420
-    c.data.generated.images_per_identity = (24, 28)
+    c.data.generated.identities = 240
+    c.data.generated.images_per_identity = (44, 48)
     c.data.split.held_out_identities = 60
     c.data.split.held_out_pairs = 1500
     c.data.split.client_fraction = 0.5
-    c.data.split.identities_per_client = (16, 24)
+    c.data.split.identities_per_client = (8, 12)
     c.data.split.verification_images = 6
     c.model.depth = 10
     c.model.widths = (16, 32, 64, 64)
-    c.model.embedding = 128
-    c.pretrain.epochs = 10
+    c.model.embedding = 32
+    c.pretrain.epochs = 12
     c.pretrain.batch_size = 32
     c.pretrain.lr = 0.02
     c.fed.num_clients = 8
-    c.fed.rounds = 5
-    c.fed.hard_threshold = 0.6
-    c.fed.batch_size = 16
-    c.fed.lr = 2e-3
+    c.fed.rounds = 6
+    c.fed.hard_threshold = 0.75
+    c.fed.batch_size = 32
+    c.fed.lr = 1e-2
     c.fed.local_epochs = (4, 3, 2)
     c.fed.lr_decay_epochs = ()
     return c
