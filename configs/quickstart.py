@@ -1,4 +1,10 @@
-"""FedFR on generated faces, from pretraining to report in minutes on two cores."""
+"""FedFR on generated faces, from pretraining to report in minutes on two cores.
+
+Small where the paper is large; what differs from its settings and why: a 32-dimensional embedding,
+because clients of 400 images overfit a larger transform; a learning rate of 0.01, because there
+are far fewer steps; and a hard-negative threshold of 0.8, because a backbone this small
+finds most faces alike (at 0.4 nearly all public images would be kept).
+"""
 from fedfr_jax.config import default_config
 
 
@@ -19,8 +25,8 @@ def get_config():
     c.pretrain.batch_size = 32
     c.pretrain.lr = 0.02
     c.fed.num_clients = 8
-    c.fed.rounds = 6
-    c.fed.hard_threshold = 0.75
+    c.fed.rounds = 12
+    c.fed.hard_threshold = 0.8
     c.fed.batch_size = 32
     c.fed.lr = 1e-2
     c.fed.local_epochs = (4, 3, 2)

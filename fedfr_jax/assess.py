@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedfr_jax.data.types import VerificationSet
 from fedfr_jax.evaluation.personalized import (
     PersonalIdentification,
     PersonalVerification,

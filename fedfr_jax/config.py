@@ -263,7 +263,12 @@ def _check(config: Config) -> None:
     for name in _NOT_NEGATIVE:
         if not _get(config, name) >= 0:
             raise ConfigError(f"{name} is {_get(config, name)}; it must not be negative")
-    fed, loss, data = config.fed, config.loss, config.data
+    _check_ranges(config)
+    _check_contradictions(config)
+
+
+def _check_ranges(config: Config) -> None:
+    fed, loss = config.fed, config.loss
     if not fed.local_epochs or min(fed.local_epochs) < 1:
         raise ConfigError(f"fed.local_epochs is {fed.local_epochs}; give at least one epoch "
                           "for each round, such as (10, 8, 6, 4)")
@@ -275,6 +280,10 @@ def _check(config: Config) -> None:
         raise ConfigError(f"eval.fars is {config.eval.fars}; give rates between 0 and 1")
     if list(config.eval.fars) != sorted(set(config.eval.fars)):
         raise ConfigError(f"eval.fars is {config.eval.fars}; give each rate once, lowest first")
+
+
+def _check_contradictions(config: Config) -> None:
+    data, loss = config.data, config.loss
     if data.source != "generated" and not data.root and data.source != "tfds":
         raise ConfigError(f"data.root is empty; data.source={data.source!r} needs the folder "
                           "the images are in")

@@ -103,7 +103,10 @@ def for_each_client(update: ClientUpdate, shared: PyTree, clients: PyTree, work:
     order = jnp.argsort(-work)
     order = jnp.concatenate([order, jnp.zeros(chunks * slots - count, order.dtype)])
     active = jnp.arange(chunks * slots) < count
-    fold = lambda x: x.reshape(chunks, slots, *x.shape[1:])
+
+    def fold(x):
+        return x.reshape(chunks, slots, *x.shape[1:])
+
     rows = jax.tree.map(lambda x: fold(x[order]), clients)
 
     def one(shared, client, active):
@@ -112,8 +115,9 @@ def for_each_client(update: ClientUpdate, shared: PyTree, clients: PyTree, work:
 
     def one_chunk(shared, totals, chunk):
         sent, weight, kept = jax.vmap(one, (None, 0, 0), axis_name=_LANES)(shared, *chunk)
-        add = lambda total, s: total + jnp.tensordot(weight, s.astype(jnp.float32), 1)
-        return (jax.tree.map(add, totals[0], sent), totals[1] + weight.sum()), kept
+        total = jax.tree.map(lambda t, s: t + jnp.tensordot(weight, s.astype(jnp.float32), 1),
+                             totals[0], sent)
+        return (total, totals[1] + weight.sum()), kept
 
     def on_one_device(shared, rows, active):
         example = jax.tree.map(lambda x: x[0, 0], (rows, active))

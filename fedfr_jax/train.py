@@ -108,8 +108,8 @@ def round_row(config: Config, round_index: int, metrics: dict[str, np.ndarray], 
     return {"kind": "round", "round": round_index,
             **{k: float(np.mean(metrics[k])) for k in fedfr.LOSS_TERMS},
             "hard_negatives_mean": float(hard.mean()), "hard_negatives_min": int(hard.min()),
-            "hard_negatives_max": int(hard.max()), "public_images": public, "images": trained, "seconds": seconds,
-            "images_per_second": trained / seconds}
+            "hard_negatives_max": int(hard.max()), "public_images": public,
+            "images": trained, "seconds": seconds, "images_per_second": trained / seconds}
 
 
 def run_rounds(sim: Simulation, writer: workdir.RunWriter, checkpoints: RoundCheckpoints,

@@ -18,7 +18,8 @@ def update(lane, shared, client):
 
 def expected():
     out = []
-    for times, x in zip(COUNTS, START, strict=True):
+    for times, start in zip(COUNTS, START, strict=True):
+        x = start
         for i in range(times):
             x = 2 * x + 0.5 + i
         out.append(x)

@@ -133,8 +133,8 @@ def _assert_tensors(golden, trained, backbone):
     tensors["binary_bias"] = trained["binary_bias"]
     names = {k.split("/", 1)[1] for k in golden.files if k.startswith("sum/")}
     assert names == set(tensors)
-    for name, tensor in tensors.items():
-        tensor = np.asarray(tensor, np.float64).ravel()
+    for name, value in tensors.items():
+        tensor = np.asarray(value, np.float64).ravel()
         _assert_close([tensor.sum(), np.linalg.norm(tensor)], golden[f"sum/{name}"], 2e-4, name)
         _assert_close(tensor[:16], golden[f"head/{name}"], 2e-4, name)
         if f"full/{name}" in golden.files:

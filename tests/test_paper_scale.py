@@ -56,8 +56,9 @@ def test_a_round_at_the_papers_shapes(dtype):
     new_server, new_heads, metrics = jax.eval_shape(
         lambda *state: fedfr.run_round(method, layout, *state),
         server, heads, data, jax.random.key(0))
-    same = lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype)
-    assert jax.tree.all(jax.tree.map(same, (new_server, new_heads), (server, heads)))
+    for new, old in zip(jax.tree.leaves((new_server, new_heads)),
+                        jax.tree.leaves((server, heads)), strict=True):
+        assert (new.shape, new.dtype) == (old.shape, old.dtype)
     assert metrics["loss"].shape == (40,)
     assert config.fed.rounds == 20 and config.fed.local_epochs == (10, 8, 6, 4)
 

@@ -119,12 +119,12 @@ def _taking_turns(op):
 
     @op.def_vmap
     def rule(axis_size, in_batched, a, b):
+        pairs = list(zip((a, b), in_batched, strict=True))
         if axis_size == 1:
-            out = op(*(v[0] if batched else v for v, batched in zip((a, b), in_batched)))
-            return out[None], True
-        a, b = (v if batched else jnp.broadcast_to(v, (axis_size, *v.shape))
-                for v, batched in zip((a, b), in_batched))
-        return lax.map(lambda ab: op(*ab), (a, b)), True
+            return op(*(v[0] if batched else v for v, batched in pairs))[None], True
+        stacked = [v if batched else jnp.broadcast_to(v, (axis_size, *v.shape))
+                   for v, batched in pairs]
+        return lax.map(lambda ab: op(*ab), stacked), True
 
     return op
 
