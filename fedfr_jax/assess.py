@@ -24,7 +24,6 @@ from fedfr_jax.evaluation.personalized import (
 from fedfr_jax.evaluation.verification import PairResult, embed_with_mirror, evaluate_pairs
 from fedfr_jax.losses import normalize
 from fedfr_jax.simulation import Simulation, make_embed, make_personal_embed
-from fedfr_jax.state import Heads
 
 PyTree = Any
 VERIFICATION = "personalized 1:1"
@@ -58,19 +57,22 @@ def make_assessor(sim: Simulation) -> Assessor:
     return Assessor(sim, make_embed(sim), make_personal_embed(sim))
 
 
-def gallery(sim: Simulation, client: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of the image table, identities numbered over clients) of a client's gallery."""
-    size = int(sim.data.client_sizes[client])
-    labels = np.asarray(sim.data.client_labels[client, :size])
-    return (np.asarray(sim.data.client_rows[client]),
-            sim.verification.first_identity[client] + labels)
+# Maps a client's number to (variables of its backbone, its transform).
+PersonalModels = Callable[[int], tuple[PyTree, PyTree]]
 
 
-def _client_results(sim: Simulation, client: int, probes, gallery_features, gallery_labels):
-    settings, held_out = sim.config.eval, sim.verification
+def gallery(sim: Simulation, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """(images, identities numbered over the evaluated clients) of a client's gallery."""
+    client = sim.split.clients[int(sim.held_out.numbers[position])]
+    return (sim.client_images.read(client.train_images),
+            sim.held_out.first_identity[position] + client.train_labels)
+
+
+def _client_results(sim: Simulation, position: int, probes, gallery_features, gallery_labels):
+    settings, held_out = sim.config.eval, sim.held_out
     first = held_out.first_identity
-    own = held_out.clients == client
-    identities = np.arange(first[client], first[client + 1])
+    own = held_out.clients == position
+    identities = np.arange(first[position], first[position + 1])
     return (personal_verification(probes, held_out.labels, own, settings.fars,
                                   block=settings.block),
             personal_identification(probes, held_out.labels, gallery_features, gallery_labels,
@@ -93,34 +95,28 @@ def assess_shared(assessor: Assessor, variables: PyTree, tick=lambda: None) -> A
       variables: of the backbone.
       tick: called once per client.
     """
-    sim = assessor.sim
-    probes = assessor.embed(variables, sim.verification.images)
-    table = assessor.embed(variables, sim.data.images)
-    results = []
-    for client in range(len(sim.split.clients)):
-        rows, labels = gallery(sim, client)
-        results.append(_client_results(sim, client, probes, table[rows[:len(labels)]], labels))
+    sim, results = assessor.sim, []
+    probes = assessor.embed(variables, sim.held_out.images)
+    for position in range(len(sim.held_out.numbers)):
+        images, labels = gallery(sim, position)
+        results.append(_client_results(sim, position, probes, assessor.embed(variables, images),
+                                       labels))
         tick()
     return Assessment(generic_results(assessor, variables), *zip(*results, strict=True))
 
 
-def assess_personalized(assessor: Assessor, heads: Heads, tick=lambda: None) -> Assessment:
+def assess_personalized(assessor: Assessor, models: PersonalModels,
+                        tick=lambda: None) -> Assessment:
     """Each client's own model, under that client's protocol."""
     sim, results = assessor.sim, []
-    for client in range(len(sim.split.clients)):
-        probes, gallery_features, labels = personal_views(assessor, heads, client)
-        results.append(_client_results(sim, client, probes, gallery_features, labels))
+    for position, client in enumerate(sim.held_out.numbers):
+        model = models(int(client))
+        images, labels = gallery(sim, position)
+        results.append(_client_results(
+            sim, position, assessor.personal_embed(model, sim.held_out.images),
+            assessor.personal_embed(model, images), labels))
         tick()
     return Assessment({}, *zip(*results, strict=True))
-
-
-def personal_views(assessor: Assessor, heads: Heads, client: int):
-    """(probe features (V, d), gallery features (n, d), gallery identities (n,)) of a client."""
-    sim = assessor.sim
-    own = jax.tree.map(lambda x: x[client], (heads.previous, heads.transform))
-    rows, labels = gallery(sim, client)
-    probes = assessor.personal_embed(*own, sim.verification.images)
-    return probes, assessor.personal_embed(*own, sim.data.images[rows])[:len(labels)], labels
 
 
 def _rates(rates, values) -> dict[str, float]:
@@ -215,37 +211,37 @@ def hard_negative_examples(assessor: Assessor, variables: PyTree, count: int) ->
       count: how many to return at most.
     """
     sim = assessor.sim
-    table = np.asarray(normalize(assessor.embed(variables, sim.data.images)))
-    public = len(sim.split.public_images)
+    public_images = np.asarray(sim.public.images)
+    if not len(public_images):
+        return []
+    public = np.asarray(normalize(assessor.embed(variables, public_images)))
     examples = []
-    for client in range(min(count, len(sim.split.clients)) if public else 0):
-        rows, labels = gallery(sim, client)
-        rows = rows[:len(labels)]
-        cosine = table[rows] @ table[:public].T
+    for position, client in enumerate(sim.held_out.numbers[:count]):
+        images, _ = gallery(sim, position)
+        cosine = np.asarray(normalize(assessor.embed(variables, images))) @ public.T
         local, other = np.unravel_index(cosine.argmax(), cosine.shape)
-        examples.append({"client": client, "cosine": float(cosine[local, other]),
-                         "local_image": np.asarray(sim.data.images[rows[local]]),
-                         "public_image": np.asarray(sim.data.images[other])})
+        examples.append({"client": int(client), "cosine": float(cosine[local, other]),
+                         "local_image": images[local], "public_image": public_images[other]})
     return examples
 
 
-def mistake_examples(assessor: Assessor, heads: Heads, personalized: Assessment,
+def mistake_examples(assessor: Assessor, models: PersonalModels, personalized: Assessment,
                      count: int) -> list[dict]:
     """Each client's worst false accept and false reject, at the threshold of FAR 1e-3."""
     sim, examples = assessor.sim, []
     far_index = nearest(personalized.verification[0].fars, HEADLINE_FAR)
-    held_out = sim.verification
-    for client in range(len(sim.split.clients)):
+    for position, client in enumerate(sim.held_out.numbers):
         if len(examples) >= 2 * count:
             break
-        unit = np.asarray(normalize(personal_views(assessor, heads, client)[0]))
-        threshold = float(personalized.verification[client].thresholds[far_index])
-        examples += list(_client_mistakes(held_out, client, unit, threshold))
+        unit = np.asarray(normalize(assessor.personal_embed(models(int(client)),
+                                                            sim.held_out.images)))
+        threshold = float(personalized.verification[position].thresholds[far_index])
+        examples += list(_client_mistakes(sim.held_out, position, unit, threshold))
     return examples
 
 
-def _client_mistakes(held_out, client, unit, threshold) -> Iterator[dict]:
-    own = np.flatnonzero(held_out.clients == client)
+def _client_mistakes(held_out, position, unit, threshold) -> Iterator[dict]:
+    own = np.flatnonzero(held_out.clients == position)
     score = unit[own] @ unit.T
     same = held_out.labels[own][:, None] == held_out.labels
     other_image = own[:, None] != np.arange(len(unit))
@@ -256,7 +252,7 @@ def _client_mistakes(held_out, client, unit, threshold) -> Iterator[dict]:
         wrong = (score[a, b] > threshold) if kind == "false accept" else (
             score[a, b] <= threshold)
         if relevant[a, b] and wrong:
-            yield {"kind": kind, "model": "personalized", "client": client,
+            yield {"kind": kind, "model": "personalized", "client": int(held_out.numbers[position]),
                    "image_a": held_out.images[own[a]], "image_b": held_out.images[b],
                    "score": float(score[a, b]), "threshold": threshold}
 
@@ -271,5 +267,5 @@ def identity_sheet(sim: Simulation, rows: int = 6, columns: int = 10) -> np.ndar
     columns = min(columns, counts[chosen].min())
     first = np.concatenate([[0], np.cumsum(counts)])
     table = np.stack([order[first[k]:first[k] + columns] for k in np.sort(chosen)])
-    return np.asarray(sim.data.images[table.reshape(-1)]).reshape(
-        *table.shape, *sim.data.images.shape[1:])
+    return np.asarray(sim.public.images[table.reshape(-1)]).reshape(
+        *table.shape, *sim.public.images.shape[1:])

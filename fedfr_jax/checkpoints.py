@@ -1,7 +1,8 @@
 """Saving and restoring state with Orbax.
 
 A work directory holds ``pretrained/`` (backbone and public class embeddings before
-the first round) and ``checkpoints/<round>/`` (server and heads).
+the first round) and ``checkpoints/<round>/`` (the server; the clients' heads are in
+:mod:`fedfr_jax.heads_at_rest`).
 """
 from __future__ import annotations
 
@@ -22,14 +23,13 @@ class RoundCheckpoints:
 
     Args:
       workdir: the run's work directory.
-      every: rounds between checkpoints; the last call with ``force`` always saves.
       keep: checkpoints to keep.
     """
 
-    def __init__(self, workdir, *, every: int = 1, keep: int = 2):
+    def __init__(self, workdir, *, keep: int = 2):
         self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
         self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
-            save_interval_steps=every, max_to_keep=keep))
+            max_to_keep=keep))
 
     def __enter__(self):
         return self
@@ -37,12 +37,16 @@ class RoundCheckpoints:
     def __exit__(self, *unused):
         self._manager.close()  # waits for a checkpoint under way
 
-    def save(self, round_index: int, state: PyTree, *, force: bool = False) -> None:
+    def save(self, round_index: int, state: PyTree) -> None:
         """Starts saving ``state`` as it is after ``round_index`` rounds."""
         if self._manager.latest_step() == round_index:
             return
-        self._manager.save(round_index, force=force, args=ocp.args.StandardSave(
+        self._manager.save(round_index, args=ocp.args.StandardSave(
             serialization.to_state_dict(state)))
+
+    def wait(self) -> None:
+        """Returns when the checkpoint under way is complete."""
+        self._manager.wait_until_finished()
 
     def latest(self) -> int | None:
         """Number of rounds done in the newest complete checkpoint, or None."""
@@ -68,7 +72,7 @@ def save_pytree(folder, tree: PyTree) -> None:
     """Writes one pytree into a folder, replacing what was there."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(pathlib.Path(folder).absolute(), {"tree": serialization.to_state_dict(
-            tree)}, force=True)
+            jax.device_get(tree))}, force=True)
 
 
 def load_pytree(folder, example: PyTree) -> PyTree:

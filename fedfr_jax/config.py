@@ -59,6 +59,12 @@ class DataConfig:
     workers: int = 0  # decoding threads; 0 = one per core
     verification_sets: tuple[str, ...] = ()  # insightface .bin files, relative to root
     verification_labels: tuple[str, ...] = ()  # per set: .npy (pairs, 2) identities, or ""
+    # Where the clients' training images are during training: resident (all clients' on every
+    # device), stream (the cohort's, read ahead), render (the cohort's, generated on the device);
+    # auto: resident if they take up at most resident_gib, else render if possible, else stream.
+    # Public images are always resident.
+    images: str = "auto"
+    resident_gib: float = 2.0  # per device
     generated: GeneratedConfig = GeneratedConfig()
     split: SplitConfig = SplitConfig()
 
@@ -71,7 +77,8 @@ class ModelConfig:
     depth: int = 20  # spherenet: 4, 10, 20, 36, 64; iresnet: 18, 34, 50, 100
     widths: tuple[int, ...] = (64, 128, 256, 512)  # spherenet, iresnet: channels per stage
     embedding: int = 512
-    dtype: str = "float32"  # compute type (float32 | bfloat16); parameters stay float32
+    # Compute type (float32 | bfloat16 | auto: the faster one here); parameters stay float32.
+    dtype: str = "float32"
     weights: str = ""  # pretrained weights (.npz or a checkpoint folder); "" = pretrain here
 
 
@@ -127,10 +134,22 @@ class FedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PopulationConfig:
+    """Who of ``fed.num_clients`` clients takes part in a round, and how their state rests."""
+
+    cohort: int = 0  # clients per round; 0 = all
+    sampling: str = "uniform"  # uniform | weighted (by training images) | schedule
+    schedule: str = ""  # file with the clients of every round, for sampling = schedule
+    availability: str = ""  # .npy, bool (period, clients): who can take part in which round
+    previous: str = "float32"  # type of the clients' previous backbones: float32 | bfloat16 | off
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """Generic and personalized evaluation (FEDFR.md section 7)."""
 
     fars: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    clients: int = 0  # evaluate the personalized models of so many clients, drawn; 0 = all
     every: int = 0  # generic and personalized evaluation each so many rounds; 0 = at the end
     batch_size: int = 256
     block: int = 4096  # rows of a similarity block; bounds memory
@@ -139,12 +158,17 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """How a round is laid out on the hardware; none of it changes results."""
+    """How a round is laid out on the hardware; none of it changes results.
 
-    lanes: int = 0  # clients side by side under vmap; 0 = 1 on a CPU, 8 elsewhere
+    What is left on automatic is measured, see :mod:`fedfr_jax.plan`.
+    """
+
+    lanes: int = 0  # clients side by side under vmap on a device; 0 = measured
     cpu_devices: int = 0  # one XLA device per so many cores' worth; 0 = one per core
-    conv: str = "auto"  # auto | grouped | patches | custom
+    conv: str = "auto"  # auto (measured) | grouped | patches | custom
     feature_batch: int = 256  # images per forward pass of a frozen backbone
+    gradient_batch: int = 0  # images per gradient pass, a divisor of fed.batch_size; 0 = all
+    cache_features: bool = True  # contrastive features once per round, not in every step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +187,7 @@ class Config:
     pretrain: PretrainConfig = PretrainConfig()
     fed: FedConfig = FedConfig()
     loss: LossConfig = LossConfig()
+    population: PopulationConfig = PopulationConfig()
     eval: EvalConfig = EvalConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -227,11 +252,14 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 _CHOICES = {
     "data.source": ("generated", "recordio", "folder", "tfds"),
-    "model.dtype": ("float32", "bfloat16"),
+    "model.dtype": ("float32", "bfloat16", "auto"),
     "fed.public_data": ("hard", "all", "off"),
     "fed.class_embedding_init": ("mean_feature", "random"),
     "fed.transform": ("linear", "bottleneck"),
     "fed.aggregation": ("images", "uniform"),
+    "data.images": ("auto", "resident", "stream", "render"),
+    "population.sampling": ("uniform", "weighted", "schedule"),
+    "population.previous": ("float32", "bfloat16", "off"),
     "engine.conv": ("auto", "grouped", "patches", "custom"),
 }
 _POSITIVE = (
@@ -243,7 +271,8 @@ _NOT_NEGATIVE = (
     "data.workers", "loss.margin", "loss.contrastive_weight", "loss.binary_weight",
     "loss.binary_margin", "pretrain.epochs", "pretrain.momentum", "pretrain.weight_decay",
     "pretrain.warmup_epochs", "pretrain.margin", "fed.momentum", "fed.weight_decay",
-    "fed.lr_decay", "eval.every", "eval.examples", "engine.lanes", "engine.cpu_devices")
+    "fed.lr_decay", "data.resident_gib", "population.cohort", "eval.clients", "eval.every", "eval.examples", "engine.lanes", "engine.cpu_devices",
+    "engine.gradient_batch")
 
 
 def _get(config: Config, name: str) -> Any:
@@ -292,6 +321,28 @@ def _check_contradictions(config: Config) -> None:
         raise ConfigError(f"data.verification_labels has {len(data.verification_labels)} entries "
                           f"for {len(data.verification_sets)} data.verification_sets; give one "
                           "each ('' for none)")
+    _check_population(config)
     if loss.binary_detached and loss.binary_weight == 0:
         raise ConfigError("loss.binary_detached is set, but loss.binary_weight=0 leaves the "
                           "binary term out")
+
+
+def _check_population(config: Config) -> None:
+    fed, population = config.fed, config.population
+    if population.cohort > fed.num_clients:
+        raise ConfigError(f"population.cohort is {population.cohort}, but there are only "
+                          f"fed.num_clients={fed.num_clients} clients")
+    if (population.sampling == "schedule") != bool(population.schedule):
+        raise ConfigError(f"population.schedule is {population.schedule!r}; give the file of the "
+                          "rounds' clients with population.sampling='schedule', and only then")
+    if population.previous == "off" and config.loss.contrastive_weight > 0:
+        raise ConfigError("population.previous is 'off', but the contrastive term needs the "
+                          "clients' previous backbones; set loss.contrastive_weight=0 or "
+                          "population.previous='bfloat16'")
+    if config.data.images == "render" and config.data.source != "generated":
+        raise ConfigError("data.images is 'render', but only generated faces can be rendered; "
+                          "use 'resident' or 'stream'")
+    part = config.engine.gradient_batch
+    if part and fed.batch_size % part:
+        raise ConfigError(f"engine.gradient_batch is {part}; it must divide "
+                          f"fed.batch_size={fed.batch_size}")

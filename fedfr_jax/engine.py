@@ -1,12 +1,13 @@
 """The cohort engine: many clients' updates in one compiled program.
 
-The engine knows nothing about faces. It is given what one client does, as a
-pure function, and lays the cohort out on the hardware: clients are sorted by
-the work they have, cut into chunks that ``lax.scan`` goes through, each chunk
-holds ``lanes`` clients side by side under ``jax.vmap``, and every device of the
-mesh takes its share of each chunk (``shard_map`` outermost). What clients send
-to the server is averaged as it comes, so that memory holds lanes x model and
-not cohort x model.
+The engine knows nothing about faces. It is given what one client does, as a pure
+function, and lays the cohort out on the hardware. The clients of a round fill
+*slots*, the same number on every device of the mesh (``shard_map`` outermost); a slot
+may be empty. Each device sorts its own clients by the work they have, takes them in
+chunks of ``lanes`` clients side by side under ``jax.vmap``, longest first, and stops
+when no client is left. What clients send to the server is averaged as it comes, so
+that memory holds lanes x model and not cohort x model; what they keep is written
+back in place. The devices talk once, to add up their sums.
 
 Clients of unequal size meet in static shapes through :meth:`Lane.repeat`, a loop
 whose length is data: it runs as long as any lane of the chunk has work, and a
@@ -20,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -35,7 +37,7 @@ class Lane:
     """Where one client update runs; handed to it by the engine.
 
     Attributes:
-      active: bool scalar, False for a client that only fills up a chunk.
+      active: bool scalar, False for a slot without a client.
       neighbours: clients that run side by side with this one, itself included.
     """
 
@@ -64,7 +66,9 @@ class Lane:
         return lax.fori_loop(0, bound, step, state)
 
 
-ClientUpdate = Callable[[Lane, PyTree, PyTree], tuple[PyTree, jax.Array, PyTree]]
+# (lane, shared, device, client, state) -> (sent, weight, state, metrics)
+ClientUpdate = Callable[[Lane, PyTree, PyTree, PyTree, PyTree],
+                        tuple[PyTree, jax.Array, PyTree, PyTree]]
 
 
 def make_mesh(devices=None) -> Mesh:
@@ -78,95 +82,176 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
-def for_each_client(update: ClientUpdate, shared: PyTree, clients: PyTree, work: jax.Array, *,
-                    mesh: Mesh, lanes: int) -> tuple[PyTree, jax.Array, PyTree]:
+def spread(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Divides a pytree of arrays with a leading axis over the devices of the mesh.
+
+    Args:
+      tree: arrays with the rows of this process' devices, in their order (with one
+        process: all rows). Every device takes the same number of rows.
+    """
+    sharding = NamedSharding(mesh, P(AXIS))
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def local_rows(tree: PyTree) -> PyTree:
+    """The rows of a spread pytree that this process' devices hold, as NumPy arrays."""
+    def rows(x):
+        if jax.process_count() == 1:
+            return np.asarray(x)
+        shards = sorted(x.addressable_shards, key=lambda s: s.index[0].start or 0)
+        return np.concatenate([np.asarray(s.data) for s in shards])
+
+    return jax.tree.map(rows, tree)
+
+
+def _chunk_order(work, lanes):
+    """(positions (chunks * lanes,), chunks that have work to do): longest first.
+
+    Positions that fill up the last chunk lie beyond the slots.
+    """
+    slots = work.shape[0]
+    order = jnp.argsort(-work)
+    filler = -slots % lanes
+    order = jnp.concatenate([order, jnp.full(filler, slots, order.dtype)])
+    return order, -(-jnp.sum(work >= 0) // lanes)
+
+
+def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, clients: PyTree,
+                    state: PyTree, work: jax.Array, *, mesh: Mesh, lanes: int
+                    ) -> tuple[PyTree, jax.Array, PyTree, PyTree]:
     """Runs ``update`` for every client and averages what they send.
 
     Args:
-      update: ``(lane, shared, client) -> (sent, weight, kept)``: ``sent`` is averaged
-        over clients with ``weight`` (scalar), ``kept`` comes back per client.
+      update: ``(lane, shared, device, client, state) -> (sent, weight, state, metrics)``:
+        ``sent`` is averaged over clients with ``weight`` (scalar); the new ``state`` takes
+        the old one's place, shapes and types alike; ``metrics`` are small arrays.
       shared: pytree, the same for all clients.
-      clients: pytree of arrays with a leading axis C.
-      work: (C,) how much each client has to do, in any unit; clients with alike
-        work share a chunk, so that little of it is padding.
+      device: pytree of arrays with a leading axis that is divided over the devices: what
+        the clients of one device share.
+      clients, state: pytrees of arrays with a leading axis C, the slots; device k has the
+        k-th part of them. C is a multiple of the number of devices.
+      work: (C,) how much each client has to do, in any unit; -1 for an empty slot. Clients
+        with alike work share a chunk, so that little of it is padding.
       mesh: from :func:`make_mesh`.
       lanes: clients side by side on one device.
 
     Returns:
-      (weighted average of ``sent``, total weight, ``kept`` stacked over C). The
-      average is not a number if the total weight is zero.
+      (weighted average of ``sent`` in float32, total weight, new ``state``, ``metrics``
+      stacked over C, zero for empty slots). The average is zero if the total weight is.
     """
-    count, devices = work.shape[0], mesh.size
-    slots = lanes * devices
-    chunks = -(-count // slots)
-    # Longest first, and fillers (a copy of some client, inactive) last.
-    order = jnp.argsort(-work)
-    order = jnp.concatenate([order, jnp.zeros(chunks * slots - count, order.dtype)])
-    active = jnp.arange(chunks * slots) < count
+    def one(shared, device, client, state, active):
+        sent, weight, state, metrics = update(Lane(active, lanes), shared, device, client, state)
+        return sent, jnp.where(active, weight, 0).astype(jnp.float32), state, metrics
 
-    def fold(x):
-        return x.reshape(chunks, slots, *x.shape[1:])
+    side_by_side = jax.vmap(one, (None, None, 0, 0, 0), axis_name=_LANES)
 
-    rows = jax.tree.map(lambda x: fold(x[order]), clients)
+    def on_one_device(shared, device, clients, state, work):
+        slots = work.shape[0]
+        order, chunks = _chunk_order(work, lanes)
 
-    def one(shared, client, active):
-        sent, weight, kept = update(Lane(active, lanes), shared, client)
-        return sent, jnp.where(active, weight, 0.0).astype(jnp.float32), kept
+        def rows(tree, at):
+            return jax.tree.map(lambda x: x.at[at].get(mode="clip"), tree)
 
-    def one_chunk(shared, totals, chunk):
-        sent, weight, kept = jax.vmap(one, (None, 0, 0), axis_name=_LANES)(shared, *chunk)
-        total = jax.tree.map(lambda t, s: t + jnp.tensordot(weight, s.astype(jnp.float32), 1),
-                             totals[0], sent)
-        return (total, totals[1] + weight.sum()), kept
+        def one_chunk(i, carry):
+            total, weights, state, metrics = carry
+            at = lax.dynamic_slice_in_dim(order, i * lanes, lanes)
+            active = (at < slots) & (work.at[at].get(mode="clip") >= 0)
+            sent, weight, new, measured = side_by_side(
+                shared, device, rows(clients, at), rows(state, at), active)
+            total = jax.tree.map(lambda t, s: t + jnp.tensordot(weight, s.astype(jnp.float32), 1),
+                                 total, sent)
+            place = jnp.where(active, at, slots)  # nobody's results are dropped
+            state, metrics = jax.tree.map(lambda x, n: x.at[place].set(n, mode="drop"),
+                                          (state, metrics), (new, measured))
+            return total, weights + weight.sum(), state, metrics
 
-    def on_one_device(shared, rows, active):
-        example = jax.tree.map(lambda x: x[0, 0], (rows, active))
-        sent = jax.eval_shape(
-            lambda s, c, a: jax.vmap(one, (None, 0, 0), axis_name=_LANES)(
-                s, *jax.tree.map(lambda x: x[None], (c, a)))[0], shared, *example)
+        example = rows((clients, state), jnp.zeros(lanes, int))
+        sent, _, _, measured = jax.eval_shape(side_by_side, shared, device, *example,
+                                              jnp.ones(lanes, bool))
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape[1:], jnp.float32), sent)
-        totals, kept = lax.scan(lambda t, c: one_chunk(shared, t, c),
-                                (zero, jnp.float32(0)), (rows, active))
-        return lax.psum(totals, AXIS), kept
+        metrics = jax.tree.map(lambda m: jnp.zeros((slots, *m.shape[1:]), m.dtype), measured)
+        total, weights, state, metrics = lax.fori_loop(
+            0, chunks, one_chunk, (zero, jnp.float32(0), state, metrics))
+        return lax.psum((total, weights), AXIS), state, metrics
 
     # check_vma=False: with it on, jax.grad inside would sum the gradient of the
     # replicated model over devices, and local training would stop being local.
-    (total, weight), kept = jax.shard_map(
-        on_one_device, mesh=mesh, in_specs=(P(), P(None, AXIS), P(None, AXIS)),
-        out_specs=(P(), P(None, AXIS)), check_vma=False)(shared, rows, fold(active))
-    place = jnp.argsort(order[:count])
-    kept = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count][place], kept)
-    average = jax.tree.map(lambda t: t / weight, total)
-    return average, weight, kept
+    (total, weight), state, metrics = jax.shard_map(
+        on_one_device, mesh=mesh, in_specs=(P(), P(AXIS), P(AXIS), P(AXIS), P(AXIS)),
+        out_specs=(P(), P(AXIS), P(AXIS)), check_vma=False)(shared, device, clients, state, work)
+    average = jax.tree.map(lambda t: t / jnp.where(weight > 0, weight, 1), total)
+    return average, weight, state, metrics
 
 
-def map_blocks(fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, rows: PyTree, *,
-               mesh: Mesh, block: int) -> PyTree:
-    """Applies ``fn`` to blocks of rows, the blocks spread over the mesh.
+def on_each_device(fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, device: PyTree, *,
+                   mesh: Mesh) -> PyTree:
+    """Applies ``fn(shared, a device's part of device)`` on every device, without communication.
 
     Args:
-      fn: ``(shared, rows of one block) -> results``, leading axes alike.
-      shared: pytree, the same for all blocks.
-      rows: pytree of arrays with a leading axis N.
-      mesh: from :func:`make_mesh`.
-      block: rows per call and device; bounds memory.
+      shared: pytree, the same for all devices.
+      device: pytree of arrays with a leading axis that is divided over the devices.
+
+    Returns:
+      The results with their leading axes put together, divided in the same way.
+    """
+    return jax.shard_map(fn, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS),
+                         check_vma=False)(shared, device)
+
+
+def loop_blocks(fn: Callable[[jax.Array], PyTree], positions: jax.Array, count, *,
+                block: int) -> PyTree:
+    """Fills the first ``count`` of N rows, a block at a time; the work is that of ``count``.
+
+    Args:
+      fn: maps (B,) positions to results with a leading axis B.
+      positions: (N,) what ``fn`` is called with, in parts.
+      count: int scalar, may be traced; later rows stay zero, up to a whole block.
+      block: rows per call; bounds memory.
 
     Returns:
       Results with a leading axis N.
     """
-    count = jax.tree.leaves(rows)[0].shape[0]
-    block = min(block, -(-count // mesh.size))
-    slots = block * mesh.size
-    blocks = -(-count // slots)
+    size = positions.shape[0]
+    block = max(1, min(block, size))
+    padded = -(-size // block) * block
+    positions = jnp.pad(positions, (0, padded - size), mode="edge") if size else positions
 
-    def fold(x):
-        padding = [(0, blocks * slots - count)] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, padding).reshape(blocks, slots, *x.shape[1:])
+    def one_block(i, table):
+        new = fn(lax.dynamic_slice_in_dim(positions, i * block, block))
+        return jax.tree.map(
+            lambda t, n: lax.dynamic_update_slice_in_dim(t, n, i * block, 0), table, new)
 
-    def on_one_device(shared, rows):
-        return lax.map(lambda r: fn(shared, r), rows)
+    shapes = jax.eval_shape(fn, jax.ShapeDtypeStruct((block,), positions.dtype))
+    table = jax.tree.map(lambda s: jnp.zeros((padded, *s.shape[1:]), s.dtype), shapes)
+    if size:
+        table = lax.fori_loop(0, -(-count // block), one_block, table)
+    return jax.tree.map(lambda t: t[:size], table)
 
-    out = jax.shard_map(on_one_device, mesh=mesh, in_specs=(P(), P(None, AXIS)),
-                        out_specs=P(None, AXIS), check_vma=False)(
-                            shared, jax.tree.map(fold, rows))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], out)
+
+def map_blocks(fn: Callable[[PyTree, jax.Array], PyTree], shared: PyTree, count: int, *,
+               mesh: Mesh, block: int) -> PyTree:
+    """Applies ``fn`` to the positions 0 ... count - 1, in blocks, spread over the mesh.
+
+    Args:
+      fn: ``(shared, positions (B,)) -> results`` with a leading axis B.
+      shared: pytree, the same for all blocks; holds what the positions point into.
+      count: static number of positions.
+      mesh: from :func:`make_mesh`.
+      block: positions per call and device; bounds memory.
+
+    Returns:
+      Results with a leading axis ``count``.
+    """
+    per_device = -(-count // mesh.size)
+
+    def on_one_device(shared):
+        first = lax.axis_index(AXIS) * per_device
+        positions = jnp.minimum(first + jnp.arange(per_device), count - 1)
+        return loop_blocks(lambda p: fn(shared, p), positions, per_device, block=block)
+
+    out = jax.shard_map(on_one_device, mesh=mesh, in_specs=P(), out_specs=P(AXIS),
+                        check_vma=False)(shared)
+    return jax.tree.map(lambda x: x[:count], out)

@@ -12,7 +12,6 @@ import platform
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
 
 from fedfr_jax import assess, report, tables, workdir
@@ -20,31 +19,32 @@ from fedfr_jax.checkpoints import RoundCheckpoints, load_pytree
 from fedfr_jax.cli import reports_input_errors
 from fedfr_jax.config import Config, resolve
 from fedfr_jax.data.split import describe_split
-from fedfr_jax.initialize import state_shapes
+from fedfr_jax.heads_at_rest import personal_models
+from fedfr_jax.initialize import server_shapes
 from fedfr_jax.progress import track
 from fedfr_jax.simulation import Simulation, build_simulation, use_cpu_devices
-from fedfr_jax.state import Heads
 
 PyTree = Any
 
 
 def evaluate_models(sim: Simulation, pretrained: PyTree, backbone: PyTree,
-                    heads: Heads) -> tuple[dict[str, Any], dict[str, Any]]:
+                    personal: assess.PersonalModels
+                    ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All protocols on the pretrained, the global and the personalized models.
 
     Args:
       pretrained, backbone: variables before the first and after the last round.
-      heads: what the clients hold.
+      personal: the clients' personalized models.
 
     Returns:
       (models as in ``summary.json``, arguments of ``write_evaluation``).
     """
     assessor = assess.make_assessor(sim)
-    with track("evaluation", 3 * len(sim.split.clients), "client") as bar:
+    with track("evaluation", 3 * len(sim.held_out.numbers), "client") as bar:
         results = {
             "pretrained": assess.assess_shared(assessor, pretrained, bar.update),
             "global": assess.assess_shared(assessor, backbone, bar.update),
-            "personalized": assess.assess_personalized(assessor, heads, bar.update)}
+            "personalized": assess.assess_personalized(assessor, personal, bar.update)}
     rocs, per_client = assess.curves(results)
     count = sim.config.eval.examples
     uses_hard = sim.config.fed.public_data == "hard"
@@ -53,7 +53,7 @@ def evaluate_models(sim: Simulation, pretrained: PyTree, backbone: PyTree,
         "hard_negatives": assess.hard_negative_examples(
             assessor, backbone, count) if uses_hard else [],
         "mistakes": assess.mistake_examples(
-            assessor, heads, results["personalized"], count)}
+            assessor, personal, results["personalized"], count)}
     return {name: assess.summarize(a) for name, a in results.items()}, parts
 
 
@@ -79,7 +79,8 @@ def describe_run(config: Config, name: str, rounds_done: int) -> dict[str, Any]:
 
 
 def write_results(sim: Simulation, writer: workdir.RunWriter, run: dict[str, Any],
-                  pretrained: PyTree, backbone: PyTree, heads: Heads) -> dict[str, Any]:
+                  pretrained: PyTree, backbone: PyTree,
+                  personal: assess.PersonalModels) -> dict[str, Any]:
     """Evaluates, writes ``summary.json``, ``evaluation.npz`` and ``report.html``, prints tables.
 
     Args:
@@ -88,7 +89,7 @@ def write_results(sim: Simulation, writer: workdir.RunWriter, run: dict[str, Any
     Returns:
       The summary.
     """
-    models, parts = evaluate_models(sim, pretrained, backbone, heads)
+    models, parts = evaluate_models(sim, pretrained, backbone, personal)
     append_evaluation(writer, run["rounds"], models)
     summary = {"run": run, "split": describe_split(sim.split, sim.source.name), "models": models}
     writer.write_summary(summary)
@@ -110,17 +111,18 @@ def evaluate(folder: str | pathlib.Path) -> dict[str, Any]:
     config = resolve(workdir.read_config(folder))
     use_cpu_devices(config.engine.cpu_devices)
     sim = build_simulation(config)
-    example = state_shapes(sim.method, sim.layout, sim.data)
-    pretrained = load_pytree(folder / "pretrained" / "backbone", example[0].backbone)
+    example = server_shapes(sim.method, sim.public.identities)
+    pretrained = load_pytree(folder / "pretrained" / "backbone", example.backbone)
     with RoundCheckpoints(folder) as checkpoints:
-        server, heads = checkpoints.restore(example)
+        server = checkpoints.restore(example)
     rounds = int(server.round)
     run = describe_run(config, folder.resolve().name, rounds)
     if (folder / workdir.SUMMARY).exists():
         run = workdir.read_summary(folder).get("run", {}) | run
     with workdir.RunWriter(folder) as writer:
         return write_results(sim, writer, run, pretrained,
-                             jax.tree.map(jnp.asarray, server.backbone), heads)
+                             server.backbone,
+                             personal_models(sim, folder, pretrained, server.backbone))
 
 
 def main(argv):

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from fedfr_jax import engine, losses
 from fedfr_jax.config import FedConfig, LossConfig
 from fedfr_jax.models import Backbone
-from fedfr_jax.state import FederatedData, Heads, ServerState
+from fedfr_jax.state import CohortData, Heads, PublicData, ServerState
 from fedfr_jax.transforms import TRANSFORMS
 
 PyTree = Any
@@ -68,11 +68,17 @@ class Layout:
       mesh: one axis of devices, from :func:`fedfr_jax.engine.make_mesh`.
       lanes: clients side by side on a device.
       feature_batch: images per forward pass of a frozen backbone.
+      gradient_batch: images per gradient pass; a larger mini-batch is taken in parts and
+        the gradients are averaged. 0: the whole mini-batch at once.
+      cache_features: the features of the contrastive term are computed once per image and
+        mirror and looked up in every epoch; False computes them in every step, as published.
     """
 
     mesh: Mesh
     lanes: int
     feature_batch: int
+    gradient_batch: int = 0
+    cache_features: bool = True
 
 
 @struct.dataclass
@@ -82,14 +88,13 @@ class Batch:
     Attributes:
       images: (B, S, S, 3) uint8, mirrored where the augmentation said so.
       labels: (B,) int32: local label, or K + public label.
-      global_features: (B, d) under the incoming backbone, or None.
-      previous_features: (B, d) under the client's previous backbone, or None.
+      direction: (B, d) from :func:`fedfr_jax.losses.contrastive_direction` of the features
+        under the incoming and the client's previous backbone, or None.
     """
 
     images: jax.Array
     labels: jax.Array
-    global_features: jax.Array | None = None
-    previous_features: jax.Array | None = None
+    direction: jax.Array | None = None
 
 
 @struct.dataclass
@@ -122,19 +127,6 @@ def mirror(images):
 def features(backbone: Backbone, variables: PyTree, images) -> jax.Array:
     """(B, d) features of uint8 images under a frozen backbone."""
     return backbone.apply(variables, to_input(images), False)[0]
-
-
-def frozen_features(method: Method, variables: PyTree, images) -> jax.Array:
-    """Features of images and, where training mirrors them, of their mirrors.
-
-    Args:
-      images: (B, S, S, 3) uint8.
-
-    Returns:
-      (B, V, d), V = 2 with mirrors and 1 without.
-    """
-    views = [images, mirror(images)] if method.uses_contrastive and method.fed.mirror else [images]
-    return jnp.stack([features(method.backbone, variables, v) for v in views], axis=1)
 
 
 def hard_negatives(local_features, local_mask, public_features, *, threshold: float,
@@ -204,7 +196,7 @@ def local_loss(method: Method, trained: PyTree, batch_stats: PyTree, batch: Batc
     contrastive = binary = jnp.float32(0)
     if method.uses_contrastive:
         contrastive = has_previous * losses.contrastive_loss(
-            f, batch.global_features, batch.previous_features, temperature=loss.temperature)
+            f, batch.direction, temperature=loss.temperature)
     if method.uses_binary:
         source = jax.lax.stop_gradient(f) if loss.binary_detached else f
         personal = TRANSFORMS[method.fed.transform].apply(trained["transform"], source)
@@ -216,12 +208,41 @@ def local_loss(method: Method, trained: PyTree, batch_stats: PyTree, batch: Batc
     return total, (jnp.stack([total, cosface, binary, contrastive]), new_stats)
 
 
+def local_gradient(method: Method, trained: PyTree, batch_stats: PyTree, batch: Batch,
+                   local_mask, has_previous, part: int = 0):
+    """(gradient, (terms, new batch_stats)) of :func:`local_loss`.
+
+    Args:
+      part: images per pass, a divisor of the mini-batch, for networks without batch norm:
+        the loss is a mean over images, so the parts' gradients are averaged. 0: all at once.
+      Others as in :func:`local_loss`.
+    """
+    def one_part(batch):
+        return jax.grad(lambda t: local_loss(method, t, batch_stats, batch, local_mask,
+                                             has_previous), has_aux=True)(trained)
+
+    parts = len(batch.labels) // part if part else 1
+    if parts <= 1:
+        return one_part(batch)
+
+    def fold(x):
+        return x.reshape(parts, -1, *x.shape[1:])
+
+    def add(i, total):
+        gradient, (terms, _) = one_part(jax.tree.map(lambda x: x[i], folded))
+        return jax.tree.map(jnp.add, total, (gradient, terms))
+
+    folded = jax.tree.map(fold, batch)
+    zero = jax.tree.map(jnp.zeros_like, (trained, jnp.zeros(len(LOSS_TERMS))))
+    gradient, terms = jax.tree.map(lambda x: x / parts, jax.lax.fori_loop(0, parts, add, zero))
+    return gradient, (terms, batch_stats)
+
+
 def local_step(method: Method, state: LocalState, batch: Batch, lr, local_mask,
-               has_previous) -> LocalState:
+               has_previous, part: int = 0) -> LocalState:
     """One SGD step: weight decay is added to the gradient, then momentum, then the rate."""
-    gradient, (terms, batch_stats) = jax.grad(
-        lambda t: local_loss(method, t, state.batch_stats, batch, local_mask, has_previous),
-        has_aux=True)(state.trained)
+    gradient, (terms, batch_stats) = local_gradient(
+        method, state.trained, state.batch_stats, batch, local_mask, has_previous, part)
     fed = method.fed
     optimizer = optax.chain(optax.add_decayed_weights(fed.weight_decay),
                             optax.trace(fed.momentum))
@@ -238,22 +259,65 @@ class _Shared:
     """What every client reads in a round."""
 
     server: ServerState
-    data: FederatedData
-    global_features: jax.Array | None  # (N, V, d)
+    public: PublicData
+    table: jax.Array | None  # training images, where they lie on every device
     key: jax.Array
 
 
 @struct.dataclass
-class _Client:
-    """One client's row of everything."""
+class _Device:
+    """The list of a device's training images: themselves, or their rows in the table."""
 
-    index: jax.Array
-    head: Heads
+    images: jax.Array | None
+    table_rows: jax.Array | None
+
+
+@struct.dataclass
+class _Client:
+    """One client's row of the cohort."""
+
+    number: jax.Array  # in the population
     rows: jax.Array
     labels: jax.Array
     size: jax.Array
     identities: jax.Array
     kept_public: jax.Array  # (N_0,) bool, or (0,) without public data
+
+
+@struct.dataclass
+class Pool:
+    """A client's own images and all public ones, P = M + N_0 entries, many not for use.
+
+    Attributes:
+      labels: (P,) int32: local label, or K + public label.
+      valid: (P,) bool, which entries the client trains on.
+      images: maps (B,) positions in the pool to (B, S, S, 3) uint8 images.
+    """
+
+    labels: jax.Array
+    valid: jax.Array
+    images: Any = struct.field(pytree_node=False)
+
+
+def _own_images(shared: _Shared, device: _Device, positions):
+    if shared.table is not None:
+        return shared.table[device.table_rows[positions]]
+    return device.images[positions]
+
+
+def _pool(shared: _Shared, device: _Device, client: _Client, most_identities: int) -> Pool:
+    own, public = client.rows.shape[0], client.kept_public.shape[0]
+
+    def images(positions):
+        local = _own_images(shared, device, client.rows[jnp.minimum(positions, own - 1)])
+        if not public:
+            return local
+        other = shared.public.images[jnp.maximum(positions - own, 0)]
+        return jnp.where((positions < own)[:, None, None, None], local, other)
+
+    labels = jnp.concatenate([client.labels, most_identities + shared.public.labels[:public]])
+    valid = jnp.concatenate([jnp.arange(own) < client.size, client.kept_public])
+    return Pool(labels, valid, images)
 
 
 def epoch_order(key, valid):
@@ -268,154 +332,201 @@ def epoch_order(key, valid):
     return jnp.argsort(jnp.where(valid, jax.random.uniform(key, valid.shape), jnp.inf))
 
 
-def _pool(shared: _Shared, client: _Client):
-    """Rows, labels and validity of a client's own images and all public ones, (P,) each."""
-    public = client.kept_public.shape[0]
-    own = jnp.arange(client.rows.shape[0]) < client.size
-    offset = client.head.class_embeddings.shape[0]
-    return (jnp.concatenate([client.rows, jnp.arange(public, dtype=client.rows.dtype)]),
-            jnp.concatenate([client.labels, offset + shared.data.public_labels[:public]]),
-            jnp.concatenate([own, client.kept_public]))
+def _direction(method: Method, server: ServerState, head: Heads, images):
+    """(B, d) direction of the contrastive term for uint8 images."""
+    previous = jax.tree.map(lambda v: v.astype(jnp.float32), head.previous)
+    return losses.contrastive_direction(features(method.backbone, server.backbone, images),
+                                        features(method.backbone, previous, images))
 
 
-def _previous_features(method: Method, layout: Layout, lane, shared: _Shared, client: _Client,
-                       rows, valid):
-    """(P, V, d) features of the pool under the client's previous backbone, once per round."""
-    block = min(layout.feature_batch, valid.shape[0])
-    first = jnp.argsort(~valid)  # stable: the valid positions, in order, come first
-    blocks = jnp.where(client.head.has_trained, -(-valid.sum() // block), 0)
+def _directions(method: Method, layout: Layout, lane, shared: _Shared, head: Heads,
+                pool: Pool, flips, epochs):
+    """(V, P, d): :func:`_direction` of the views that some epoch will show, once per round.
+
+    Args:
+      flips: maps an epoch to (P,) bool, which images it mirrors.
+
+    V = 2 with mirrors and 1 without.
+    """
+    count, views = len(pool.labels), 2 if method.fed.mirror else 1
+
+    def see(epoch, seen):
+        flip = flips(epoch)
+        return seen | jnp.stack([~flip, flip])[:views]
+
+    seen = jax.lax.fori_loop(0, epochs, see, jnp.zeros((views, count), bool)) & pool.valid
+    block = min(layout.feature_batch, views * count)
+    first = jnp.argsort(~seen.reshape(-1))  # stable: what is needed comes first, in order
+    first = jnp.pad(first, (0, -len(first) % block), mode="edge")
+    blocks = jnp.where(head.has_trained, -(-seen.sum() // block), 0)
 
     def one_block(i, table):
-        positions = jax.lax.dynamic_slice_in_dim(first, i * block, block)
-        images = shared.data.images[rows[positions]]
-        return table.at[positions].set(
-            frozen_features(method, client.head.previous, images))
+        entries = jax.lax.dynamic_slice_in_dim(first, i * block, block)
+        images = pool.images(entries % count)
+        images = jnp.where((entries >= count)[:, None, None, None], mirror(images), images)
+        return table.at[entries].set(_direction(method, shared.server, head, images))
 
-    views, d = shared.global_features.shape[1:]
-    return lane.repeat(blocks, one_block, jnp.zeros((valid.shape[0], views, d)))
+    table = jnp.zeros((views * count, method.backbone.embedding))
+    return lane.repeat(blocks, one_block, table).reshape(views, count, -1)
 
 
-def local_update(method: Method, layout: Layout, lane, shared: _Shared, client: _Client):
+def local_update(method: Method, layout: Layout, lane, shared: _Shared, device: _Device,
+                 client: _Client, head: Heads):
     """Steps 2-4 of a round for one client; the contract is the engine's."""
-    fed, head = method.fed, client.head
-    rows, labels, valid = _pool(shared, client)
-    size = valid.sum()
-    previous = (_previous_features(method, layout, lane, shared, client, rows, valid)
-                if method.uses_contrastive else None)
+    fed = method.fed
+    pool = _pool(shared, device, client, head.class_embeddings.shape[0])
+    size = pool.valid.sum()
     local_mask = jnp.arange(head.class_embeddings.shape[0]) < client.identities
     epochs, decay_epoch = epochs_of_round(fed, shared.server.round)
     steps = size // fed.batch_size
-    key = jax.random.fold_in(jax.random.fold_in(shared.key, shared.server.round), client.index)
+    key = jax.random.fold_in(jax.random.fold_in(shared.key, shared.server.round), client.number)
 
-    def batch_at(order, step, flips):
+    def keys(epoch):
+        return jax.random.split(jax.random.fold_in(key, epoch))
+
+    def flips(epoch):
+        return jax.random.bernoulli(keys(epoch)[1], 0.5 if fed.mirror else 0.0, pool.valid.shape)
+
+    directions = (_directions(method, layout, lane, shared, head, pool, flips, epochs)
+                  if method.uses_contrastive and layout.cache_features else None)
+
+    def batch_at(order, flip, step):
         chosen = jax.lax.dynamic_slice_in_dim(order, step * fed.batch_size, fed.batch_size)
-        flip = flips[chosen]
-        images = shared.data.images[rows[chosen]]
+        flip = flip[chosen]
+        images = pool.images(chosen)
         images = jnp.where(flip[:, None, None, None], mirror(images), images)
-        if not method.uses_contrastive:
-            return Batch(images, labels[chosen])
-        return Batch(images, labels[chosen], shared.global_features[rows[chosen], flip.astype(int)],
-                     previous[chosen, flip.astype(int)])
+        direction = None
+        if directions is not None:
+            direction = directions[flip.astype(int) if fed.mirror else 0, chosen]
+        elif method.uses_contrastive:
+            direction = _direction(method, shared.server, head, images)
+        return Batch(images, pool.labels[chosen], direction)
 
     def one_epoch(epoch, state):
-        shuffle_key, flip_key = jax.random.split(jax.random.fold_in(key, epoch))
-        order = epoch_order(shuffle_key, valid)
-        flips = jax.random.bernoulli(flip_key, 0.5 if fed.mirror else 0.0, valid.shape)
+        order, flip = epoch_order(keys(epoch)[0], pool.valid), flips(epoch)
         lr = fed.lr * jnp.where(epoch < decay_epoch, 1.0, fed.lr_decay)
-
-        def one_step(step, state):
-            return local_step(method, state, batch_at(order, step, flips), lr,
-                              local_mask, head.has_trained)
-
-        return lane.repeat(steps, one_step, state)
+        return lane.repeat(steps, lambda step, state: local_step(
+            method, state, batch_at(order, flip, step), lr, local_mask, head.has_trained,
+            layout.gradient_batch), state)
 
     trained = initial_trained(method, shared.server, head)
     state = LocalState(trained, shared.server.backbone["batch_stats"],
                        jax.tree.map(jnp.zeros_like, trained), jnp.zeros(len(LOSS_TERMS)))
     state = lane.repeat(epochs, one_epoch, state)
-    return _upload(method, shared, client, state, size, epochs * steps)
+    return _upload(method, shared, client, head, state, size, epochs * steps)
 
 
-def _upload(method: Method, shared: _Shared, client: _Client, state: LocalState, size, steps):
+def _upload(method: Method, shared: _Shared, client: _Client, head: Heads, state: LocalState,
+            size, steps):
     """Divides a trained client into what is averaged, its weight, and what it keeps."""
-    head, trained = client.head, state.trained
+    trained = state.trained
     backbone = {"params": trained["backbone"], "batch_stats": state.batch_stats}
     sent = {"backbone": backbone,
             "public_embeddings": trained.get("public_embeddings",
                                              shared.server.public_embeddings)}
+    previous = head.previous
+    if previous is not None:
+        previous = jax.tree.map(lambda new, old: new.astype(old.dtype), backbone, previous)
     kept = Heads(
         class_embeddings=trained["class_embeddings"],
         transform=trained.get("transform", head.transform),
         binary_weight=trained.get("binary_weight", head.binary_weight),
         binary_bias=trained.get("binary_bias", head.binary_bias),
-        previous=backbone, has_trained=jnp.array(True))
+        previous=previous, has_trained=jnp.array(True))
     metrics = dict(zip(LOSS_TERMS, state.loss_sum / jnp.maximum(steps, 1), strict=True),
                    hard_negatives=client.kept_public.sum(), images=size, steps=steps)
     weight = size if method.fed.aggregation == "images" else jnp.ones_like(size)
-    return sent, weight, (kept, metrics)
+    return sent, weight, kept, metrics
 
 
-def _kept_public(method: Method, layout: Layout, data: FederatedData, global_features):
+def list_features(backbone: Backbone, variables: PyTree, shared: _Shared, device: _Device, used,
+                  block: int):
+    """(R, d) features of a device's list of images; those after ``used`` mean nothing."""
+    size = len(device.images if shared.table is None else device.table_rows)
+    return engine.loop_blocks(
+        lambda p: features(backbone, variables, _own_images(shared, device, p)),
+        jnp.arange(size), used, block=block)
+
+
+def _kept_public(method: Method, layout: Layout, shared: _Shared, device: _Device,
+                 cohort: CohortData):
     """(C, N_0) bool: the public images that each client trains on this round."""
-    clients, public = data.client_rows.shape[0], data.public_labels.shape[0]
+    slots, public = len(cohort.sizes), len(shared.public.labels)
+    exists = cohort.sizes > 0
     if not method.uses_public:
-        return jnp.zeros((clients, 0), bool)
+        return jnp.zeros((slots, 0), bool)
     if method.fed.public_data == "all":
-        return jnp.ones((clients, public), bool)
-    unflipped = global_features[:, 0]
+        return jnp.broadcast_to(exists[:, None], (slots, public))
+    variables, block = shared.server.backbone, layout.feature_batch
+    public_features = engine.map_blocks(
+        lambda s, p: features(method.backbone, s[0], s[1][p]),
+        (variables, shared.public.images), public, mesh=layout.mesh, block=block)
 
-    def one_client(table, client):
-        rows, size = client
-        mask = jnp.arange(rows.shape[1]) < size[:, None]
-        return jax.vmap(lambda r, m: hard_negatives(
-            table[r], m, table[:public], threshold=method.fed.hard_threshold))(rows, mask)
+    def on_one_device(shared, device):
+        shared, public_features = shared
+        device, used, rows, sizes = device
+        own = list_features(method.backbone, shared.server.backbone, shared, device, used[0],
+                            block)
 
-    return engine.map_blocks(one_client, unflipped, (data.client_rows, data.client_sizes),
-                             mesh=layout.mesh, block=1)
+        def one_client(client):
+            rows, size = client
+            return hard_negatives(own[rows], jnp.arange(len(rows)) < size, public_features,
+                                  threshold=method.fed.hard_threshold)
+
+        return jax.lax.map(one_client, (rows, sizes))
+
+    return engine.on_each_device(
+        on_one_device, (shared, public_features),
+        (device, cohort.used, cohort.rows, cohort.sizes), mesh=layout.mesh)
+
+
+def where_images_are(server, public: PublicData, cohort: CohortData, key):
+    """(what all devices share, what each device has)."""
+    in_table = cohort.table_rows is not None
+    return (_Shared(server, public, cohort.images if in_table else None, key),
+            _Device(None if in_table else cohort.images, cohort.table_rows))
 
 
 def run_round(method: Method, layout: Layout, server: ServerState, heads: Heads,
-              data: FederatedData, key) -> tuple[ServerState, Heads, PyTree]:
-    """One federated round with all clients (FedFR, algorithm 1).
+              public: PublicData, cohort: CohortData, key
+              ) -> tuple[ServerState, Heads, dict[str, jax.Array]]:
+    """One federated round (FedFR, algorithm 1).
 
     Args:
       method, layout: static; close over them before ``jax.jit``.
-      server, heads: current state; donate both.
-      data: who holds what.
+      server, heads: current state; donate both. ``heads`` are those of the cohort.
+      public, cohort: who trains on what.
       key: the run's key; round, client and epoch are folded in here.
 
     Returns:
       (server state with ``round`` + 1, heads, metrics): metrics are (C,) arrays of
-      loss terms (means over the client's steps), ``hard_negatives``, ``images``, ``steps``.
+      loss terms (means over the client's steps), ``hard_negatives``, ``images``, ``steps``;
+      zero for an empty slot. Without any client the server's model stays as it is.
     """
-    needs_table = method.uses_contrastive or method.fed.public_data == "hard"
-    table = engine.map_blocks(
-        lambda variables, images: frozen_features(method, variables, images),
-        server.backbone, data.images, mesh=layout.mesh,
-        block=layout.feature_batch) if needs_table else None
-    kept_public = _kept_public(method, layout, data, table)
-    count = data.client_rows.shape[0]
-    clients = _Client(index=jnp.arange(count), head=heads, rows=data.client_rows,
-                      labels=data.client_labels, size=data.client_sizes,
-                      identities=data.client_identities, kept_public=kept_public)
-    work = (data.client_sizes + kept_public.sum(1)) // method.fed.batch_size
-    average, _, (new_heads, metrics) = engine.for_each_client(
-        lambda lane, shared, client: local_update(method, layout, lane, shared, client),
-        _Shared(server, data, table, key), clients, work, mesh=layout.mesh, lanes=layout.lanes)
-    server = ServerState(server.round + 1, average["backbone"], average["public_embeddings"])
+    shared, device = where_images_are(server, public, cohort, key)
+    kept_public = _kept_public(method, layout, shared, device, cohort)
+    clients = _Client(number=cohort.clients, rows=cohort.rows, labels=cohort.labels,
+                      size=cohort.sizes, identities=cohort.identities, kept_public=kept_public)
+    steps = (cohort.sizes + kept_public.sum(1)) // method.fed.batch_size
+    average, weight, new_heads, metrics = engine.for_each_client(
+        lambda *args: local_update(method, layout, *args), shared, device, clients, heads,
+        jnp.where(cohort.clients >= 0, steps, -1), mesh=layout.mesh, lanes=layout.lanes)
+    old = {"backbone": server.backbone, "public_embeddings": server.public_embeddings}
+    new = jax.tree.map(lambda a, o: jnp.where(weight > 0, a, o), average, old)
+    server = ServerState(server.round + 1, new["backbone"], new["public_embeddings"])
     return server, new_heads, metrics
 
 
-def personal_features(method: Method, previous: PyTree, transform: PyTree, images) -> jax.Array:
+def personal_features(method: Method, backbone: PyTree, transform: PyTree, images) -> jax.Array:
     """Features under a client's personalized model, transform after its own backbone.
 
     Args:
-      previous: variables of the client's backbone, as trained and not averaged.
+      backbone: variables of the client's backbone, as trained and not averaged.
       transform: the client's DFC transform.
       images: (B, S, S, 3) uint8.
 
     Returns:
       (B, d).
     """
-    f = features(method.backbone, previous, images)
+    f = features(method.backbone, backbone, images)
     return TRANSFORMS[method.fed.transform].apply(transform, f) if method.uses_binary else f

@@ -1,138 +1,139 @@
-"""From a split and a pretrained backbone to the state before the first round."""
+"""From a pretrained backbone to the state before a client's and the server's first round."""
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedfr_jax import engine, fedfr
-from fedfr_jax.data.types import FederatedSplit, ImageSource
-from fedfr_jax.state import FederatedData, Heads, ServerState
+from fedfr_jax.state import CohortData, Heads, PublicData, ServerState
 from fedfr_jax.transforms import TRANSFORMS
 
 PyTree = Any
+PREVIOUS_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-@dataclasses.dataclass(frozen=True)
-class VerificationData:
-    """Held-out images of all clients' identities, for the personalized protocols.
-
-    Attributes:
-      images: (V, S, S, 3) uint8.
-      labels: (V,) int64 identity, numbered through over clients: client ``i``'s local
-        label ``k`` is ``first_identity[i] + k``.
-      clients: (V,) int64, whose identity it is.
-      first_identity: (C + 1,) int64.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    clients: np.ndarray
-    first_identity: np.ndarray
-
-
-def federated_data(source: ImageSource, split: FederatedSplit) -> FederatedData:
-    """Reads the training images of everybody into one table.
-
-    Args:
-      source: where images come from.
-      split: who holds which of them.
-    """
-    sizes = np.array([len(c.train_images) for c in split.clients])
-    columns = np.arange(sizes.max())
-    first_row = len(split.public_images) + np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    # Padding repeats the client's last row: it must point somewhere, and is never used.
-    rows = first_row[:, None] + np.minimum(columns, sizes[:, None] - 1)
-    labels = np.zeros(rows.shape, np.int32)
-    for i, client in enumerate(split.clients):
-        labels[i, :sizes[i]] = client.train_labels
-    identities = [len(c.identities) for c in split.clients]
-    numbers = np.concatenate([split.public_images, *(c.train_images for c in split.clients)])
-    return FederatedData(
-        images=jnp.asarray(source.read(numbers)),
-        public_labels=jnp.asarray(split.public_labels, jnp.int32),
-        client_rows=jnp.asarray(rows, jnp.int32), client_labels=jnp.asarray(labels),
-        client_sizes=jnp.asarray(sizes, jnp.int32),
-        client_identities=jnp.asarray(identities, jnp.int32),
-        public_identities=len(split.public_identities), most_identities=max(identities))
-
-
-def verification_data(source: ImageSource, split: FederatedSplit) -> VerificationData:
-    """Reads the verification images of all clients."""
-    first = np.concatenate([[0], np.cumsum([len(c.identities) for c in split.clients])])
-    labels = [f + c.verification_labels for f, c in zip(first[:-1], split.clients, strict=True)]
-    numbers = np.concatenate([c.verification_images for c in split.clients])
-    owner = np.repeat(np.arange(len(split.clients)), [len(l) for l in labels])
-    return VerificationData(source.read(numbers), np.concatenate(labels), owner, first)
-
-
-def initial_state(method: fedfr.Method, layout: fedfr.Layout, backbone: PyTree,
-                  public_embeddings: jax.Array | None, data: FederatedData,
-                  key: jax.Array) -> tuple[ServerState, Heads]:
-    """Server and heads before the first round (FedFR, section 3.4).
-
-    A class embedding starts as the mean of its identity's features, not normalized;
-    the binary classifiers start as copies of them, and the transform as the identity.
+def initial_server(method: fedfr.Method, layout: fedfr.Layout, backbone: PyTree,
+                   public_embeddings: jax.Array | None, public: PublicData) -> ServerState:
+    """The server before the first round (FedFR, section 3.4).
 
     Args:
       method, layout: static.
       backbone: pretrained variables.
-      public_embeddings: (K_0, d) rows of the pretrained classifier, or None for means.
-      data: training images of everybody.
-      key: for the random options.
+      public_embeddings: (K_0, d) rows of the pretrained classifier, or None for the means of
+        each public identity's features.
+      public: the public images.
     """
-    return jax.jit(functools.partial(_initial_state, method, layout))(
-        backbone, public_embeddings, data, key)
-
-
-def _initial_state(method, layout, backbone, public_embeddings, data, key):
-    features = engine.map_blocks(lambda v, x: fedfr.features(method.backbone, v, x), backbone,
-                                 data.images, mesh=layout.mesh, block=layout.feature_batch)
-    public = data.public_labels.shape[0]
     if public_embeddings is None:
-        public_embeddings = _class_means(features[:public], data.public_labels,
-                                         jnp.ones(public, bool), data.public_identities)
-    heads = _initial_heads(method, backbone, features, data, key)
-    return ServerState(jnp.int32(0), backbone, jnp.asarray(public_embeddings)), heads
+        public_embeddings = jax.jit(functools.partial(_public_means, method, layout))(
+            backbone, public)
+    return ServerState(jnp.int32(0), backbone, jnp.asarray(public_embeddings))
 
 
-def state_shapes(method: fedfr.Method, layout: fedfr.Layout,
-                 data: FederatedData) -> tuple[ServerState, Heads]:
-    """Shapes and types of :func:`initial_state`, without computing anything."""
-    def start(data, key):
-        return initial_state(method, layout, method.backbone.init(key), None, data, key)
-
-    return jax.eval_shape(start, data, jax.random.key(0))
+def _public_means(method, layout, backbone, public):
+    count = public.labels.shape[0]
+    if not count:
+        return jnp.zeros((public.identities, method.backbone.embedding))
+    features = engine.map_blocks(
+        lambda s, p: fedfr.features(method.backbone, s[0], s[1][p]), (backbone, public.images),
+        count, mesh=layout.mesh, block=layout.feature_batch)
+    return _class_means(features, public.labels, jnp.ones(count, bool), public.identities)
 
 
 def _class_means(features, labels, mask, classes):
     """(classes, d) mean feature of each label; zero for a label without images."""
-    chosen = jax.nn.one_hot(labels, classes) * mask[:, None]
-    return (chosen.T @ features) / jnp.maximum(chosen.sum(0), 1)[:, None]
+    sums = jax.ops.segment_sum(features * mask[:, None], labels, classes)
+    counts = jax.ops.segment_sum(mask.astype(jnp.float32), labels, classes)
+    return sums / jnp.maximum(counts, 1)[:, None]
 
 
-def _initial_heads(method, backbone, features, data, key) -> Heads:
-    clients = data.client_rows.shape[0]
-    most = data.most_identities
-    embedding_key, transform_key = jax.random.split(key)
-    exists = jnp.arange(most) < data.client_identities[:, None]
+def initial_heads(method: fedfr.Method, layout: fedfr.Layout, pretrained: PyTree,
+                  public: PublicData, cohort: CohortData, key: jax.Array, *,
+                  most_identities: int, previous: str = "float32") -> Heads:
+    """The heads of clients that have not taken part yet (FedFR, section 3.4).
+
+    A class embedding starts as the mean of its identity's features under the pretrained
+    backbone, not normalized; the binary classifiers start as copies of them, and the
+    transform as the identity. Traceable; a client's head depends on its own data and
+    number alone, not on the cohort it is in.
+
+    Args:
+      method, layout: static.
+      pretrained: variables.
+      public, cohort: as for a round.
+      key: for the random options.
+      most_identities: K, rows of a head.
+      previous: type of the previous backbone, a key of ``PREVIOUS_TYPES``, or "off".
+    """
+    shared, device = fedfr.where_images_are(
+        ServerState(jnp.int32(0), pretrained, jnp.zeros((0, method.backbone.embedding))),
+        public, cohort, key)
+
+    def on_one_device(shared, device):
+        device, cohort = device
+        own = fedfr.list_features(method.backbone, shared.server.backbone, shared, device,
+                                  cohort.used[0], layout.feature_batch)
+        return jax.lax.map(
+            lambda client: _initial_head(method, own, client, shared.key, most_identities),
+            (cohort.rows, cohort.labels, cohort.sizes, cohort.identities, cohort.clients))
+
+    heads = engine.on_each_device(on_one_device, shared,
+                                  (device, cohort.replace(images=None, table_rows=None)),
+                                  mesh=layout.mesh)
+    if previous == "off":
+        return heads
+    slots = cohort.sizes.shape[0]
+    return heads.replace(previous=jax.tree.map(
+        lambda v: jnp.broadcast_to(v.astype(PREVIOUS_TYPES[previous]), (slots, *v.shape)),
+        pretrained))
+
+
+def _initial_head(method, own, client, key, most):
+    rows, labels, size, identities, number = client
+    embedding_key, transform_key = jax.random.split(jax.random.fold_in(key, number))
+    d = method.backbone.embedding
     if method.fed.class_embedding_init == "random":
-        d = features.shape[1]
-        embeddings = 0.01 * jax.random.normal(embedding_key, (clients, most, d))
-        embeddings = embeddings * exists[..., None]
+        exists = jnp.arange(most) < identities
+        embeddings = 0.01 * jax.random.normal(embedding_key, (most, d)) * exists[:, None]
     else:
-        columns = jnp.arange(data.client_rows.shape[1])
-        embeddings = jax.lax.map(
-            lambda c: _class_means(features[c[0]], c[1], columns < c[2], most),
-            (data.client_rows, data.client_labels, data.client_sizes))
-    transform = jax.vmap(lambda k: TRANSFORMS[method.fed.transform].init(k, features.shape[1]))(
-        jax.random.split(transform_key, clients))
+        embeddings = _class_means(own[rows], labels, jnp.arange(len(rows)) < size, most)
+    return Heads(class_embeddings=embeddings,
+                 transform=TRANSFORMS[method.fed.transform].init(transform_key, d),
+                 binary_weight=embeddings, binary_bias=jnp.zeros(most),
+                 previous=None, has_trained=jnp.array(False))
+
+
+def fill_in_new(stored: Heads, known: jax.Array, initial: Heads) -> Heads:
+    """The stored heads of clients that are known, initial ones for the others.
+
+    Args:
+      stored, initial: with leading axis C.
+      known: (C,) bool.
+    """
+    return jax.tree.map(
+        lambda s, i: jnp.where(known.reshape(-1, *[1] * (s.ndim - 1)), s, i), stored, initial)
+
+
+def head_shapes(method: fedfr.Method, most_identities: int, previous: str) -> Heads:
+    """Shapes and types of one client's head, without a leading axis."""
+    d, k = method.backbone.embedding, most_identities
+    array = jax.ShapeDtypeStruct
+    backbone = None if previous == "off" else jax.tree.map(
+        lambda v: array(v.shape, PREVIOUS_TYPES[previous]),
+        jax.eval_shape(method.backbone.init, jax.random.key(0)))
     return Heads(
-        class_embeddings=embeddings, transform=transform, binary_weight=jnp.copy(embeddings),
-        binary_bias=jnp.zeros((clients, most)),
-        previous=jax.tree.map(lambda v: jnp.tile(v, (clients,) + (1,) * v.ndim), backbone),
-        has_trained=jnp.zeros(clients, bool))
+        class_embeddings=array((k, d), jnp.float32),
+        transform=jax.eval_shape(lambda key: TRANSFORMS[method.fed.transform].init(key, d),
+                                 jax.random.key(0)),
+        binary_weight=array((k, d), jnp.float32), binary_bias=array((k,), jnp.float32),
+        previous=backbone, has_trained=array((), jnp.bool_))
+
+
+def server_shapes(method: fedfr.Method, public_identities: int) -> ServerState:
+    """Shapes and types of the server's state."""
+    return ServerState(
+        jax.ShapeDtypeStruct((), jnp.int32),
+        jax.eval_shape(method.backbone.init, jax.random.key(0)),
+        jax.ShapeDtypeStruct((public_identities, method.backbone.embedding), jnp.float32))

@@ -63,19 +63,33 @@ def cosface_loss(features, class_embeddings, labels, *, scale: float, margin: fl
     return jnp.mean(nn.logsumexp(logits, axis=-1) - chosen)
 
 
-def contrastive_loss(features, global_features, previous_features, *, temperature: float):
+def contrastive_direction(global_features, previous_features):
+    """What the contrastive term turns features away from: unit previous minus unit global.
+
+    The term needs no more of these two than their difference, which is what is looked up in
+    every epoch. No gradient flows into it.
+
+    Args:
+      global_features, previous_features: (B, d) each, of the same augmented images.
+
+    Returns:
+      (B, d).
+    """
+    return jax.lax.stop_gradient(normalize(previous_features) - normalize(global_features))
+
+
+def contrastive_loss(features, direction, *, temperature: float):
     """Pulls features to the global model's, away from the previous local model's.
 
     ``-log(e^{cos(f,g)/tau} / (e^{cos(f,g)/tau} + e^{cos(f,p)/tau}))`` (after MOON,
-    Li et al., CVPR 2021, equation 3; FedFR, equation 2), as a softplus.
+    Li et al., CVPR 2021, equation 3; FedFR, equation 2), as a softplus of
+    ``(cos(f,p) - cos(f,g)) / tau``.
 
     Args:
-      features, global_features, previous_features: (B, d) each, of the same
-        augmented images; no gradient flows into the last two.
+      features: (B, d); direction: (B, d) from :func:`contrastive_direction`.
     """
-    frozen = jax.lax.stop_gradient((global_features, previous_features))
-    f, g, p = (normalize(x) for x in (features, *frozen))
-    return jnp.mean(nn.softplus((jnp.sum(f * p, -1) - jnp.sum(f * g, -1)) / temperature))
+    turned = jnp.sum(normalize(features) * direction, -1)
+    return jnp.mean(nn.softplus(turned / temperature))
 
 
 def binary_logits(personal_features, binary_weight, binary_bias, labels, *, scale: float,

@@ -17,18 +17,18 @@ from jax.sharding import PartitionSpec as P
 
 from fedfr_jax import data as data_sources
 from fedfr_jax import engine, fedfr
+from fedfr_jax.client_images import ClientImages, open_client_images
 from fedfr_jax.config import Config, ConfigError
 from fedfr_jax.data.split import make_split
 from fedfr_jax.data.types import FederatedSplit, ImageSource, VerificationSet
 from fedfr_jax.data.verification import leave_out, original_labels, read_bin
-from fedfr_jax.initialize import (
-    VerificationData,
-    federated_data,
-    verification_data,
-)
+from fedfr_jax.evaluation.held_out import HeldOut, evaluated_clients, read_held_out
+from fedfr_jax.initialize import fill_in_new, initial_heads
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.ops.conv import default_strategy
-from fedfr_jax.state import FederatedData
+from fedfr_jax.plan import most_lanes, settle
+from fedfr_jax.schedule import Schedule, make_schedule
+from fedfr_jax.state import PublicData
 
 PyTree = Any
 
@@ -40,8 +40,10 @@ class Simulation:
     Attributes:
       config: the settings.
       source: where images come from; ``split``: who holds which.
-      data: training images of everybody, on the devices.
-      verification: held-out images of the clients' identities.
+      public: the public images, on every device.
+      client_images: where the clients' training images are.
+      schedule: the cohorts of all rounds.
+      held_out: images of the evaluated clients' identities that nobody trains on.
       generic: pairs of people that nobody trained on.
       backbone: the network where its weights are shared (pretraining, evaluation).
       method: what a client does; its network may compute convolutions otherwise.
@@ -51,8 +53,10 @@ class Simulation:
     config: Config
     source: ImageSource
     split: FederatedSplit
-    data: FederatedData
-    verification: VerificationData
+    public: PublicData
+    client_images: ClientImages
+    schedule: Schedule
+    held_out: HeldOut
     generic: tuple[VerificationSet, ...]
     backbone: Backbone
     method: fedfr.Method
@@ -71,46 +75,60 @@ def use_cpu_devices(count: int) -> None:
 
 
 def make_layout(config: Config) -> fedfr.Layout:
-    """Devices and lanes for these settings; clients side by side never exceed their number."""
-    clients = config.fed.num_clients
-    mesh = engine.make_mesh(jax.devices()[:clients])
-    lanes = config.engine.lanes or (1 if jax.default_backend() == "cpu" else 8)
-    return fedfr.Layout(mesh, min(lanes, -(-clients // mesh.size)), config.engine.feature_batch)
+    """Devices and lanes for these settings; clients side by side never exceed a cohort."""
+    clients, settings = config.population.cohort or config.fed.num_clients, config.engine
+    devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:clients]
+    mesh = engine.make_mesh(devices)
+    return fedfr.Layout(mesh, min(settings.lanes, most_lanes(config, mesh.size)),
+                        settings.feature_batch, settings.gradient_batch, settings.cache_features)
 
 
-def make_method(config: Config, layout: fedfr.Layout) -> tuple[Backbone, fedfr.Method]:
+def make_method(config: Config) -> tuple[Backbone, fedfr.Method]:
     """(network for shared weights, what a client does)."""
-    conv = config.engine.conv
-
-    def backbone(lanes):
-        chosen = default_strategy(lanes) if conv == "auto" else conv
-        return build(config.model, config.data.image_size, chosen)
-
-    return backbone(1), fedfr.Method(backbone(layout.lanes), config.fed, config.loss)
+    shared, own = (build(config.model, config.data.image_size, conv)
+                   for conv in (default_strategy(), config.engine.conv))
+    return shared, fedfr.Method(own, config.fed, config.loss)
 
 
 def build_simulation(config: Config) -> Simulation:
-    """Opens the data, splits it, reads the images and builds the model.
+    """Opens the data, splits it, settles the plan, reads the images and builds the model.
 
     Args:
-      config: from :func:`fedfr_jax.config.resolve`.
+      config: from :func:`fedfr_jax.config.resolve`; what it leaves on automatic is measured.
 
     Raises:
       ConfigError, InputError: a setting or a file does not fit, before any long work.
     """
-    layout = make_layout(config)
-    backbone, method = make_method(config, layout)
     source = data_sources.open_source(config.data)
     split = make_split(source.labels, config.fed.num_clients, config.data.split,
                        config.data.seed, min_client_images=config.fed.batch_size)
-    if not len(split.public_images) and (method.uses_public or config.pretrain.epochs):
+    uses_public = config.fed.public_data != "off"
+    if not len(split.public_images) and (uses_public or config.pretrain.epochs):
         raise ConfigError("data.split leaves no public identities, but fed.public_data="
                           f"{config.fed.public_data!r} and pretrain.epochs="
                           f"{config.pretrain.epochs} need them")
     generic = verification_sets(config, source, split)
-    data = engine.replicate(federated_data(source, split), layout.mesh)
-    return Simulation(config, source, split, data, verification_data(source, split), generic,
-                      backbone, method, layout)
+    config = settle(config)
+    layout = make_layout(config)
+    schedule = make_schedule(config, split.clients, layout.mesh.size)
+    backbone, method = make_method(config)
+    _check_gradient_batch(config, backbone)
+    public = engine.replicate(PublicData(
+        source.read(split.public_images), split.public_labels.astype(np.int32),
+        len(split.public_identities)), layout.mesh)
+    evaluated = evaluated_clients(len(split.clients), config.eval.clients, config.data.seed)
+    return Simulation(
+        config, source, split, public,
+        open_client_images(config.data, source, split.clients, layout.mesh), schedule,
+        read_held_out(source, split, evaluated), generic, backbone, method, layout)
+
+
+def _check_gradient_batch(config: Config, backbone: Backbone) -> None:
+    stats = jax.eval_shape(backbone.init, jax.random.key(0))["batch_stats"]
+    if config.engine.gradient_batch and jax.tree.leaves(stats):
+        raise ConfigError(f"engine.gradient_batch is {config.engine.gradient_batch}, but "
+                          f"{config.model.name} normalizes over the mini-batch, which must then "
+                          "be taken as a whole; set it to 0")
 
 
 def verification_sets(config: Config, source: ImageSource,
@@ -120,7 +138,7 @@ def verification_sets(config: Config, source: ImageSource,
     if len(split.pairs):
         sets.append(VerificationSet("held-out people", source.read(split.pairs.reshape(-1)),
                                     split.pairs_same))
-    trained = np.concatenate([split.public_identities, *(c.identities for c in split.clients)])
+    trained = np.concatenate([split.public_identities, split.clients.identities])
     labels = config.data.verification_labels or ("",) * len(config.data.verification_sets)
     folder = pathlib.Path(config.data.root)
     for name, label_name in zip(config.data.verification_sets, labels, strict=True):
@@ -132,12 +150,30 @@ def verification_sets(config: Config, source: ImageSource,
 
 
 def compile_round(sim: Simulation) -> Callable[..., tuple]:
-    """``(server, heads, data, key) -> (server, heads, metrics)``; server and heads are donated."""
+    """``(server, heads, public, cohort, key) -> (server, heads, metrics)``.
+
+    Server and heads are donated. Heads stay divided over the devices, the rest is on all.
+    """
     everywhere = NamedSharding(sim.layout.mesh, P())
+    by_client = NamedSharding(sim.layout.mesh, P(engine.AXIS))
     return jax.jit(
-        lambda server, heads, data, key: fedfr.run_round(
-            sim.method, sim.layout, server, heads, data, key),
-        donate_argnums=(0, 1), out_shardings=everywhere)
+        lambda server, heads, public, cohort, key: fedfr.run_round(
+            sim.method, sim.layout, server, heads, public, cohort, key),
+        donate_argnums=(0, 1), out_shardings=(everywhere, by_client, everywhere))
+
+
+def compile_start(sim: Simulation) -> Callable[..., PyTree]:
+    """``(stored heads, known (C,), pretrained, public, cohort, key) -> heads`` of a cohort."""
+    by_client = NamedSharding(sim.layout.mesh, P(engine.AXIS))
+
+    def start(stored, known, pretrained, public, cohort, key):
+        initial = initial_heads(
+            sim.method, sim.layout, pretrained, public, cohort, key,
+            most_identities=sim.schedule.most_identities,
+            previous=sim.config.population.previous)
+        return fill_in_new(stored, known, initial)
+
+    return jax.jit(start, donate_argnums=0, out_shardings=by_client)
 
 
 def round_key(config: Config) -> jax.Array:
@@ -147,25 +183,28 @@ def round_key(config: Config) -> jax.Array:
 
 def make_embed(sim: Simulation) -> Callable[[PyTree, np.ndarray], np.ndarray]:
     """``(variables, images (N, S, S, 3) uint8) -> (N, d)`` features of the shared backbone."""
-
-    @jax.jit
-    def run(variables, images):
-        return engine.map_blocks(lambda v, x: fedfr.features(sim.backbone, v, x), variables,
-                                 images, mesh=sim.layout.mesh, block=sim.config.eval.batch_size)
-
-    return lambda variables, images: np.asarray(
-        run(*engine.replicate((variables, images), sim.layout.mesh)))
+    return _in_batches(sim, lambda variables, x: fedfr.features(sim.backbone, variables, x))
 
 
 def make_personal_embed(sim: Simulation) -> Callable[..., np.ndarray]:
-    """``(previous, transform, images) -> (N, d)`` features of one client's personalized model."""
+    """``((backbone, transform), images) -> (N, d)`` features of one personalized model."""
+    method = dataclasses.replace(sim.method, backbone=sim.backbone)
+    return _in_batches(sim, lambda model, x: fedfr.personal_features(method, *model, x))
 
-    @jax.jit
-    def run(model, images):
-        return engine.map_blocks(
-            lambda m, x: fedfr.personal_features(
-                dataclasses.replace(sim.method, backbone=sim.backbone), *m, x),
-            model, images, mesh=sim.layout.mesh, block=sim.config.eval.batch_size)
 
-    return lambda previous, transform, images: np.asarray(
-        run(*engine.replicate(((previous, transform), images), sim.layout.mesh)))
+def _in_batches(sim: Simulation, embed) -> Callable[[PyTree, np.ndarray], np.ndarray]:
+    """Runs ``embed`` on images of the host, batches of one size spread over the devices."""
+    mesh = sim.layout.mesh
+    size = sim.config.eval.batch_size * mesh.size
+    run = jax.jit(lambda model, images: engine.on_each_device(embed, model, images, mesh=mesh))
+
+    def run_all(model, images):
+        model, out = engine.replicate(model, mesh), []
+        for start in range(0, len(images), size):
+            part = images[start:start + size]
+            padding = [(0, size - len(part))] + [(0, 0)] * 3
+            out.append(run(model, engine.spread(np.pad(part, padding), mesh)))
+        parts = jax.device_get(out)  # after the last batch is under way
+        return np.concatenate(parts)[:len(images)]
+
+    return run_all

@@ -1,7 +1,8 @@
 """What the server holds, what clients hold, and the data both train on.
 
-All three are pytrees of arrays. Personal rows of all clients are stacked:
-every leaf of :class:`Heads` has a leading client axis C.
+All are pytrees of arrays. A round's clients fill C *slots*, the same number on each of
+D devices; every leaf of :class:`Heads` and the per-client leaves of :class:`CohortData`
+have a leading axis C, divided over the devices. A slot may be empty.
 """
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Heads:
       class_embeddings: (C, K, d), rows beyond a client's own identities are zero.
       transform: DFC transform, pytree with leading axis C.
       binary_weight: (C, K, d); binary_bias: (C, K): one-vs-all classifiers.
-      previous: variables of each client's backbone after its last local training.
+      previous: variables of each client's backbone after its last local training, in
+        float32 or bfloat16; None where it is not kept.
       has_trained: (C,) bool, False until ``previous`` means something.
     """
 
@@ -44,30 +46,49 @@ class Heads:
     transform: PyTree
     binary_weight: jax.Array
     binary_bias: jax.Array
-    previous: PyTree
+    previous: PyTree | None
     has_trained: jax.Array
 
 
 @struct.dataclass
-class FederatedData:
-    """Training images of everybody in one table, and who may read which row.
+class PublicData:
+    """The public images, the same for everybody.
 
     Attributes:
-      images: (N, S, S, 3) uint8; the N_0 public images are the first rows.
-      public_labels: (N_0,) int32 in [0, K_0).
-      client_rows: (C, M) int32 rows of ``images``; M = most images of a client.
-      client_labels: (C, M) int32 in [0, K).
-      client_sizes: (C,) int32 images of each client; later columns are padding.
-      client_identities: (C,) int32 identities of each client; later head rows are padding.
-      public_identities: K_0, static.
-      most_identities: K, static.
+      images: (N_0, S, S, 3) uint8.
+      labels: (N_0,) int32 in [0, K_0).
+      identities: K_0, static.
     """
 
     images: jax.Array
-    public_labels: jax.Array
-    client_rows: jax.Array
-    client_labels: jax.Array
-    client_sizes: jax.Array
-    client_identities: jax.Array
-    public_identities: int = struct.field(pytree_node=False)
-    most_identities: int = struct.field(pytree_node=False)
+    labels: jax.Array
+    identities: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class CohortData:
+    """The training images of a round's clients.
+
+    Every device has a list of its clients' images, R entries of which the first ``used``
+    mean something. The list holds the images, or tells where they are in a table that lies
+    on every device.
+
+    Attributes:
+      images: (D R, S, S, 3) uint8, the lists; or, with ``table_rows``, the (T, S, S, 3) table.
+      table_rows: (D R,) int32 rows of the table, or None.
+      used: (D,) int32.
+      rows: (C, M) int32 positions in the device's list; M = most images of a client.
+      labels: (C, M) int32 in [0, K).
+      sizes: (C,) int32 images of each client; later columns are padding. 0: an empty slot.
+      identities: (C,) int32 identities of each client; later head rows are padding.
+      clients: (C,) int32 number in the population, -1 for an empty slot.
+    """
+
+    images: jax.Array
+    table_rows: jax.Array | None
+    used: jax.Array
+    rows: jax.Array
+    labels: jax.Array
+    sizes: jax.Array
+    identities: jax.Array
+    clients: jax.Array

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def test_source_is_well_formed():
     assert counts.min() >= 3
     assert counts.max() <= 9
     assert len(set(counts)) > 1
-    assert source.labels.dtype == np.int64
+    assert source.labels.dtype == np.int32
     images = source.read(np.arange(len(source.labels)))
     assert images.shape == (len(source.labels), SIZE, SIZE, 3)
     assert images.dtype == np.uint8
@@ -53,6 +54,51 @@ def test_counts_do_not_depend_on_the_number_of_identities():
     assert np.array_equal(few.labels, many.labels[: len(few.labels)])
     fixed = generated.open_source(_config(images_per_identity=(4, 4)))
     assert np.bincount(fixed.labels).tolist() == [4] * 12
+
+
+@pytest.mark.parametrize("limits", [(3, 9), (44, 48), (1, 2), (1, 2**31 - 1), (1, 3 * 2**29)])
+def test_counts_are_those_of_a_generator_per_person(limits):
+    # The last two ranges are so wide that a generator often has to draw again.
+    fewest, most = limits
+    for seed in (0, 5, 2**31 - 1):
+        streams = [np.random.default_rng((seed, i)) for i in range(200)]
+        expected = [s.integers(fewest, most + 1) for s in streams]
+        assert generated._image_counts(seed, 200, fewest, most).tolist() == expected
+    far = np.array([2**18, 2**31 - 1], np.uint32)
+    streams = [np.random.PCG64(np.random.SeedSequence((7, int(i)))) for i in far]
+    expected = [s.random_raw() % 2**32 for s in streams]
+    assert generated._first_draws(7, far).tolist() == expected
+
+
+def test_millions_of_people_cost_little():
+    tracemalloc.start()
+    source = generated.open_source(_config(identities=1_000_000, images_per_identity=(2, 4)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 80 * 2**20
+    assert source.num_identities == 1_000_000
+    names = source.identity_names
+    assert (names[0], names[-1], names[7]) == ("person000000", "person999999", "person000007")
+    with pytest.raises(IndexError):
+        names[1_000_000]
+    last = source.describe(np.array([len(source.labels) - 1]))
+    assert last["identity"] == [999_999]
+    assert last["sample"] == [np.bincount(source.labels)[-1] - 1]
+
+
+def test_drawing_on_the_device_gives_what_is_read():
+    source = generated.open_source(_config(identities=30))
+    block = generated.block_images(SIZE)
+    numbers = np.random.default_rng(0).permutation(len(source.labels))[:block]
+    inputs = source.describe(numbers)
+    assert {v.dtype for v in inputs.values()} == {np.dtype(np.int32)}
+    assert {v.shape for v in inputs.values()} == {numbers.shape}
+    read = source.read(numbers)
+    assert np.array_equal(source.render(**inputs), read)
+    drawn = jax.jit(source.render)(**inputs)
+    assert drawn.dtype == jnp.uint8
+    assert np.abs(np.asarray(drawn).astype(int) - read).max() <= 1
+    assert np.abs(source.read(numbers[::-1]).astype(int) - read).max() > 1
 
 
 def test_any_subset_in_any_order_has_the_same_pixels():
@@ -178,3 +224,5 @@ def test_bad_size_seed_and_image_numbers():
     for number in (-1, len(source.labels)):
         with pytest.raises(InputError, match="image numbers"):
             source.read(np.array([number]))
+        with pytest.raises(InputError, match="image numbers"):
+            source.describe(np.array([number]))

@@ -61,8 +61,9 @@ def test_components(path):
                                   labels, balance=loss.binary_balance, **binary)
 
     def contrastive(features):
-        return losses.contrastive_loss(features, case["global_features"],
-                                       case["previous_features"], temperature=loss.temperature)
+        direction = losses.contrastive_direction(case["global_features"],
+                                                 case["previous_features"])
+        return losses.contrastive_loss(features, direction, temperature=loss.temperature)
 
     dfc_inputs = [case[k] for k in ("features", "transform_weight", "transform_bias",
                                     "binary_weight", "binary_bias")]
@@ -115,8 +116,9 @@ def test_local_training(path):
     _assert_close(features(variables, case["images"][0]), golden["first_features"], 2e-4)
     for i, (images, labels) in enumerate(zip(case["images"], case["labels"], strict=True)):
         before = state.loss_sum
-        state = step(state, fedfr.Batch(images, labels, features(variables, images),
-                                        features(previous, images)))
+        direction = losses.contrastive_direction(features(variables, images),
+                                                 features(previous, images))
+        state = step(state, fedfr.Batch(images, labels, direction))
         _assert_close(state.loss_sum - before, golden["losses"][i], 2e-4, f"losses {i}")
     final = {"params": state.trained["backbone"], "batch_stats": state.batch_stats}
     _assert_close(features(final, case["images"][-1]), golden["final_features"], 2e-4)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fedfr_jax import fedfr, simulation
+from fedfr_jax import engine, fedfr, simulation
 from fedfr_jax.config import resolve
-from fedfr_jax.initialize import state_shapes
-from fedfr_jax.state import FederatedData
+from fedfr_jax.initialize import initial_heads, server_shapes
+from fedfr_jax.state import CohortData, PublicData
 
 IMAGES_PER_CLIENT, PUBLIC_IMAGES = 6500, 420_671
 
@@ -27,35 +27,37 @@ def paper_config():
 
 def shapes(config):
     clients, side = config.fed.num_clients, config.data.image_size
-    identities = config.data.split.identities_per_client[1]
     array = jax.ShapeDtypeStruct
-    return FederatedData(
-        images=array((PUBLIC_IMAGES + clients * IMAGES_PER_CLIENT, side, side, 3), jnp.uint8),
-        public_labels=array((PUBLIC_IMAGES,), jnp.int32),
-        client_rows=array((clients, IMAGES_PER_CLIENT), jnp.int32),
-        client_labels=array((clients, IMAGES_PER_CLIENT), jnp.int32),
-        client_sizes=array((clients,), jnp.int32),
-        client_identities=array((clients,), jnp.int32),
-        public_identities=config.data.split.public_identities, most_identities=identities)
+    public = PublicData(array((PUBLIC_IMAGES, side, side, 3), jnp.uint8),
+                        array((PUBLIC_IMAGES,), jnp.int32),
+                        config.data.split.public_identities)
+    total = clients * IMAGES_PER_CLIENT
+    per_client = array((clients,), jnp.int32)
+    return public, CohortData(
+        images=array((total, side, side, 3), jnp.uint8), table_rows=array((total,), jnp.int32),
+        used=array((1,), jnp.int32), rows=array((clients, IMAGES_PER_CLIENT), jnp.int32),
+        labels=array((clients, IMAGES_PER_CLIENT), jnp.int32), sizes=per_client,
+        identities=per_client, clients=per_client)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_round_at_the_papers_shapes(dtype):
     config = paper_config()
-    config = resolve({**dataclasses.asdict(config),
-                      "model": {**dataclasses.asdict(config.model),
-                                "dtype": dtype}})
-    layout = simulation.make_layout(config)
-    _, method = simulation.make_method(config, layout)
-    data = shapes(config)
-    server, heads = state_shapes(method, layout, data)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    layout = fedfr.Layout(engine.make_mesh(jax.devices()[:1]), 1, 256)
+    _, method = simulation.make_method(config)
+    public, cohort = shapes(config)
+    server = server_shapes(method, public.identities)
     parameters = sum(x.size for x in jax.tree.leaves(server.backbone["params"]))
     assert round(parameters / 1e6, 1) == 49.7
     assert server.public_embeddings.shape == (6000, 512)
+    heads = jax.eval_shape(
+        lambda v, p, c: initial_heads(method, layout, v, p, c, jax.random.key(0),
+                                      most_identities=100), server.backbone, public, cohort)
     assert heads.class_embeddings.shape == (40, 100, 512)
     new_server, new_heads, metrics = jax.eval_shape(
         lambda *state: fedfr.run_round(method, layout, *state),
-        server, heads, data, jax.random.key(0))
+        server, heads, public, cohort, jax.random.key(0))
     for new, old in zip(jax.tree.leaves((new_server, new_heads)),
                         jax.tree.leaves((server, heads)), strict=True):
         assert (new.shape, new.dtype) == (old.shape, old.dtype)

@@ -1,4 +1,5 @@
 """The compiled round equals a plain loop over clients, written from the formulas."""
+import dataclasses
 import functools
 
 import jax
@@ -60,16 +61,15 @@ def reference_sgd(p, velocity, gradient, lr):
 def reference_client(method, server, head, data, i, key):
     """Steps 2 and 3 of a round for client ``i``; returns (trained, stats, images trained on)."""
     fed = method.fed
-    n, k = int(data.client_sizes[i]), int(data.client_identities[i])
-    rows, labels = np.asarray(data.client_rows[i, :n]), np.asarray(data.client_labels[i, :n])
-    images, most = np.asarray(data.images), data.client_rows.shape[1]
+    own_images, own_labels, k = data.images[i], data.labels[i], data.identities[i]
+    n, most = len(own_images), max(len(x) for x in data.images)
     variables, public = server.backbone, len(data.public_labels)
     padded_k = head.class_embeddings.shape[0]
     valid = np.zeros(most + (public if method.uses_public else 0), bool)
     valid[:n] = True
     if method.uses_public:
-        local, everybody = (unit(eval_features(method, variables, images[r]))
-                            for r in (rows, np.arange(public)))
+        local, everybody = (unit(eval_features(method, variables, x))
+                            for x in (own_images, data.public_images))
         kept = np.asarray((everybody @ local.T > fed.hard_threshold).any(1))
         valid[most:] = kept if fed.public_data == "hard" else True
     p = {"backbone": variables["params"], "theta": head.class_embeddings[:k]}
@@ -88,15 +88,15 @@ def reference_client(method, server, head, data, i, key):
     for epoch in range(epochs):
         shuffle_key, flip_key = jax.random.split(jax.random.fold_in(key, epoch))
         order = np.asarray(fedfr.epoch_order(shuffle_key, jnp.asarray(valid)))[:valid.sum()]
-        flips = np.asarray(jax.random.bernoulli(flip_key, 0.5, valid.shape))
+        flips = np.asarray(jax.random.bernoulli(flip_key, 0.5 * fed.mirror, valid.shape))
         lr = fed.lr * (1 if epoch < decay_epoch else 0.1)
         for s in range(len(order) // fed.batch_size):
             chosen = order[s * fed.batch_size:(s + 1) * fed.batch_size]
-            own = chosen < n
-            x = images[np.where(own, rows[np.minimum(chosen, n - 1)], chosen - most)]
+            x = np.stack([own_images[c] if c < n else data.public_images[c - most]
+                          for c in chosen])
             x = np.where(flips[chosen][:, None, None, None], x[:, :, ::-1], x)
-            y = np.where(own, labels[np.minimum(chosen, n - 1)],
-                         k + np.asarray(data.public_labels)[np.maximum(chosen - most, 0)])
+            y = np.array([own_labels[c] if c < n else k + data.public_labels[c - most]
+                          for c in chosen])
             gradient, stats = step(p, stats, x, y, eval_features(method, variables, x),
                                    eval_features(method, head.previous, x), head.has_trained)
             p, velocity = reference_sgd(p, velocity, gradient, lr)
@@ -115,9 +115,13 @@ def eval_features(method, variables, images):
 
 
 def reference_round(method, server, heads, data, key):
-    """A list of clients' results and the weighted average of what they send."""
+    """A list of clients' results and the weighted average of what they send.
+
+    Args:
+      heads: stacked in the order of the clients.
+    """
     results = [reference_client(method, server, jax.tree.map(lambda x, i=i: x[i], heads), data, i,
-                                key) for i in range(len(data.client_sizes))]
+                                key) for i in range(len(data.images))]
     weights = np.array([n for *_, n in results], float)
     weights /= weights.sum()
 
@@ -138,36 +142,47 @@ def assert_close(actual, expected):
 @functools.cache
 def two_reference_rounds():
     """FedFR's reference, computed once for all lane counts."""
-    method, data = small.method(), small.federation()
-    server, heads = small.start(method, data)
+    method, data, layout = small.method(), small.federation(), small.layout()
+    cohort = data.cohort()
+    server, heads = small.start(method, layout, data.public, cohort)
     first = reference_round(method, server, heads, data, jax.random.key(7))
-    server, heads, _ = small.rounds(method, small.layout(), server, heads, data)
+    server, heads, _ = small.rounds(method, layout, server, heads, data.public, cohort)
     return first, reference_round(method, server, heads, data, jax.random.key(7))
 
 
-def assert_round_equals_reference(method, layout, data, references=None):
+def in_order(tree, cohort):
+    """Rows of clients 0, 1, ... wherever their slots are."""
+    clients = np.asarray(cohort.clients)
+    place = np.argsort(np.where(clients < 0, len(clients), clients))[:(clients >= 0).sum()]
+    return jax.tree.map(lambda x: np.asarray(x)[place], tree)
+
+
+def assert_round_equals_reference(method, layout, data, references=None, table=True):
     """Compares as many rounds as there are references (default: one)."""
-    server, heads = small.start(method, data)
+    cohort = data.cohort(layout.mesh.size, table=table)
+    server, heads = small.start(method, layout, data.public, cohort)
     references = references or [
-        reference_round(method, server, heads, data, jax.random.key(7))]
+        reference_round(method, server, in_order(heads, cohort), data, jax.random.key(7))]
     for results, backbone, public in references:
-        server, heads, metrics = small.rounds(method, layout, server, heads, data)
+        server, heads, metrics = small.rounds(method, layout, server, heads, data.public, cohort)
         assert_close(server.backbone, backbone)
         if public is not None:
             assert_close(server.public_embeddings, public)
+        ordered, measured = in_order((heads, metrics), cohort)
         for i, (p, stats, images) in enumerate(results):
-            k = int(data.client_identities[i])
-            assert int(metrics["images"][i]) == images
-            assert_close(heads.class_embeddings[i, :k], p["theta"])
-            assert not np.any(heads.class_embeddings[i, k:])
-            assert_close(jax.tree.map(lambda x, i=i: x[i], heads.previous),
+            k = data.identities[i]
+            assert int(measured["images"][i]) == images
+            assert_close(ordered.class_embeddings[i, :k], p["theta"])
+            assert not np.any(ordered.class_embeddings[i, k:])
+            assert_close(jax.tree.map(lambda x, i=i: x[i], ordered.previous),
                          {"params": p["backbone"], "batch_stats": stats})
             if method.uses_binary:
-                assert_close(heads.transform["weight"][i], p["w"])
-                assert_close(heads.binary_weight[i, :k], p["u"])
-                assert_close(heads.binary_bias[i, :k], p["c"])
-    assert bool(heads.has_trained.all())
-    return metrics
+                assert_close(ordered.transform["weight"][i], p["w"])
+                assert_close(ordered.binary_weight[i, :k], p["u"])
+                assert_close(ordered.binary_bias[i, :k], p["c"])
+    assert ordered.has_trained.all()
+    np.testing.assert_array_equal(heads.has_trained, np.asarray(cohort.clients) >= 0)
+    return measured
 
 
 @pytest.mark.parametrize("lanes, devices", [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2)])
@@ -176,12 +191,17 @@ def test_unequal_clients_at_several_lane_counts(lanes, devices):
                                   small.federation(), two_reference_rounds())
 
 
+@pytest.mark.parametrize("changes, table, devices", [
+    (dict(cache_features=False), True, 1), (dict(gradient_batch=2), True, 2), ({}, False, 2)])
+def test_other_ways_to_the_same_round(changes, table, devices):
+    assert_round_equals_reference(small.method(), small.layout(2, devices, **changes),
+                                  small.federation(), two_reference_rounds(), table)
+
+
 def test_a_client_without_hard_negatives():
     data = small.federation()
     # Client 0 sees black images only: no public image is like them at this threshold.
-    dark = np.asarray(data.images).copy()
-    dark[np.asarray(data.client_rows[0, :9])] = 0
-    data = data.replace(images=jnp.asarray(dark))
+    data = dataclasses.replace(data, images=(np.zeros_like(data.images[0]), *data.images[1:]))
     metrics = assert_round_equals_reference(
         small.method(hard_threshold=0.97), small.layout(lanes=2), data)
     assert int(metrics["hard_negatives"][0]) == 0
@@ -189,7 +209,7 @@ def test_a_client_without_hard_negatives():
 
 
 @pytest.mark.parametrize("changes", [
-    dict(public_data="all"), dict(public_data="off")])
+    dict(public_data="all"), dict(public_data="off"), dict(mirror=False)])
 def test_public_data_switches(changes):
     assert_round_equals_reference(small.method(**changes), small.layout(lanes=2),
                                   small.federation())
@@ -200,6 +220,52 @@ def test_fedavg_is_the_round_without_the_parts_of_fedfr():
     metrics = assert_round_equals_reference(
         small.method(loss=loss, public_data="off"), small.layout(), small.federation())
     assert not np.any(metrics["contrastive"]) and not np.any(metrics["binary"])
+
+
+def test_clients_that_are_left_out_stay_out():
+    """A cohort of some clients is the round of these clients alone, whatever their slots."""
+    method, data = small.method(), small.federation()
+    results = []
+    for devices, lanes in ((1, 1), (2, 2)):
+        layout, cohort = small.layout(lanes, devices), data.cohort(devices, clients=[0, 2])
+        server, heads = small.start(method, layout, data.public, cohort)
+        server, heads, _ = small.rounds(method, layout, server, heads, data.public, cohort, 2)
+        results.append((server, in_order(heads, cohort)))
+    assert_close(*results)
+
+
+def test_a_round_without_clients_changes_nothing_but_the_round():
+    method, data, layout = small.method(), small.federation(), small.layout()
+    cohort = data.cohort()
+    server, heads = small.start(method, layout, data.public, cohort)
+    nobody = cohort.replace(clients=jnp.full(3, -1), sizes=jnp.zeros(3, jnp.int32),
+                            used=jnp.zeros(1, jnp.int32))
+    after, kept, metrics = small.rounds(method, layout, server, heads, data.public, nobody)
+    assert int(after.round) == 1
+    for new, old in zip(jax.tree.leaves((after.backbone, kept)),
+                        jax.tree.leaves((server.backbone, heads)), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert not any(np.any(m) for m in metrics.values())
+
+
+def test_previous_backbones_in_half_precision_or_not_at_all():
+    data, layout = small.federation(), small.layout()
+    cohort = data.cohort()
+    full = small.method()
+    no_contrast = small.method(loss=LossConfig(contrastive_weight=0.0))
+
+    def run(method, previous):
+        server, heads = small.start(method, layout, data.public, cohort, previous=previous)
+        return small.rounds(method, layout, server, heads, data.public, cohort, 2)
+
+    exact, half = run(full, "float32"), run(full, "bfloat16")
+    assert {x.dtype.name for x in jax.tree.leaves(half[1].previous)} == {"bfloat16"}
+    for a, b in zip(jax.tree.leaves(exact[0].backbone), jax.tree.leaves(half[0].backbone),
+                    strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-3)
+    off = run(no_contrast, "off")
+    assert off[1].previous is None
+    assert_close(off[0].backbone, run(no_contrast, "float32")[0].backbone)
 
 
 class TinyNetwork(nn.Module):
@@ -226,12 +292,12 @@ def tiny_backbone():
 
 
 def test_batch_norm_statistics_are_averaged():
-    method = fedfr.Method(tiny_backbone(), small.FED, LossConfig())
-    data = small.federation()
-    server, _ = small.start(method, data)
+    method, data, layout = fedfr.Method(tiny_backbone(), small.FED, LossConfig()), \
+        small.federation(), small.layout()
     assert_round_equals_reference(method, small.layout(lanes=2), data)
-    after, heads, _ = small.rounds(method, small.layout(), server, small.start(method, data)[1],
-                                   data)
+    cohort = data.cohort()
+    server, heads = small.start(method, layout, data.public, cohort)
+    after, heads, _ = small.rounds(method, layout, server, heads, data.public, cohort)
     mean = after.backbone["batch_stats"]["BatchNorm_0"]["mean"]
     assert np.abs(mean - server.backbone["batch_stats"]["BatchNorm_0"]["mean"]).max() > 1e-3
     assert np.ptp(heads.previous["batch_stats"]["BatchNorm_0"]["mean"], axis=0).max() > 1e-3

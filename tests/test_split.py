@@ -1,6 +1,7 @@
 """Splits: who holds which images, pairs of held-out identities, saving."""
 import dataclasses
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -172,6 +173,95 @@ def test_labels_with_gaps():
     for client in split.clients:
         assert (client.identities % 3 == 1).all()
     assert (split.public_identities % 3 == 1).all()
+
+
+def test_sorted_labels_give_the_same_split():
+    # Sorted labels take a way of their own: an image's position is its number.
+    order = np.argsort(LABELS, kind="stable")
+    for changes in ({}, {"max_training_images": 2, "unused_public": True}):
+        mixed = split_of(**changes)
+        for dtype in (np.int32, np.int64, np.uint16):
+            tidy = split_of(labels=LABELS[order].astype(dtype), **changes)
+            assert tidy.clients.order is None
+            for a, b in zip(mixed.clients, tidy.clients, strict=True):
+                np.testing.assert_array_equal(a.identities, b.identities)
+                np.testing.assert_array_equal(a.train_images, order[b.train_images])
+                np.testing.assert_array_equal(a.train_labels, b.train_labels)
+                np.testing.assert_array_equal(a.verification_images, order[b.verification_images])
+            np.testing.assert_array_equal(mixed.public_images, order[tidy.public_images])
+            np.testing.assert_array_equal(mixed.pairs, order[tidy.pairs])
+
+
+def test_clients_are_a_sequence():
+    clients = split_of().clients
+    assert len(clients) == len(list(clients)) == 8
+    for number in (-1, np.int32(-1), 7):
+        np.testing.assert_array_equal(clients[number].train_images, [*clients][7].train_images)
+    for number in (8, -9):
+        with pytest.raises(IndexError, match=r"of 8"):
+            clients[number]
+    for number in (slice(0, 2), 1.0):
+        with pytest.raises(TypeError):
+            clients[number]
+
+
+@pytest.mark.parametrize("changes", [{}, {"verification_images": 0}, {"max_training_images": 2}])
+def test_counts_and_images_of_many_clients_at_once(changes):
+    clients = split_of(**changes).clients
+    everybody = list(clients)
+    for counts, field in (
+        (clients.sizes, "train_images"), (clients.identity_counts, "identities"),
+        (clients.verification_counts, "verification_images"),
+    ):
+        assert counts.dtype == np.int64
+        assert counts.tolist() == [len(getattr(client, field)) for client in everybody]
+    chosen = np.array([5, 0, 5, 7])
+    for together, name in ((clients.training, "train"), (clients.verification, "verification")):
+        for array, field in zip(together(chosen), ("images", "labels"), strict=True):
+            parts = [getattr(everybody[i], f"{name}_{field}") for i in chosen]
+            np.testing.assert_array_equal(array, np.concatenate(parts))
+        assert [len(array) for array in together(chosen[:0])] == [0, 0]
+
+
+def test_a_hundred_thousand_clients(tmp_path):
+    labels = np.repeat(np.arange(450_000, dtype=np.int32), 6)
+    config = SplitConfig(client_fraction=0.9, identities_per_client=(2, 6), verification_images=2,
+                         unused_public=True)
+    tracemalloc.start()
+    split = make_split(labels, 100_000, config, 0, min_client_images=8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 2**20
+    assert split.clients.sizes.sum() == 4 * len(split.clients.identities)
+    owners = np.concatenate([split.clients.identities, split.public_identities])
+    assert np.array_equal(np.sort(owners), np.arange(450_000))
+    last = split.clients[-1]
+    np.testing.assert_array_equal(labels[last.train_images], last.identities[last.train_labels])
+    assert len(last.train_images) == split.clients.sizes[-1]
+    save_split(tmp_path / "split.npz", split)
+    loaded = load_split(tmp_path / "split.npz").clients
+    np.testing.assert_array_equal(loaded[-1].train_images, last.train_images)
+    np.testing.assert_array_equal(loaded.sizes, split.clients.sizes)
+
+
+def test_the_first_client_that_cannot_train_is_named():
+    labels = np.repeat(np.arange(12), [9] * 6 + [3] * 6)
+    config = SplitConfig(client_fraction=1.0, identities_per_client=(2, 2), verification_images=3)
+    found = set()
+    for seed in range(20):
+        order = make_split(
+            labels, 6, dataclasses.replace(config, verification_images=0), seed
+        ).clients.identities
+        images = np.maximum(9 - 6 * (order >= 6) - 3, 0).reshape(6, 2)
+        first = int(np.flatnonzero(images.min(axis=1) == 0)[0])
+        with pytest.raises(InputError, match=rf"client {first}'s identity \d+ no training image"):
+            make_split(labels, 6, config, seed)
+        # A client with too few images for a batch comes first if it stands first.
+        wish = rf"client {first}'s identity" if first == 0 else "client 0 has 12 training images"
+        with pytest.raises(InputError, match=wish):
+            make_split(labels, 6, config, seed, min_client_images=13)
+        found.add(first)
+    assert len(found) > 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,11 @@
-"""Who holds which images: clients, public data, held-out identities and pairs of them."""
+"""Who holds which images: clients, public data, held-out identities and pairs of them.
+
+Millions of clients are split in seconds: identities and clients are rows of flat arrays here, and
+nothing loops over them.
+"""
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import zipfile
@@ -8,10 +13,11 @@ import zipfile
 import numpy as np
 
 from fedfr_jax.config import SplitConfig
-from fedfr_jax.data.types import Client, FederatedSplit
+from fedfr_jax.data.types import Clients, FederatedSplit, ranges
 from fedfr_jax.errors import InputError
 
 _FOLDS = 10  # of the verification protocol; each needs genuine and impostor pairs
+_BLOCK = 1 << 22  # labels counted at a time: NumPy makes an int64 copy of them
 
 
 def make_split(
@@ -31,7 +37,8 @@ def make_split(
     ``verification_images`` images, in the order of the source, are for verification.
 
     Args:
-      labels: (N,) whole numbers >= 0, identity of each image.
+      labels: (N,) whole numbers >= 0, identity of each image. Sorted ones, of int32 or int64,
+        need no sorting and no copy.
       num_clients: number of clients.
       config: the ``data.split`` settings.
       seed: whole number >= 0; the same arguments give the same split.
@@ -44,10 +51,8 @@ def make_split(
       InputError: a setting is out of range, or the data has too few identities or images for it.
     """
     _check(config, num_clients, seed)
-    labels = np.asarray(labels, np.int64)
-    counts = np.bincount(labels)
-    by_identity = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
-    order = _stream(seed, 0).permutation(np.flatnonzero(counts))
+    table = _tabulate(np.asarray(labels))
+    order = _stream(seed, 0).permutation(np.flatnonzero(table.counts))
     if config.held_out_identities > len(order):
         raise InputError(
             f"data.split.held_out_identities: {config.held_out_identities} wanted, but the data "
@@ -55,35 +60,61 @@ def make_split(
         )
     held_out, rest = np.split(order, [config.held_out_identities])
     for_clients, for_public = np.split(rest, [round(config.client_fraction * len(rest))])
-    members = _members(for_clients, counts, num_clients, config, seed)
-    clients = tuple(
-        _client(i, identities, by_identity, config, min_client_images)
-        for i, identities in enumerate(members)
-    )
+    members, sizes = _members(for_clients, table.counts, num_clients, config, seed)
+    clients = _clients(members, sizes, table, config)
+    _check_clients(clients, table.counts[members], min_client_images)
     if config.unused_public:
-        unused = for_clients[~np.isin(for_clients, np.concatenate(members))]
-        for_public = np.concatenate([for_public, unused])
-    public = _public(for_public, counts, config)
-    held_images = [by_identity[i] for i in held_out]
-    pairs, same = _pairs(held_images, config.held_out_pairs, _stream(seed, 2))
+        taken = np.zeros(len(table.counts), bool)
+        taken[members] = True
+        for_public = np.concatenate([for_public, for_clients[~taken[for_clients]]])
+    public = _public(for_public, table.counts, config)
+    pairs, same = _pairs(
+        table.counts[held_out], table.images(held_out), config.held_out_pairs, _stream(seed, 2)
+    )
     return FederatedSplit(
         clients=clients,
         public_identities=public,
-        public_images=_join([by_identity[i] for i in public]),
-        public_labels=np.repeat(np.arange(len(public)), counts[public]),
+        public_images=table.images(public),
+        public_labels=np.repeat(np.arange(len(public)), table.counts[public]),
         held_out_identities=held_out,
         pairs=pairs,
         pairs_same=same,
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """Image numbers by identity: those of identity ``i`` are ``order[starts[i]:][:counts[i]]``.
+
+    ``order`` is None where a position is an image number. ``starts`` and ``counts`` have an entry
+    for every number up to the largest label, and ``counts`` is 0 for those without an image.
+    """
+
+    order: np.ndarray | None
+    starts: np.ndarray
+    counts: np.ndarray
+
+    def images(self, identities: np.ndarray) -> np.ndarray:
+        """Returns all image numbers of ``identities``, one identity after the other; int64."""
+        positions = ranges(self.starts[identities], self.counts[identities])
+        return positions if self.order is None else self.order[positions]
+
+
+def _tabulate(labels: np.ndarray) -> _Table:
+    if labels.dtype not in (np.int32, np.int64):
+        labels = labels.astype(np.int64)
+    counts = np.zeros(int(labels.max(initial=-1)) + 1, np.int64)
+    for start in range(0, len(labels), _BLOCK):
+        part = np.bincount(labels[start : start + _BLOCK])
+        counts[: len(part)] += part
+    is_sorted = bool((labels[:-1] <= labels[1:]).all())
+    order = None if is_sorted else np.argsort(labels, kind="stable")
+    return _Table(order, np.cumsum(counts) - counts, counts)
+
+
 def _stream(seed: int, purpose: int) -> np.random.Generator:
     """Separate streams: asking for more pairs must not change who the clients are."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose,)))
-
-
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
 def _check(config: SplitConfig, num_clients: int, seed: int) -> None:
@@ -117,8 +148,8 @@ def _suitable(identities: np.ndarray, counts: np.ndarray, limits: tuple[int, ...
 
 def _members(
     pool: np.ndarray, counts: np.ndarray, num_clients: int, config: SplitConfig, seed: int
-) -> list[np.ndarray]:
-    """Returns each client's identities."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all clients' identities, client after client, and how many each client has."""
     suitable = _suitable(pool, counts, config.client_images)
     low, high = config.identities_per_client
     sizes = _stream(seed, 1).integers(low, high, num_clients, endpoint=True)
@@ -130,42 +161,50 @@ def _members(
             "fed.num_clients or data.split.identities_per_client, widen "
             "data.split.client_images, or raise data.split.client_fraction"
         )
-    return np.split(suitable[: sizes.sum()], np.cumsum(sizes)[:-1])
+    return suitable[: sizes.sum()], sizes
 
 
-def _client(
-    number: int,
-    identities: np.ndarray,
-    by_identity: list[np.ndarray],
-    config: SplitConfig,
-    min_images: int,
-) -> Client:
-    held = config.verification_images
-    limit = config.max_training_images or None
-    verification = [by_identity[i][:held] for i in identities]
-    training = [by_identity[i][held:][:limit] for i in identities]
-    for identity, images in zip(identities, training, strict=True):
-        if not len(images):
-            raise InputError(
-                f"data.split.verification_images: {held} leave client {number}'s identity "
-                f"{identity} no training image, it has {len(by_identity[identity])} images; lower "
-                f"it, or raise the first of data.split.client_images to {held + 1} or more"
-            )
-    client = Client(
-        identities=identities,
-        train_images=_join(training),
-        train_labels=np.repeat(np.arange(len(identities)), [len(part) for part in training]),
-        verification_images=_join(verification),
-        verification_labels=np.repeat(
-            np.arange(len(identities)), [len(part) for part in verification]
-        ),
+def _clients(
+    members: np.ndarray, sizes: np.ndarray, table: _Table, config: SplitConfig
+) -> Clients:
+    counts, starts, order = table.counts[members], table.starts[members], table.order
+    if config.max_training_images:
+        counts = np.minimum(counts, config.verification_images + config.max_training_images)
+    if order is not None:  # keep the clients' part of it
+        order, starts = order[ranges(starts, counts)], np.cumsum(counts) - counts
+    return Clients(
+        identities=members,
+        offsets=np.concatenate([[0], np.cumsum(sizes)]),
+        starts=starts,
+        counts=counts,
+        verification_images=config.verification_images,
+        order=order,
     )
-    if len(client.train_images) < min_images:
+
+
+def _check_clients(clients: Clients, images: np.ndarray, min_images: int) -> None:
+    """Raises for the first client that cannot train; ``images`` are all that identities have."""
+    held = clients.verification_images
+    untrained = np.flatnonzero(clients.counts <= held)
+    # The client of the first identity without a training image; nobody if there is none.
+    number = (
+        np.searchsorted(clients.offsets, untrained[0], side="right") - 1
+        if len(untrained) else len(clients)
+    )
+    small = np.flatnonzero(clients.sizes[:number] < min_images)
+    if len(small):
         raise InputError(
-            f"client {number} has {len(client.train_images)} training images, fewer than one batch "
-            f"of {min_images}; lower fed.batch_size or raise data.split.identities_per_client"
+            f"client {small[0]} has {clients.sizes[small[0]]} training images, fewer than one "
+            f"batch of {min_images}; lower fed.batch_size or raise "
+            "data.split.identities_per_client"
         )
-    return client
+    if len(untrained):
+        raise InputError(
+            f"data.split.verification_images: {held} leave client {number}'s identity "
+            f"{clients.identities[untrained[0]]} no training image, it has "
+            f"{images[untrained[0]]} images; lower it, or raise the first of "
+            f"data.split.client_images to {held + 1} or more"
+        )
 
 
 def _public(pool: np.ndarray, counts: np.ndarray, config: SplitConfig) -> np.ndarray:
@@ -180,13 +219,21 @@ def _public(pool: np.ndarray, counts: np.ndarray, config: SplitConfig) -> np.nda
 
 
 def _pairs(
-    people: list[np.ndarray], count: int, rng: np.random.Generator
+    sizes: np.ndarray, images: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws ``count`` genuine and as many impostor pairs, all distinct, in alternation."""
+    """Draws ``count`` genuine and as many impostor pairs, all distinct, in alternation.
+
+    Args:
+      sizes: (H,) int64 images per held-out identity.
+      images: (sizes.sum(),) int64 their numbers, identity after identity.
+      count: pairs of each kind.
+      rng: a stream of its own.
+
+    Returns:
+      (2 count, 2) int64 image numbers and (2 count,) bool, whether a pair is genuine.
+    """
     if not count:
         return np.zeros((0, 2), np.int64), np.zeros(0, bool)
-    sizes = np.array([len(images) for images in people], np.int64)
-    images = _join(people)
     starts = np.cumsum(sizes) - sizes
     genuine = images[_genuine(sizes, starts, count, rng)]
     impostor = images[_impostor(sizes, starts, count, rng)]
@@ -206,14 +253,13 @@ def _genuine(
             "data.split.held_out_identities"
         )
     quota = _even_shares(possible, count, rng)
-    drawn = []
-    for start, most, share in zip(starts, possible, quota, strict=True):
-        code = rng.choice(most, share, replace=False) if share else np.zeros(0, np.int64)
-        # Pair number c of images a < b: c = b (b - 1) / 2 + a.
-        b = (1 + np.sqrt(1 + 8 * code.astype(np.float64))).astype(np.int64) // 2
-        b += (code >= b * (b + 1) // 2).astype(np.int64) - (code < b * (b - 1) // 2)
-        drawn.append(start + np.stack([code - b * (b - 1) // 2, b], axis=1))
-    return rng.permutation(np.concatenate(drawn))
+    some = np.flatnonzero(quota)  # at most ``count`` identities, however many are held out
+    drawn = [rng.choice(possible[i], quota[i], replace=False) for i in some]
+    code, start = np.concatenate(drawn), np.repeat(starts[some], quota[some])
+    # Pair number c of images a < b: c = b (b - 1) / 2 + a.
+    b = (1 + np.sqrt(1 + 8 * code.astype(np.float64))).astype(np.int64) // 2
+    b += (code >= b * (b + 1) // 2).astype(np.int64) - (code < b * (b - 1) // 2)
+    return rng.permutation(np.stack([start + code - b * (b - 1) // 2, start + b], axis=1))
 
 
 def _even_shares(capacity: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -248,27 +294,40 @@ def _impostor(
     return np.stack([first, second], axis=1)
 
 
-def save_split(path: str | os.PathLike, split: FederatedSplit) -> None:
-    """Writes a split as ``.npz``; :func:`load_split` reads it."""
-    arrays = {name: getattr(split, name) for name in _SHARED}
-    for name in _PER_CLIENT:
-        parts = [getattr(client, name) for client in split.clients]
-        arrays[f"client_{name}"] = _join(parts)
-        arrays[f"client_{name}_sizes"] = np.array([len(part) for part in parts], np.int64)
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(partial, path)
-
-
 _SHARED = (
     "public_identities", "public_images", "public_labels", "held_out_identities", "pairs",
     "pairs_same",
 )
-_PER_CLIENT = (
-    "identities", "train_images", "train_labels", "verification_images", "verification_labels",
-)
+_CLIENTS = ("identities", "offsets", "starts", "counts")
+
+
+def save_split(path: str | os.PathLike, split: FederatedSplit) -> None:
+    """Writes a split as ``.npz``; :func:`load_split` reads it.
+
+    The arrays are those of :class:`FederatedSplit` and, after ``clients_``, of :class:`Clients`,
+    as int32 where the numbers allow. They are not compressed, which would take minutes for a large
+    population.
+    """
+    clients = split.clients
+    arrays = {name: getattr(split, name) for name in _SHARED}
+    arrays |= {f"clients_{name}": getattr(clients, name) for name in _CLIENTS}
+    arrays["clients_verification_images"] = np.array(clients.verification_images)
+    if clients.order is not None:
+        arrays["clients_order"] = clients.order
+    path = pathlib.Path(path)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **{name: _narrow(array) for name, array in arrays.items()})
+    os.replace(partial, path)
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    fits = array.dtype == np.int64 and array.max(initial=0) < 2**31  # none is negative
+    return array.astype(np.int32) if fits else array
+
+
+def _widen(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.int64) if array.dtype == np.int32 else array
 
 
 def load_split(path: str | os.PathLike) -> FederatedSplit:
@@ -279,21 +338,15 @@ def load_split(path: str | os.PathLike) -> FederatedSplit:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        parts = {
-            name: np.split(
-                arrays[f"client_{name}"], np.cumsum(arrays[f"client_{name}_sizes"])[:-1]
-            )
-            for name in _PER_CLIENT
-        }
-        shared = {name: arrays[name] for name in _SHARED}
+            arrays = {name: _widen(file[name]) for name in file.files}
+        clients = Clients(
+            **{name: arrays[f"clients_{name}"] for name in _CLIENTS},
+            verification_images=int(arrays["clients_verification_images"]),
+            order=arrays.get("clients_order"),
+        )
+        return FederatedSplit(clients=clients, **{name: arrays[name] for name in _SHARED})
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read as a split: {error}") from error
-    clients = tuple(
-        Client(**dict(zip(_PER_CLIENT, values, strict=True)))
-        for values in zip(*(parts[name] for name in _PER_CLIENT), strict=True)
-    )
-    return FederatedSplit(clients=clients, **shared)
 
 
 def describe_split(split: FederatedSplit, source_name: str) -> dict[str, object]:
@@ -302,17 +355,13 @@ def describe_split(split: FederatedSplit, source_name: str) -> dict[str, object]
     return {
         "source": source_name,
         "clients": len(clients),
-        "client_identities": sum(len(client.identities) for client in clients),
-        "client_training_images": sum(len(client.train_images) for client in clients),
-        "client_verification_images": sum(len(client.verification_images) for client in clients),
-        "identities_per_client": _range([len(client.identities) for client in clients]),
-        "training_images_per_client": _range([len(client.train_images) for client in clients]),
-        "verification_images_per_client": _range(
-            [len(client.verification_images) for client in clients]
-        ),
-        "training_images_per_identity": _range(
-            np.concatenate([np.bincount(client.train_labels) for client in clients])
-        ),
+        "client_identities": len(clients.identities),
+        "client_training_images": int(clients.sizes.sum()),
+        "client_verification_images": int(clients.verification_counts.sum()),
+        "identities_per_client": _range(clients.identity_counts),
+        "training_images_per_client": _range(clients.sizes),
+        "verification_images_per_client": _range(clients.verification_counts),
+        "training_images_per_identity": _range(clients.counts - clients.verification_images),
         "public_identities": len(split.public_identities),
         "public_images": len(split.public_images),
         "public_images_per_identity": _range(np.bincount(split.public_labels)),
@@ -322,7 +371,7 @@ def describe_split(split: FederatedSplit, source_name: str) -> dict[str, object]
     }
 
 
-def _range(values: list[int] | np.ndarray) -> dict[str, float]:
+def _range(values: np.ndarray) -> dict[str, float]:
     if not len(values):
         return {"min": 0, "mean": 0.0, "max": 0}
     return {

@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
 
@@ -13,17 +16,25 @@ class ImageSource:
 
     Attributes:
       name: what it is and where it comes from, for reports and error messages.
-      labels: (N,) int64, identity of each image, in ``[0, num_identities)`` without gaps.
+      labels: (N,) int32 or int64, identity of each image, in ``[0, num_identities)`` without
+        gaps. int32 where there may be very many images (generated faces).
       image_size: side S of the square images in pixels.
       read: maps (n,) int image numbers to (n, S, S, 3) uint8 RGB images.
-      identity_names: one name per identity, as in the source.
+      identity_names: one name per identity, as in the source; may be made when asked for.
+      describe: maps (n,) int image numbers to the inputs of ``render``, (n,) int32 arrays by
+        name; None if images cannot be made on the device.
+      render: traceable; ``render(**describe(numbers))`` draws on the device what
+        ``read(numbers)`` returns, up to one grey level of rounding, as other programs may
+        round differently. Its working memory grows with n. None if ``describe`` is.
     """
 
     name: str
     labels: np.ndarray
     image_size: int
     read: Callable[[np.ndarray], np.ndarray]
-    identity_names: tuple[str, ...]
+    identity_names: Sequence[str]
+    describe: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
+    render: Callable[..., jax.Array] | None = None
 
     @property
     def num_identities(self) -> int:
@@ -64,12 +75,108 @@ class Client:
     verification_labels: np.ndarray
 
 
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Returns ``arange(start, start + length)`` of all entries, one after the other; int64."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    shifts = np.repeat(starts - (ends - lengths), lengths)
+    return np.arange(len(shifts)) + shifts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clients(Sequence[Client]):
+    """All clients' shares as flat arrays; a :class:`Client` is built when it is asked for.
+
+    A population has millions of identities, so nothing here is a list of arrays. T is the
+    number of all clients' identities together.
+
+    Attributes:
+      identities: (T,) int64 source identities, client after client.
+      offsets: (N + 1,) int64; client ``i`` has the entries ``offsets[i]:offsets[i + 1]``.
+      starts: (T,) int64, position of the identity's first image in ``order``.
+      counts: (T,) int64, images of the identity that are used: ``verification_images`` for
+        verification, then at least one for training.
+      verification_images: held out of every identity.
+      order: (M,) int64 image numbers, those of an identity side by side; None where a position
+        is an image number, because the source has its images sorted by identity.
+    """
+
+    identities: np.ndarray
+    offsets: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+    verification_images: int
+    order: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, number: int) -> Client:
+        """Builds one client; negative numbers count from the end, slices are refused."""
+        number = operator.index(number)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"client {number} of {len(self)}")
+        only = np.array([number % len(self)])
+        return Client(
+            self.identities[self.offsets[only[0]] : self.offsets[only[0] + 1]],
+            *self.training(only),
+            *self.verification(only),
+        )
+
+    @functools.cached_property
+    def identity_counts(self) -> np.ndarray:
+        """(N,) int64 identities per client."""
+        return np.diff(self.offsets)
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """(N,) int64 training images per client."""
+        total = np.concatenate([[0], np.cumsum(self.counts)])
+        return np.diff(total[self.offsets]) - self.verification_counts
+
+    @property
+    def verification_counts(self) -> np.ndarray:
+        """(N,) int64 verification images per client."""
+        return self.identity_counts * self.verification_images
+
+    def training(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Training images of some clients, client after client, in the order of their labels.
+
+        The work is in proportion to these clients' images, not to the population.
+
+        Args:
+          clients: (n,) int client numbers >= 0, in any order.
+
+        Returns:
+          (image numbers, local labels), both (sum of the clients' ``sizes``,) int64.
+        """
+        entries, local = self._entries(clients)
+        skip = self.verification_images
+        return self._images(self.starts[entries] + skip, self.counts[entries] - skip, local)
+
+    def verification(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Verification images of some clients; see :meth:`training`."""
+        entries, local = self._entries(clients)
+        held = np.full(len(entries), self.verification_images)
+        return self._images(self.starts[entries], held, local)
+
+    def _entries(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the clients' identities in the flat arrays, and their local labels."""
+        first = self.offsets[clients]
+        lengths = self.offsets[np.asarray(clients) + 1] - first
+        return ranges(first, lengths), ranges(np.zeros_like(lengths), lengths)
+
+    def _images(self, starts, lengths, local) -> tuple[np.ndarray, np.ndarray]:
+        positions = ranges(starts, lengths)
+        numbers = positions if self.order is None else self.order[positions]
+        return numbers, np.repeat(local, lengths)
+
+
 @dataclasses.dataclass(frozen=True)
 class FederatedSplit:
     """Who holds which images (paper, section 4.1).
 
     Attributes:
-      clients: one entry per client.
+      clients: one entry per client, built when it is asked for.
       public_identities: (K_0,) int64 source identities; public label ``k`` is entry ``k``.
       public_images: (N_0,) int64 image numbers.
       public_labels: (N_0,) int64 in ``[0, K_0)``.
@@ -78,7 +185,7 @@ class FederatedSplit:
       pairs_same: (P,) bool.
     """
 
-    clients: tuple[Client, ...]
+    clients: Clients
     public_identities: np.ndarray
     public_images: np.ndarray
     public_labels: np.ndarray

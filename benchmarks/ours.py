@@ -1,0 +1,213 @@
+"""fedfr_jax as a competitor: the only benchmark module that touches engine, round and state.
+
+Everything else here goes by the arrays of :mod:`benchmarks.problem`, so a change of the
+library's interfaces ends in this file.
+"""
+from __future__ import annotations
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.plain_jax import arrays_of, variables_of
+from benchmarks.problem import Built, Case, Workload, part, previous_weights
+from fedfr_jax import engine, fedfr, simulation
+from fedfr_jax.config import (
+    Config,
+    DataConfig,
+    EngineConfig,
+    FedConfig,
+    LossConfig,
+    ModelConfig,
+    SplitConfig,
+)
+from fedfr_jax.plan import settle
+from fedfr_jax.state import CohortData, Heads, PublicData, ServerState
+
+KEY = 7
+
+
+def schedule(case: Case) -> dict[str, np.ndarray]:
+    """Positions in a client's pool and mirror flags of every batch, (C, steps, B) each.
+
+    The pool is the client's own images, then the public ones. These are the batches that the
+    round below draws in round 0 with ``KEY``.
+    """
+    size = case.images + case.public
+    per_epoch = size // case.batch
+
+    def epoch(key, index):
+        shuffle_key, flip_key = jax.random.split(jax.random.fold_in(key, index))
+        order = fedfr.epoch_order(shuffle_key, jnp.ones(size, bool))
+        flips = jax.random.bernoulli(flip_key, 0.5, (size,))
+        chosen = order[:per_epoch * case.batch].reshape(per_epoch, case.batch)
+        return chosen, flips[chosen]
+
+    def client(index):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(KEY), 0), index)
+        return jax.vmap(lambda e: epoch(key, e))(jnp.arange(case.epochs))
+
+    chosen, flips = jax.jit(jax.vmap(client))(jnp.arange(case.clients))
+    shape = (case.clients, case.steps, case.batch)
+    return {"positions": np.asarray(chosen).reshape(shape),
+            "flips": np.asarray(flips).reshape(shape)}
+
+
+def _config(case: Case, dtype: str, conv: str, lanes: int, cache_features: bool) -> Config:
+    fed = FedConfig(num_clients=case.clients, batch_size=case.batch, lr=case.lr,
+                    local_epochs=(case.epochs,), lr_decay_epochs=(case.decay_epoch,),
+                    public_data="all" if case.public else "off")
+    model = {} if case.model != "spherenet" else dict(depth=case.depth, widths=case.widths)
+    off = {name: 0.0 for name, on in (("contrastive_weight", case.contrastive),
+                                      ("binary_weight", case.binary)) if not on}
+    return Config(
+        model=ModelConfig(name=case.model, embedding=case.embedding, dtype=dtype, **model),
+        fed=fed, loss=LossConfig(**off), 
+        engine=EngineConfig(lanes=lanes, conv=conv, cache_features=cache_features),
+        data=DataConfig(image_size=case.size, split=SplitConfig(
+            identities_per_client=(case.identities,) * 2)))
+
+
+def _slots(case: Case, devices: int) -> np.ndarray:
+    """(devices * slots,) client in each slot, -1 = empty."""
+    slots = -(-case.clients // devices)
+    return np.pad(np.arange(case.clients), (0, devices * slots - case.clients),
+                  constant_values=-1)
+
+
+def _data(case: Case, problem, devices: int) -> tuple[PublicData, CohortData]:
+    images, public = problem["images"], case.public
+    clients = _slots(case, devices)
+    slots, there = len(clients) // devices, clients >= 0
+    # Every client's images in turn; an empty slot's are those of client 0, and never used.
+    table_rows = problem["client/image_rows"][np.maximum(clients, 0)] - public
+    rows = np.arange(slots * case.images, dtype=np.int32).reshape(slots, case.images)
+    cohort = CohortData(
+        images=images[public:], table_rows=table_rows.reshape(-1),
+        used=np.array([n.sum() * case.images for n in np.split(there, devices)], np.int32),
+        rows=np.tile(rows, (devices, 1)),
+        labels=problem["client/image_labels"][np.maximum(clients, 0)],
+        sizes=np.where(there, case.images, 0).astype(np.int32),
+        identities=np.where(there, case.identities, 0).astype(np.int32),
+        clients=clients.astype(np.int32))
+    return PublicData(images[:public], problem["public_labels"],
+                      case.identities if public else 0), cohort
+
+
+def _place(case: Case, problem, layout: fedfr.Layout):
+    """((server, heads), public, cohort) on the devices."""
+    mesh = layout.mesh
+    public, cohort = _data(case, problem, mesh.size)
+    server, heads = _state(case, problem)
+    clients = np.maximum(_slots(case, mesh.size), 0)
+    heads = engine.spread(jax.tree.map(lambda x: x[clients], heads), mesh)
+    table = engine.replicate(cohort.images, mesh)
+    cohort = engine.spread(cohort.replace(images=None), mesh).replace(images=table)
+    return (engine.replicate(server, mesh), heads), engine.replicate(public, mesh), cohort
+
+
+def _state(case: Case, problem) -> tuple[ServerState, Heads]:
+    backbone = variables_of(case, part(problem, "backbone/"))
+    previous = [variables_of(case, previous_weights(problem, i)) for i in range(case.clients)]
+    head = part(problem, "client/")
+    heads = Heads(
+        class_embeddings=head["class_embeddings"],
+        transform={"weight": head["transform_weight"], "bias": head["transform_bias"]},
+        binary_weight=head["binary_weight"], binary_bias=head["binary_bias"],
+        previous=jax.tree.map(lambda *x: np.stack(x), *previous),
+        has_trained=np.ones(case.clients, bool))
+    return ServerState(np.int32(0), backbone, problem["public_embeddings"]), heads
+
+
+def build(case: Case, problem, *, dtype: str = "float32", conv: str = "auto", lanes: int = 0,
+          devices: int = 0, cache_features: bool = True) -> Built:
+    """The compiled round; by default in the settings that a run chooses by itself.
+
+    Every ``run`` goes on from the state of the one before, with donated buffers, as a
+    simulation does; so only the first one has the batches of the problem.
+
+    Args:
+      dtype: compute type.
+      conv, lanes, devices: forced layout; "auto" and 0 leave the choice to the library.
+      cache_features: False computes frozen features in every step, as published.
+    """
+    simulation.use_cpu_devices(devices)
+    config = settle(_config(case, dtype, conv, lanes, cache_features), report=lambda line: None)
+    layout = simulation.make_layout(config)
+    _, method = simulation.make_method(config)
+    step = simulation.compile_round(types.SimpleNamespace(layout=layout, method=method))
+    state, public, cohort = _place(case, problem, layout)
+    state = list(state)
+    key = engine.replicate(jax.random.key(KEY), layout.mesh)
+
+    def run():
+        state[:] = jax.block_until_ready(step(*state, public, cohort, key)[:2])
+
+    def update():
+        server, heads = jax.device_get(state)
+        heads = jax.tree.map(lambda x: x[:case.clients], heads)
+        found = {f"backbone/{k}": v for k, v in arrays_of(case, server.backbone).items()}
+        found["client/class_embeddings"] = heads.class_embeddings
+        if case.binary:
+            found |= {"client/transform_weight": heads.transform["weight"],
+                      "client/transform_bias": heads.transform["bias"],
+                      "client/binary_weight": heads.binary_weight,
+                      "client/binary_bias": heads.binary_bias}
+        return found | ({"public_embeddings": server.public_embeddings} if case.public else {})
+
+    return Built(run, update, case.trained_images, _units(case, cache_features),
+                 f"{layout.mesh.size} device(s), {layout.lanes} lane(s)")
+
+
+def _units(case: Case, cache_features: bool) -> float:
+    """Forward passes' worth of work per trained image: frozen features come once a round."""
+    if not case.contrastive:
+        return 3.0
+    if not cache_features:
+        return 5.0
+    # A view of an image is needed unless every epoch shows the other one.
+    views = 2 * (1 - 0.5 ** case.epochs)
+    images = case.clients * (case.images + case.public)
+    return 3.0 + 2 * views * images / case.trained_images
+
+
+def for_each_client(update, shared, clients, count: int, lanes: int = 1):
+    """Runs ``update(repeat, shared, client) -> (model, kept)`` on the engine.
+
+    Returns:
+      A function without arguments: (average model, kept of all clients).
+    """
+    devices = min(count, len(jax.devices()))
+    mesh = engine.make_mesh(jax.devices()[:devices])
+    padding = -count % devices
+    work = np.pad(np.ones(count, np.int32), (0, padding), constant_values=-1)
+    clients = jax.tree.map(
+        lambda x: np.concatenate([x, np.repeat(np.asarray(x)[:1], padding, 0)]), clients)
+    shared = engine.replicate(shared, mesh)
+    clients, work = engine.spread((clients, work), mesh)
+
+    def one(lane, shared, device, client, state):
+        model, kept = update(lane.repeat, shared, client)
+        return model, jnp.float32(1), state, kept
+
+    @jax.jit
+    def step(shared, clients, work):
+        average, _, _, kept = engine.for_each_client(
+            one, shared, (), clients, (), work, mesh=mesh, lanes=lanes)
+        return average, jax.tree.map(lambda x: x[:count], kept)
+
+    return lambda: step(shared, clients, work)
+
+
+def build_workload(workload: Workload, problem, *, lanes: int = 1, devices: int = 0) -> Built:
+    """Workload A or B on the engine."""
+    from benchmarks import workloads  # noqa: PLC0415  (it imports JAX's half of the benchmarks)
+
+    simulation.use_cpu_devices(devices)
+    return workloads.built(workload, for_each_client(
+        workloads.client_update(workload, "auto"), workloads.model_of(problem),
+        workloads.clients_of(problem), workload.clients, lanes),
+        note=f"{len(jax.devices())} device(s), {lanes} lane(s)")
+

@@ -1,0 +1,138 @@
+"""Competitors in processes of their own, so that memory and threads are theirs alone."""
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.problem import Built, clients_of
+
+_SPAWN = multiprocessing.get_context("spawn")  # a fork would share what JAX has started
+LONGEST = 3600.0  # seconds that one request may take
+
+
+class Failed(RuntimeError):
+    """A competitor raised or died; the message is its last line."""
+
+
+def resolve(target: str):
+    """``"module:function"`` to the function."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def memory() -> dict[str, int]:
+    """Most bytes ever used by this process, and on its GPU where it has one."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    found = {"host": peak * 1024}
+    if "torch" in sys.modules:
+        cuda = importlib.import_module("torch").cuda
+        if cuda.is_available():
+            found["device"] = cuda.max_memory_allocated()
+    if "jax" in sys.modules:
+        stats = importlib.import_module("jax").devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in stats:
+            found["device"] = stats["peak_bytes_in_use"]
+    return found
+
+
+def build(target: str, case: Any, path: str, options: Mapping[str, Any],
+          share: tuple[int, int] = (0, 1)) -> Built:
+    """A competitor on the problem in ``path``; ``share`` (i, n) takes every n-th client."""
+    with np.load(path) as arrays:
+        problem = dict(arrays)
+    if share[1] > 1:
+        problem = clients_of(problem, slice(share[0], None, share[1]))
+        case = dataclasses.replace(case, clients=len(range(share[0], case.clients, share[1])))
+    return resolve(target)(case, problem, **options)
+
+
+def _timed(function) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def _first(built: Built) -> dict[str, Any]:
+    seconds = _timed(built.run)
+    answer = {"seconds": seconds, "memory": memory(), "update": dict(built.update()),
+              "images": built.images, "units": built.units, "note": built.note}
+    return answer | ({"expected": dict(built.expected())} if built.expected else {})
+
+
+def _serve(connection, kind, target, arguments, env):
+    """Child: builds, then answers ``first``, ``round`` and ``memory`` until told to ``stop``."""
+    os.environ.update(env)
+    try:
+        if kind == "call":
+            connection.send(("ok", resolve(target)(*arguments)))
+            return
+        built = build(target, *arguments)
+        connection.send(("ok", None))
+        answers = {"first": lambda: _first(built), "round": lambda: _timed(built.run),
+                   "memory": memory}
+        while (request := connection.recv()) != "stop":
+            connection.send(("ok", answers[request]()))
+    except Exception as error:
+        traceback.print_exc()
+        connection.send(("failed", f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                         if str(error) else type(error).__name__))
+
+
+class Process:
+    """One such child. Arguments are those of :func:`build`, or of a function to call once."""
+
+    def __init__(self, target: str, arguments: tuple, env: Mapping[str, str],
+                 kind: str = "build"):
+        self._ours, theirs = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(
+            target=_serve, args=(theirs, kind, target, arguments, dict(env)), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def send(self, request: str) -> None:
+        try:
+            self._ours.send(request)
+        except OSError as error:
+            raise Failed(f"ended with exit code {self._process.exitcode}") from error
+
+    def receive(self) -> Any:
+        """The answer; raises :class:`Failed` if there is none."""
+        try:
+            if not self._ours.poll(LONGEST):
+                raise Failed(f"no answer within {LONGEST:.0f} s")
+            kind, answer = self._ours.recv()
+        except (EOFError, OSError) as error:
+            self._process.join(10)
+            raise Failed(f"ended with exit code {self._process.exitcode}") from error
+        if kind == "failed":
+            raise Failed(answer)
+        return answer
+
+    def stop(self) -> None:
+        try:
+            self._ours.send("stop")
+            self._process.join(10)
+        except OSError:
+            pass
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+
+
+def call(target: str, *arguments: Any) -> Any:
+    """The result of a function, run in a process of its own."""
+    process = Process(target, arguments, {}, "call")
+    try:
+        return process.receive()
+    finally:
+        process.stop()

@@ -1,0 +1,130 @@
+"""Where the clients' training images are: on the devices, streamed there, or rendered there."""
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fedfr_jax import engine
+from fedfr_jax.config import DataConfig
+from fedfr_jax.data.feed import CohortRows
+from fedfr_jax.data.types import Clients, ImageSource
+from fedfr_jax.errors import InputError
+from fedfr_jax.state import CohortData
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientImages:
+    """Turns a cohort's image numbers into what a round reads.
+
+    Attributes:
+      source: the data set.
+      mesh: the devices.
+      kind: resident | stream | render.
+      numbers: (T,) ascending image numbers of the resident table, or None.
+      table: (T, S, S, 3) uint8 on every device, or None.
+    """
+
+    source: ImageSource
+    mesh: Mesh
+    kind: str
+    numbers: np.ndarray | None = None
+    table: Any = None
+
+    def cohort_data(self, rows: CohortRows) -> CohortData:
+        """Puts a cohort's data on the devices; each process its own clients'."""
+        mine = _rows_of_process(rows)
+        images, table_rows = self.table, None
+        if self.kind == "resident":
+            table_rows = np.searchsorted(self.numbers, mine.numbers).astype(np.int32)
+        elif self.kind == "stream":
+            images = engine.spread(_read_used(self.source, mine), self.mesh)
+        else:
+            images = _render(self.source, self.mesh, mine)
+        spread = engine.spread(
+            dict(table_rows=table_rows, used=mine.used, rows=mine.rows, labels=mine.labels,
+                 sizes=mine.sizes, identities=mine.identities, clients=mine.clients), self.mesh)
+        return CohortData(images=images, **spread)
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        """(n, S, S, 3) uint8 training images of clients, on the host."""
+        if self.kind == "resident":
+            return np.asarray(self.table[np.searchsorted(self.numbers, numbers)])
+        return self.source.read(numbers)
+
+
+def _rows_of_process(rows: CohortRows) -> CohortRows:
+    """The part that belongs to this process' devices."""
+    processes, me = jax.process_count(), jax.process_index()
+
+    def part(x):
+        size = len(x) // processes
+        return x[me * size:(me + 1) * size]
+
+    return CohortRows(**{f.name: part(getattr(rows, f.name)) for f in dataclasses.fields(rows)})
+
+
+def _read_used(source: ImageSource, rows: CohortRows) -> np.ndarray:
+    """The devices' lists of images; what a list does not use stays black and is not read."""
+    capacity = len(rows.numbers) // len(rows.used)
+    used = (np.arange(capacity) < rows.used[:, None]).reshape(-1)
+    images = np.zeros((len(used), source.image_size, source.image_size, 3), np.uint8)
+    images[used] = source.read(rows.numbers[used])
+    return images
+
+
+def _render(source: ImageSource, mesh: Mesh, rows: CohortRows):
+    described = engine.spread((source.describe(rows.numbers), rows.used), mesh)
+    return _compiled_render(source.render, mesh)(*described)
+
+
+@functools.cache  # one program per source and mesh: a later round compiles nothing
+def _compiled_render(render, mesh):
+    block = 64  # images rendered at once on a device; bounds the working memory
+
+    def on_one_device(unused, device):
+        arrays, used = device
+        positions = jnp.arange(len(jax.tree.leaves(arrays)[0]))
+        return engine.loop_blocks(
+            lambda p: render(**jax.tree.map(lambda x: x[p], arrays)), positions, used[0],
+            block=block)
+
+    return jax.jit(lambda arrays, used: engine.on_each_device(
+        on_one_device, (), (arrays, used), mesh=mesh))
+
+
+def training_bytes(clients: Clients, image_size: int) -> int:
+    """Bytes of all clients' training images."""
+    return int(clients.sizes.sum()) * image_size ** 2 * 3
+
+
+def choose_kind(config: DataConfig, source: ImageSource, clients: Clients) -> str:
+    """What ``data.images`` = auto means here."""
+    if config.images != "auto":
+        return config.images
+    if training_bytes(clients, source.image_size) <= config.resident_gib * 2 ** 30:
+        return "resident"
+    return "render" if source.render is not None else "stream"
+
+
+def open_client_images(config: DataConfig, source: ImageSource, clients: Clients,
+                       mesh: Mesh) -> ClientImages:
+    """Prepares the clients' images as ``data.images`` says.
+
+    Raises:
+      InputError: the source cannot be rendered.
+    """
+    kind = choose_kind(config, source, clients)
+    if kind == "render" and source.render is None:
+        raise InputError(f"data.images is 'render', but {source.name} cannot be rendered; "
+                         "use 'resident' or 'stream'")
+    if kind != "resident":
+        return ClientImages(source, mesh, kind)
+    numbers = np.unique(np.concatenate([client.train_images for client in clients]))
+    return ClientImages(source, mesh, kind, numbers,
+                        engine.replicate(source.read(numbers), mesh))

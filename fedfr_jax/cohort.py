@@ -1,0 +1,335 @@
+"""Who takes part in which round, and on which device.
+
+Everything here is decided before a run, on the host, from the seed and the number of the round
+alone: a resumed or prolonged run sees the same cohorts.
+"""
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import json
+import os
+import pathlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedfr_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from fedfr_jax.config import PopulationConfig
+
+_STREAM = 0xC0_40_27  # tells these random streams from others of the same seed
+
+
+def sample_cohorts(
+    population: int,
+    rounds: int,
+    settings: PopulationConfig,
+    *,
+    seed: int,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
+    """Returns (rounds, cohort) int64 client ids, ascending in each round, -1 (nobody) last.
+
+    ``uniform`` draws without replacement. ``weighted`` draws one client after the other, each with
+    probability proportional to its weight among those not yet drawn; clients of weight 0 never
+    take part. ``schedule`` reads a file, see :func:`read_schedule`, and starts over at its end;
+    ``cohort`` 0 then means the largest round of the file. Where fewer clients can take part than
+    ``cohort``, the rest of the round is -1; so are scheduled clients that are not available.
+
+    Args:
+      population: number of clients.
+      rounds: number of rounds; more rounds do not change the first ones.
+      settings: ``cohort`` (0 = all), ``sampling``, ``schedule`` and ``availability``, the path of a
+        .npy bool array (T, population) whose row ``r % T`` says who is available in round r.
+      seed: whole number >= 0.
+      weights: (population,) >= 0, for ``weighted``.
+
+    Raises:
+      InputError: a setting, a file or a weight cannot be used.
+    """
+    if settings.cohort < 0 or settings.cohort > population:
+        raise InputError(
+            f"population.cohort: {settings.cohort}; must be between 0 (all) and the {population} "
+            "clients of the population"
+        )
+    available = _read_availability(settings.availability, population)
+    if settings.sampling == "schedule":
+        return _scheduled(population, rounds, settings, available)
+    if settings.sampling not in {"uniform", "weighted"}:
+        raise InputError(
+            f"population.sampling: {settings.sampling!r}; must be uniform, weighted or schedule"
+        )
+    rates = _weights(weights, population) if settings.sampling == "weighted" else None
+    size = settings.cohort or population
+    cohorts = np.full((rounds, size), -1, np.int64)
+    for r, row in enumerate(cohorts):
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM, r)))
+        mask = None if available is None else available[r % len(available)]
+        drawn = np.sort(_draw(population, size, rates, mask, rng))
+        row[: len(drawn)] = drawn
+    return cohorts
+
+
+def read_schedule(path: str | os.PathLike, population: int) -> list[np.ndarray]:
+    """Reads who takes part in which round.
+
+    The file is a .npy array of whole numbers (rounds, n), in which -1 is nobody; or JSON, a list of
+    one list per round; or text, one line per round, ids between blanks or commas or a JSON list.
+    Empty lines count for nothing, ``[]`` is a round without anybody.
+
+    Returns:
+      One array of ids per round, ascending.
+
+    Raises:
+      InputError: the file cannot be read, or an id is out of range or repeats within a round.
+    """
+    lists = _schedule_array(path) if str(path).endswith(".npy") else _schedule_text(path)
+    if not lists:
+        raise InputError(f"{path}: the schedule has no rounds")
+    schedule = []
+    for r, ids in enumerate(lists):
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+            raise InputError(f"{path}: round {r}: client ids must be whole numbers")
+        wrong = [i for i in ids if not -1 <= i < population]
+        if wrong:
+            raise InputError(
+                f"{path}: round {r}: client {wrong[0]} is not among the {population} clients"
+            )
+        present = np.sort(np.array([i for i in ids if i >= 0], np.int64))
+        repeated = present[1:][present[1:] == present[:-1]]
+        if len(repeated):
+            raise InputError(f"{path}: round {r}: client {repeated[0]} occurs more than once")
+        schedule.append(present)
+    return schedule
+
+
+def assign(
+    clients: np.ndarray, work: np.ndarray, *, devices: int, slots: int, processes: int = 1
+) -> np.ndarray:
+    """Places the clients of one round on devices, so that all have about the same work.
+
+    The longest comes first and goes to the least loaded device with a free slot; ties go to the
+    smaller client id and the first device. Client i belongs to process ``i % processes``, whose
+    devices are the p-th block of ``devices / processes``: its row is kept by that process.
+
+    Args:
+      clients: (n,) ids; -1 is nobody.
+      work: (n,) of each client, such as its number of steps.
+      devices: number of devices of all processes, a multiple of ``processes``.
+      slots: clients per device, see :func:`needed_slots`.
+      processes: number of processes.
+
+    Returns:
+      (devices * slots,) int64: device k has [k * slots, (k + 1) * slots), its longest client
+      first; -1 is empty.
+
+    Raises:
+      ValueError: shapes do not match, or a process has more clients than slots.
+    """
+    clients, work = np.asarray(clients, np.int64), np.asarray(work, np.float64)
+    if clients.ndim != 1 or clients.shape != work.shape:
+        raise ValueError(f"clients {clients.shape} and work {work.shape} must both be (n,)")
+    block = _block(devices, processes)
+    placed = np.full((devices, slots), -1, np.int64)
+    filled = [0] * devices
+    heaps = [[(0.0, p * block + k) for k in range(block)] for p in range(processes)]
+    for i in np.lexsort((clients, -work)):
+        client = int(clients[i])
+        if client < 0:
+            continue
+        heap = heaps[client % processes]
+        if not heap or not slots:
+            raise ValueError(f"{slots} slots on {block} devices are too few for a process's share")
+        load, device = heapq.heappop(heap)
+        placed[device, filled[device]] = client
+        filled[device] += 1
+        if filled[device] < slots:
+            heapq.heappush(heap, (load + float(work[i]), device))
+    return placed.reshape(-1)
+
+
+def needed_slots(cohorts: np.ndarray, devices: int, processes: int = 1) -> int:
+    """Returns the fewest slots per device, at least 1, that hold every round of (rounds, n) ids.
+
+    Raises:
+      ValueError: ``devices`` is not a multiple of ``processes``.
+    """
+    block = _block(devices, processes)
+    present = cohorts >= 0
+    most = max(
+        (present & (cohorts % processes == p)).sum(axis=1).max(initial=0) for p in range(processes)
+    )
+    return max(1, -(-int(most) // block))
+
+
+def _block(devices: int, processes: int) -> int:
+    if processes < 1 or devices < 1 or devices % processes:
+        raise ValueError(f"{devices} devices cannot be shared evenly by {processes} processes")
+    return devices // processes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """(population,) weights of clients and their running sums."""
+
+    each: np.ndarray
+    sums: np.ndarray
+
+
+def _weights(weights: np.ndarray | None, population: int) -> _Weights:
+    if weights is None:
+        raise InputError("population.sampling: weighted needs weights, and there are none")
+    weights = np.asarray(weights, np.float64)
+    if weights.shape != (population,):
+        raise InputError(f"weights of clients: {weights.shape}; must be ({population},)")
+    with np.errstate(over="ignore"):  # infinite, refused below
+        sums = np.cumsum(weights)
+    if not (weights >= 0).all() or not 0 < sums[-1] < np.inf:
+        raise InputError("weights of clients: must be >= 0 and finite, and not all 0")
+    return _Weights(weights, sums)
+
+
+def _draw(
+    population: int,
+    size: int,
+    weights: _Weights | None,
+    available: np.ndarray | None,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Returns up to ``size`` distinct clients: successive sampling without replacement.
+
+    Proposals that repeat or are not available are passed over. If ``population / 8`` proposals are
+    not enough, all that is left takes part in a race, which costs about as much. Whom a race picks
+    next depends, like a proposal, only on who is left, so that stopping midway is no bias.
+    """
+    if weights is None and available is None:
+        return rng.choice(population, size, replace=False, shuffle=False)
+    drawn = np.zeros(0, np.int64)
+    budget, count = population // 8, 2 * size
+    while len(drawn) < size and count <= budget:
+        new = _propose(population, count, weights, rng)
+        if available is not None:
+            new = new[available[new]]
+        drawn = _distinct(np.concatenate([drawn, new]))[:size]
+        budget, count = budget - count, 2 * count
+    if len(drawn) < size:
+        left = np.ones(population, bool) if available is None else np.array(available)
+        left[drawn] = False
+        drawn = np.concatenate([drawn, _race(left, size - len(drawn), weights, rng)])
+    return drawn
+
+
+def _propose(
+    population: int, count: int, weights: _Weights | None, rng: np.random.Generator
+) -> np.ndarray:
+    if weights is None:
+        return rng.integers(population, size=count)
+    # To the right: a client of weight 0 has an empty interval.
+    found = np.searchsorted(weights.sums, rng.random(count) * weights.sums[-1], side="right")
+    return found[found < population]  # a product that was rounded up to the total
+
+
+def _distinct(ids: np.ndarray) -> np.ndarray:
+    """Returns ``ids`` without repeats, in the order of first occurrence."""
+    return ids[np.sort(np.unique(ids, return_index=True)[1])]
+
+
+def _race(
+    left: np.ndarray, count: int, weights: _Weights | None, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns up to ``count`` of the clients in the mask ``left``.
+
+    Each arrives after an exponential time, at the rate of its weight; the order of arrival is that
+    of successive draws proportional to the weights.
+    """
+    left = np.flatnonzero(left if weights is None else left & (weights.each > 0))
+    arrival = np.log(rng.standard_exponential(len(left)))
+    if weights is not None:
+        arrival -= np.log(weights.each[left])
+    return left[np.argpartition(arrival, count - 1)[:count]] if count < len(left) else left
+
+
+def _read_availability(path: str, population: int) -> np.ndarray | None:
+    """Returns (T, population) bool, memory-mapped, or None."""
+    if not path:
+        return None
+    available = _load_array(path, mmap_mode="r")
+    if available.dtype != bool or available.ndim != 2 or not len(available):
+        raise InputError(
+            f"{path}: population.availability: {available.dtype}{list(available.shape)}; must be "
+            "bool (rounds, clients)"
+        )
+    if available.shape[1] != population:
+        raise InputError(
+            f"{path}: population.availability: for {available.shape[1]} clients, the population "
+            f"has {population}"
+        )
+    return available
+
+
+def _scheduled(
+    population: int, rounds: int, settings: PopulationConfig, available: np.ndarray | None
+) -> np.ndarray:
+    if not settings.schedule:
+        raise InputError("population.schedule: sampling schedule needs the path of a file")
+    schedule = read_schedule(settings.schedule, population)
+    largest = int(np.argmax([len(ids) for ids in schedule]))
+    size = settings.cohort or len(schedule[largest])
+    if size < len(schedule[largest]):
+        raise InputError(
+            f"population.cohort: {size}, but round {largest} of {settings.schedule} has "
+            f"{len(schedule[largest])} clients; raise it, or 0 for as many as the file asks for"
+        )
+    cohorts = np.full((rounds, size), -1, np.int64)
+    for r, row in enumerate(cohorts):
+        ids = schedule[r % len(schedule)]
+        if available is not None:
+            ids = ids[available[r % len(available)][ids]]
+        row[: len(ids)] = ids
+    return cohorts
+
+
+def _schedule_array(path: str | os.PathLike) -> list[list[int]]:
+    array = _load_array(path)
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        raise InputError(
+            f"{path}: {array.dtype}{list(array.shape)}; a schedule must be whole "
+            "numbers (rounds, n)"
+        )
+    return array.tolist()
+
+
+def _schedule_text(path: str | os.PathLike) -> list[list[int]]:
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a schedule: {error}") from error
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        whole = None
+    if isinstance(whole, list) and all(isinstance(ids, list) for ids in whole):
+        return whole
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return [_schedule_line(path, r, line) for r, line in enumerate(lines)]
+
+
+def _schedule_line(path: str | os.PathLike, r: int, line: str) -> list[int]:
+    try:
+        if line.startswith("["):
+            return json.loads(line)
+        return [int(word) for word in line.replace(",", " ").split()]
+    except ValueError as error:
+        raise InputError(f"{path}: round {r}: {line[:60]!r} is no list of client ids") from error
+
+
+def _load_array(path: str | os.PathLike, mmap_mode: str | None = None) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read as a .npy array: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: must be one .npy array")
+    return array

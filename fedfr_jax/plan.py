@@ -1,0 +1,261 @@
+"""How a round is laid out on this machine, found by measuring a few steps.
+
+What is best (clients side by side, convolution strategy, images per gradient pass,
+compute type) depends on the chip, the network and the batch. Settings that are left on
+automatic are decided here: each candidate trains a few steps through the cohort engine on
+random images, the fastest per client and step wins. The outcome is printed, kept in a
+file for the next run, and written into the run's ``config.json``; a setting that the user
+gives is never changed.
+"""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from fedfr_jax import engine, fedfr
+from fedfr_jax.config import Config
+from fedfr_jax.initialize import head_shapes
+from fedfr_jax.models import build
+from fedfr_jax.state import Heads, ServerState
+
+_VERSION = 1  # of what is measured; a new one makes old files worthless
+_STEPS = 3  # per client and timed call
+_WORTH = 0.97  # more lanes must take at most this share of the time
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One way to lay a round out.
+
+    Attributes:
+      lanes: clients side by side on a device.
+      conv: convolution strategy.
+      gradient_batch: images per gradient pass; 0 = the whole mini-batch.
+      dtype: compute type.
+    """
+
+    lanes: int
+    conv: str
+    gradient_batch: int
+    dtype: str
+
+    def __str__(self):
+        part = f", {self.gradient_batch} images per gradient pass" if self.gradient_batch else ""
+        return f"{self.lanes} lane{'s' * (self.lanes > 1)}, {self.conv}, {self.dtype}{part}"
+
+
+def cache_file() -> pathlib.Path:
+    """Where measured plans are kept: ``$FEDFR_PLANS``, or in the user's cache folder."""
+    if os.environ.get("FEDFR_PLANS"):
+        return pathlib.Path(os.environ["FEDFR_PLANS"])
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "fedfr_jax" / "plans.json"
+
+
+def is_automatic(config: Config) -> bool:
+    """Whether anything is left to decide."""
+    settings = config.engine
+    return settings.lanes == 0 or settings.conv == "auto" or config.model.dtype == "auto"
+
+
+def settle(config: Config, *, report=print) -> Config:
+    """Replaces automatic settings by what is fastest here.
+
+    Args:
+      config: the settings.
+      report: called with a line that tells the outcome.
+
+    Returns:
+      The settings with ``engine.lanes``, ``engine.conv``, ``engine.gradient_batch`` and
+      ``model.dtype`` decided.
+    """
+    if not is_automatic(config):
+        return config
+    key, known = _key(config), _read()
+    if key in known:
+        best, note = Candidate(**known[key]), f"measured before, kept in {cache_file()}"
+    else:
+        best, note = measure(config)
+        _write(known | {key: dataclasses.asdict(best)})
+    best = _agreed(best)
+    report(f"plan: {best} ({note})")
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, dtype=best.dtype),
+        engine=dataclasses.replace(config.engine, lanes=best.lanes, conv=best.conv,
+                                   gradient_batch=best.gradient_batch))
+
+
+def _agreed(best: Candidate) -> Candidate:
+    """What process 0 found: all processes must run the same program."""
+    if jax.process_count() == 1:
+        return best
+    text = json.dumps(dataclasses.asdict(best)).ljust(512).encode()
+    told = multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))
+    return Candidate(**json.loads(bytes(np.asarray(told, np.uint8)).decode()))
+
+
+def most_lanes(config: Config, devices: int) -> int:
+    """Clients that a device can get in a round."""
+    return max(1, -(-(config.population.cohort or config.fed.num_clients) // devices))
+
+
+def candidates(config: Config, devices: int, backend: str) -> Iterator[list[Candidate]]:
+    """Groups of candidates that differ in nothing but lanes, fewest first."""
+    settings, limit = config.engine, most_lanes(config, devices)
+    on_cpu = backend == "cpu"
+    lanes = [1, 4] if on_cpu else [1, 2, 4, 8, 16, 32, 64, 128]
+    lanes = [n for n in lanes if n <= limit] if not settings.lanes else [min(settings.lanes, limit)]
+    dtypes = ["float32", "bfloat16"] if config.model.dtype == "auto" else [config.model.dtype]
+    convs = [settings.conv]
+    if settings.conv == "auto":
+        convs = ["custom", "patches"] if on_cpu else ["patches", "grouped"]
+    for dtype in dtypes:
+        for conv in convs:
+            # Under vmap the custom convolutions take turns: lanes bring nothing.
+            fewer = [n for n in lanes if conv != "custom" or n == lanes[0]]
+            yield [Candidate(n, conv, settings.gradient_batch, dtype) for n in fewer]
+
+
+def measure(config: Config) -> tuple[Candidate, str]:
+    """(the fastest candidate, how it compares)."""
+    devices = jax.local_devices()[:config.population.cohort or config.fed.num_clients]
+    mesh, found = engine.make_mesh(devices), {}
+    for group in candidates(config, mesh.size, jax.default_backend()):
+        best = np.inf
+        for candidate in group:
+            seconds = seconds_per_step(config, candidate, mesh)
+            found[candidate] = seconds
+            if seconds > _WORTH * best:  # it no longer pays to have more lanes
+                break
+            best = min(best, seconds)
+    best = min(found, key=found.get)
+    if not np.isfinite(found[best]):
+        raise MemoryError("no way to lay out a round fits into memory; lower fed.batch_size or "
+                          "set engine.gradient_batch")
+    others = "; ".join(f"{c}: {_ms(t)}" for c, t in found.items() if c != best)
+    return best, f"measured {_ms(found[best])} per client step" + (
+        f", against {others}" if others else "")
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if np.isfinite(seconds) else "out of memory"
+
+
+def seconds_per_step(config: Config, candidate: Candidate, mesh) -> float:
+    """Seconds of one client's step, all devices at work; infinite if memory does not suffice."""
+    run, arguments = _program(config, candidate, mesh)
+    clients = candidate.lanes * mesh.size
+    try:
+        jax.block_until_ready(run(*arguments))
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            jax.block_until_ready(run(*arguments))
+            seconds.append(time.perf_counter() - started)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return np.inf
+    return float(np.median(seconds)) / (clients * _STEPS)
+
+
+def _program(config: Config, candidate: Candidate, mesh):
+    """A compiled function that trains ``lanes`` clients per device for a few steps."""
+    fed = config.fed
+    backbone = build(dataclasses.replace(config.model, dtype=candidate.dtype),
+                     config.data.image_size, candidate.conv)
+    method = fedfr.Method(backbone, fed, config.loss)
+    classes = 64 if method.uses_public else 0  # enough to be there, too few to weigh
+    identities = config.data.split.identities_per_client[1]
+    head = head_shapes(method, identities, "float32").replace(previous=None)
+    head = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), head)
+    server = ServerState(jnp.int32(0), backbone.init(jax.random.key(0)),
+                         jnp.ones((classes, backbone.embedding)))
+    size = config.data.image_size
+    images = np.random.default_rng(0).integers(
+        0, 256, (fed.batch_size, size, size, 3), np.uint8)
+    batch = fedfr.Batch(jnp.asarray(images), jnp.arange(fed.batch_size) % identities,
+                        jnp.ones((fed.batch_size, backbone.embedding)))
+    slots = candidate.lanes * mesh.size
+
+    def update(lane, shared, device, client, state: Heads):
+        server, batch = shared
+        trained = fedfr.initial_trained(method, server, state)
+        local = fedfr.LocalState(trained, server.backbone["batch_stats"],
+                                 jax.tree.map(jnp.zeros_like, trained),
+                                 jnp.zeros(len(fedfr.LOSS_TERMS)))
+        local = lane.repeat(_STEPS, lambda i, s: fedfr.local_step(
+            method, s, batch, fed.lr, jnp.ones(identities, bool), True,
+            candidate.gradient_batch), local)
+        return local.trained["backbone"], jnp.float32(1), state, local.loss_sum
+
+    heads = engine.spread(jax.tree.map(lambda x: jnp.stack([x] * slots), head), mesh)
+    work = engine.spread(jnp.ones(slots, jnp.int32), mesh)
+    run = jax.jit(lambda shared, heads, work: engine.for_each_client(
+        update, shared, work[:mesh.size], work, heads, work, mesh=mesh,
+        lanes=candidate.lanes)[::3])
+    return run, (engine.replicate((server, batch), mesh), heads, work)
+
+
+def _key(config: Config) -> str:
+    """What a plan depends on, in short."""
+    device = jax.devices()[0]
+    parts = {
+        "version": _VERSION, "jax": jax.__version__, "device": device.device_kind,
+        "devices": len(jax.devices()), "cores": os.cpu_count(), "image": config.data.image_size,
+        "model": dataclasses.asdict(config.model) | {"weights": ""},
+        "engine": dataclasses.asdict(config.engine), "batch": config.fed.batch_size,
+        "lanes": most_lanes(config, len(jax.devices())),
+        "terms": [config.loss.contrastive_weight > 0, config.loss.binary_weight > 0,
+                  config.fed.public_data == "off", config.fed.transform],
+        "identities": config.data.split.identities_per_client[1]}
+    text = json.dumps(parts, sort_keys=True)
+    return f"{device.device_kind} {config.model.name} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _read() -> dict[str, dict]:
+    try:
+        return json.loads(cache_file().read_text())
+    except (OSError, ValueError):
+        return {}  # nothing measured yet, or nothing that can be read
+
+
+def _write(plans: dict[str, dict]) -> None:
+    path = cache_file()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(plans, indent=1))
+        os.replace(temporary, path)
+    except OSError:
+        pass  # a home that cannot be written to: the next run measures again
+
+
+def keep_settled(config: Config, earlier: Mapping[str, Any]) -> Config:
+    """Automatic settings as an earlier start of the same run has settled them.
+
+    Args:
+      config: the settings.
+      earlier: nested dicts, from the run's ``config.json``.
+    """
+    engine_, model = earlier.get("engine", {}), earlier.get("model", {})
+    settings = config.engine
+    kept = {name: engine_[name] for name, automatic in (("lanes", 0), ("conv", "auto"))
+            if getattr(settings, name) == automatic and name in engine_}
+    if kept:
+        kept["gradient_batch"] = settings.gradient_batch or engine_.get("gradient_batch", 0)
+    dtype = model.get("dtype") if config.model.dtype == "auto" else None
+    return dataclasses.replace(
+        config, engine=dataclasses.replace(settings, **kept),
+        model=dataclasses.replace(config.model, dtype=dtype or config.model.dtype))

@@ -1,0 +1,79 @@
+"""The plan of a run: which client is in which slot of which device in every round.
+
+It follows from the settings alone, so that its largest round gives shapes that serve
+all rounds, and a resumed run goes on with the same cohorts.
+"""
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from fedfr_jax.cohort import assign, needed_slots, sample_cohorts
+from fedfr_jax.config import Config
+from fedfr_jax.data.feed import CohortRows, cohort_rows, needed_capacity
+from fedfr_jax.data.types import Clients
+
+_SEED_PURPOSE = 4  # of the cohorts' random stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Cohorts of all rounds and the shapes that they need.
+
+    Attributes:
+      cohorts: (rounds, n) population numbers, -1 = nobody.
+      clients: the population.
+      devices: of all processes; ``processes``.
+      slots: clients per device, ``capacity``: training images per device.
+      most_images, most_identities: of a client of the population.
+    """
+
+    cohorts: np.ndarray
+    clients: Clients
+    devices: int
+    processes: int
+    slots: int
+    capacity: int
+    most_images: int
+    most_identities: int
+
+    def assigned(self, round_index: int) -> np.ndarray:
+        """(devices * slots,) client in each slot, -1 = empty."""
+        return _assign(self.cohorts[round_index], self.clients, self.devices, self.slots,
+                       self.processes)
+
+    def rows(self, assigned: np.ndarray) -> CohortRows:
+        """Which images the clients in these slots train on."""
+        return cohort_rows(self.clients, assigned, devices=self.devices, capacity=self.capacity,
+                           most_images=self.most_images)
+
+
+def _assign(cohort, clients, devices, slots, processes):
+    present = cohort[cohort >= 0]
+    return assign(present, clients.sizes[present], devices=devices, slots=slots,
+                  processes=processes)
+
+
+def make_schedule(config: Config, clients: Clients, devices: int) -> Schedule:
+    """Draws the cohorts of all rounds.
+
+    Args:
+      config: ``population``, ``fed.rounds`` and ``seed`` are used.
+      clients: the population.
+      devices: of all processes.
+
+    Raises:
+      InputError: the schedule or availability file does not fit.
+    """
+    processes = jax.process_count()
+    cohorts = sample_cohorts(len(clients), config.fed.rounds, config.population,
+                             seed=config.seed * 1000 + _SEED_PURPOSE, weights=clients.sizes)
+    slots = needed_slots(cohorts, devices, processes)
+    # Equal rounds (everybody takes part) are looked at once.
+    different = np.unique(cohorts, axis=0)
+    capacity = needed_capacity(
+        clients.sizes, (_assign(c, clients, devices, slots, processes) for c in different), devices)
+    return Schedule(cohorts, clients, devices, processes, slots, max(1, capacity),
+                    int(clients.sizes.max()), int(clients.identity_counts.max()))

@@ -1,0 +1,127 @@
+"""Several devices and several processes give what one device gives."""
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+EIGHT_DEVICES = """
+import sys; sys.path.insert(0, "tests")
+import jax, numpy as np, small
+assert len(jax.devices()) == 8
+from fedfr_jax import fedfr
+data, method = small.federation(sizes=(9, 5, 12, 8, 6, 7, 11, 4, 10, 5, 9), identities=(3,) * 11,
+                                public=10), small.method()
+results = []
+for devices, lanes in ((1, 1), (8, 1), (8, 2), (4, 3)):  # 11 clients divide none of these
+    layout = small.layout(lanes, devices)
+    cohort = data.cohort(devices, table=devices != 4)
+    server, heads = small.start(method, layout, data.public, cohort)
+    server, heads, metrics = small.rounds(method, layout, server, heads, data.public, cohort, 2)
+    place = [list(np.asarray(cohort.clients)).index(i) for i in range(11)]
+    results.append(jax.tree.map(np.asarray, (server, jax.tree.map(lambda x: x[np.array(place)],
+                                                                 (heads, metrics)))))
+for other in results[1:]:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(
+        a, b, rtol=0, atol=1e-5 * max(1, np.abs(a).max())), results[0], other)
+layout, cohort = small.layout(1, 8), data.cohort(8)
+server, heads = small.start(method, layout, data.public, cohort)
+text = jax.jit(lambda *args: fedfr.run_round(method, layout, *args)).lower(
+    server, heads, data.public, small.place(cohort, layout), jax.random.key(0)).compile().as_text()
+# Only the table of public features is gathered; the client update gathers nothing.
+assert text.count(" all-gather(") <= 1, text.count(" all-gather(")
+for word in ("all-to-all", "collective-permute", "reduce-scatter"):
+    assert word not in text, word
+print("equal")
+"""
+
+
+def environment(devices):
+    # The number of devices is this test's, not conftest's.
+    return dict(os.environ, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+
+
+def test_eight_devices_equal_one():
+    found = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], cwd=ROOT, env=environment(8),
+                           capture_output=True, text=True, check=False)
+    assert found.stdout.strip().endswith("equal"), found.stderr[-3000:]
+
+
+ONE_PROCESS = """
+import sys; sys.path.insert(0, "tests")
+from absl import flags
+import test_devices, json
+from fedfr_jax import cli, train
+from fedfr_jax.config import resolve
+cli.define_distributed_flags()
+flags.FLAGS(["x", *sys.argv[2:]])
+cli.join_processes()
+train.train(resolve(test_devices.SETTINGS), sys.argv[1])
+"""
+SETTINGS = {
+    "data": {"image_size": 16, "images": "stream",
+             "generated": {"identities": 40, "images_per_identity": (5, 7)},
+             "split": {"held_out_identities": 10, "held_out_pairs": 40, "client_fraction": 0.6,
+                       "identities_per_client": (2, 3), "verification_images": 2}},
+    "model": {"depth": 4, "widths": (4, 4, 8, 8), "embedding": 8},
+    "pretrain": {"epochs": 1, "batch_size": 16},
+    "fed": {"num_clients": 5, "rounds": 3, "batch_size": 4, "local_epochs": (2, 1),
+            "lr": 0.01, "hard_threshold": 0.9},
+    "population": {"cohort": 3},
+    "engine": {"lanes": 1, "conv": "custom"},
+    "eval": {"fars": (0.01, 0.1), "batch_size": 32},
+}
+
+
+def run_processes(folder, count, devices):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    started = [subprocess.Popen(
+        [sys.executable, "-c", ONE_PROCESS, str(folder),
+         *([f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process={i}"]
+           if count > 1 else [])],
+        cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True) for i in range(count)]
+    for process in started:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors[-3000:]
+
+
+def test_two_processes_with_two_devices_equal_one_device(tmp_path):
+    from fedfr_jax.checkpoints import RoundCheckpoints  # noqa: PLC0415 - imports orbax
+    from fedfr_jax.config import resolve  # noqa: PLC0415
+    from fedfr_jax.evaluate import evaluate  # noqa: PLC0415
+    from fedfr_jax.heads_at_rest import personal_models  # noqa: PLC0415
+    from fedfr_jax.initialize import server_shapes  # noqa: PLC0415
+    from fedfr_jax.simulation import build_simulation  # noqa: PLC0415
+
+    run_processes(tmp_path / "one", 1, 1)
+    run_processes(tmp_path / "two", 2, 2)
+    sim = build_simulation(resolve(SETTINGS))
+    found = []
+    for name in ("one", "two"):
+        with RoundCheckpoints(tmp_path / name) as checkpoints:
+            server = checkpoints.restore(server_shapes(sim.method, sim.public.identities))
+        models = personal_models(sim, tmp_path / name, server.backbone, server.backbone)
+        found.append(jax.device_get((server, [models(i) for i in range(5)])))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
+    summary = evaluate(tmp_path / "two")
+    assert set(summary["models"]) == {"pretrained", "global", "personalized"}
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("arguments", [["--coordinator=127.0.0.1:1"], ["--processes=2"]])
+def test_incomplete_flags_are_refused(arguments, tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-m", "fedfr_jax.train", "--config=configs/quickstart.py",
+         f"--workdir={tmp_path}", *arguments], cwd=ROOT, capture_output=True, text=True,
+        check=False)
+    assert found.returncode == 2 and "go together" in found.stderr

@@ -1,0 +1,35 @@
+"""The round program lowers for accelerators that this machine does not have."""
+import jax
+import jax.numpy as jnp
+import pytest
+import small
+from jax import export
+
+from fedfr_jax import fedfr
+from fedfr_jax.config import LossConfig, ModelConfig
+from fedfr_jax.models import build
+
+MODELS = {
+    "spherenet": ModelConfig(depth=20, widths=(4, 4, 8, 8), embedding=8),
+    "mobilefacenet": ModelConfig(name="mobilefacenet", embedding=128),
+    "iresnet": ModelConfig(name="iresnet", depth=18, widths=(4, 4, 8, 8), embedding=8),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("conv, lanes", [("patches", 2), ("grouped", 1), ("custom", 2)])
+def test_a_round_lowers_for_tpu_and_cuda(name, dtype, conv, lanes):
+    config = ModelConfig(**{**MODELS[name].__dict__, "dtype": dtype})
+    method = fedfr.Method(build(config, 32, conv), small.FED, LossConfig())
+    layout, data = small.layout(lanes), small.federation()
+    cohort, array = data.cohort(), jax.ShapeDtypeStruct
+    cohort = cohort.replace(images=array((cohort.images.shape[0], 32, 32, 3), jnp.uint8))
+    public = data.public.replace(images=array((10, 32, 32, 3), jnp.uint8))
+    server, heads = jax.eval_shape(
+        lambda p, c: small.states(method, layout, p, c), public, cohort)
+    exported = export.export(
+        jax.jit(lambda *args: fedfr.run_round(method, layout, *args)),
+        platforms=["tpu", "cuda"])(server, heads, public, cohort, jax.random.key(0))
+    assert set(exported.platforms) == {"tpu", "cuda"}
+    assert "stablehlo.while" in exported.mlir_module()
