@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import problem as problems
+from benchmarks import scale
 from benchmarks.compare import TOLERANCE, Competitor, compare
 from benchmarks.machine import has_torch
 from benchmarks.problem import WORKLOADS, Case
@@ -136,6 +137,15 @@ def paper_bf16(settings: Settings) -> Result:
                       settings)
 
 
+@case("cpu", "cached_features")
+def cached_features(settings: Settings) -> Result:
+    """What looking frozen features up, rather than computing them in every step, brings."""
+    without = dataclasses.replace(OURS, name="ours, features in every step",
+                                  options={"cache_features": False})
+    return fedfr_case(f"frozen features once per round: {_describe(MIDDLE)}", MIDDLE,
+                      [without, OURS], settings)
+
+
 def workload_case(name: str, settings: Settings) -> Result:
     """Workload A or B, 32 clients."""
     workload = WORKLOADS[name]
@@ -191,6 +201,27 @@ def layouts_small(settings: Settings) -> Result:
 @case("layouts", "middle")
 def layouts_middle(settings: Settings) -> Result:
     return _layouts(settings, "layouts, middle", dataclasses.replace(MIDDLE, clients=4, images=32))
+
+
+def _scale(title: str, settings: Settings, sizes: Sequence[tuple[int, int]]) -> Result:
+    rows = [scale.Row(*size, call("benchmarks.scale:run", *size, settings.repeats + 1))
+            for size in sizes]
+    bad = [f"{r.population} clients, cohort {r.cohort}: the state did not survive"
+           for r in rows if not r.found["survived"]]
+    return {"title": title, "rows": [], "text": scale.table(rows), "wrong": bad,
+            "found": [dataclasses.asdict(r) for r in rows]}
+
+
+@case("scale", "cohort")
+def cohort(settings: Settings) -> Result:
+    return _scale("cohorts of a population of 1,024", settings,
+                  [(1024, n) for n in (64, 128, 256, 512)])
+
+
+@case("scale", "population")
+def population(settings: Settings) -> Result:
+    return _scale("populations, cohort of 64", settings,
+                  [(n, 64) for n in (1_000, 10_000, 100_000, 1_000_000)])
 
 
 # GPU: lanes by network and batch. The cohort is as large as its previous backbones allow.

@@ -46,6 +46,8 @@ def _cells(row: Mapping[str, Any], ours: float | None) -> list[str]:
 
 def table(result: Mapping[str, Any]) -> str:
     """The Markdown table of one case; ≈ marks a round extrapolated from fewer steps."""
+    if "text" in result:
+        return f"### {result['title']}\n\n{result['text']}"
     ours = next((r.get("images_per_second") for r in result["rows"] if r["name"] == "ours"), None)
     lines = [f"### {result['title']}", "", "| " + " | ".join(_COLUMNS) + " |",
              "|---" * len(_COLUMNS) + "|"]
@@ -94,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}:", file=sys.stderr, flush=True)
         result = report["results"][name] = SUITES[options.suite][name](settings)
         print(f"\n{table(result)}", flush=True)
-        wrong += [f"{name}: {message}" for message in bad(result["rows"])]
+        wrong += [f"{name}: {message}" for message in [*bad(result["rows"]),
+                                                     *result.get("wrong", ())]]
         if options.json:  # after every case, so that a run that is cut off leaves something
             options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for message in wrong:

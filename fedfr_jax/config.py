@@ -271,7 +271,8 @@ _NOT_NEGATIVE = (
     "data.workers", "loss.margin", "loss.contrastive_weight", "loss.binary_weight",
     "loss.binary_margin", "pretrain.epochs", "pretrain.momentum", "pretrain.weight_decay",
     "pretrain.warmup_epochs", "pretrain.margin", "fed.momentum", "fed.weight_decay",
-    "fed.lr_decay", "data.resident_gib", "population.cohort", "eval.clients", "eval.every", "eval.examples", "engine.lanes", "engine.cpu_devices",
+    "fed.lr_decay", "data.resident_gib", "population.cohort", "eval.clients",
+    "eval.every", "eval.examples", "engine.lanes", "engine.cpu_devices",
     "engine.gradient_batch")
 
 

@@ -221,7 +221,8 @@ def _key(config: Config) -> str:
                   config.fed.public_data == "off", config.fed.transform],
         "identities": config.data.split.identities_per_client[1]}
     text = json.dumps(parts, sort_keys=True)
-    return f"{device.device_kind} {config.model.name} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{device.device_kind} {config.model.name} {digest}"
 
 
 def _read() -> dict[str, dict]:

@@ -31,9 +31,9 @@ from fedfr_jax.evaluate import append_evaluation, describe_run, write_results
 from fedfr_jax.heads_at_rest import CohortHeads, open_store, personal_models
 from fedfr_jax.initialize import initial_server, server_shapes
 from fedfr_jax.models import load_weights
-from fedfr_jax.pretrain import pretrain
 from fedfr_jax.plan import keep_settled
 from fedfr_jax.population import RowStore
+from fedfr_jax.pretrain import pretrain
 from fedfr_jax.progress import track
 from fedfr_jax.simulation import (
     Simulation,
@@ -203,7 +203,8 @@ def run_rounds(sim: Simulation, writer: workdir.RunWriter, checkpoints: RoundChe
     warm = rows[1:] or rows
     seconds = sum(row["seconds"] for row in warm)
     return server, {
-        "compilations": compiled, "clients_per_round": int((sim.schedule.cohorts >= 0).sum(1).max()),
+        "compilations": compiled,
+        "clients_per_round": int((sim.schedule.cohorts >= 0).sum(1).max()),
         "images_per_second": sum(r["images"] for r in warm) / seconds if warm else None}
 
 

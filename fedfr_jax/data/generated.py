@@ -108,7 +108,7 @@ def _image_counts(seed: int, identities: int, fewest: int, most: int) -> np.ndar
     """(identities,) int64 images per person; a person's number does not depend on the others.
 
     It is what ``np.random.default_rng((seed, person)).integers(fewest, most + 1)`` gives. Making
-    a generator per person would take a minute for millions of them.
+    a generator per person would take half a minute for four million.
     """
     if fewest == most:
         return np.full(identities, most, np.int64)
