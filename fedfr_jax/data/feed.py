@@ -1,20 +1,16 @@
 """The host's side of a round's training images: which of them the cohort needs, and where they go.
 
-Only NumPy here, so that a thread can get the next round ready while the devices work on this one.
-The work is in proportion to the cohort, not to the population.
+Only NumPy here, so that the next round is made ready while the devices work on this one. The
+work is in proportion to the cohort, not to the population.
 """
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from collections.abc import Iterable
 
 import numpy as np
 
 from fedfr_jax.data.types import Clients, ranges
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,58 +116,3 @@ def _by_device(values: np.ndarray, devices: int) -> np.ndarray:
     if len(values) % devices:
         raise ValueError(f"{len(values)} places cannot be shared out among {devices} devices")
     return values.reshape(devices, -1)
-
-
-class Prefetcher(Generic[T]):
-    """Makes one round's value in a background thread while the caller uses the one before.
-
-    At most one call of ``make`` runs at a time, and at most one finished value waits. It is a
-    context manager; leaving it closes it. :meth:`get` and the other methods are for one thread.
-    """
-
-    def __init__(self, make: Callable[[int], T], end: int | None = None):
-        """Starts nothing yet.
-
-        Args:
-          make: maps a round to its value; called in the background thread only.
-          end: rounds from here on are not made unless they are asked for; None for no end.
-        """
-        self._make, self._end = make, end
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._ahead: tuple[int, Future[T]] | None = None
-
-    def start(self, round_number: int) -> None:
-        """Begins to make this round's value, if it is not being made already."""
-        if self._ahead and self._ahead[0] == round_number:
-            return
-        if self._ahead:  # nobody asked for it
-            self._ahead[1].cancel()
-        self._ahead = (round_number, self._thread.submit(self._make, round_number))
-
-    def get(self, round_number: int) -> T:
-        """Returns this round's value, waiting if need be, and begins with the next round's.
-
-        A round that was not made ahead is made now; that waits for the call of ``make`` under
-        way, as that cannot be stopped.
-
-        Raises:
-          Whatever ``make`` raised for this round; asking again makes it again.
-          RuntimeError: the prefetcher is closed.
-        """
-        self.start(round_number)
-        future, self._ahead = self._ahead[1], None
-        value = future.result()
-        if self._end is None or round_number + 1 < self._end:
-            self.start(round_number + 1)
-        return value
-
-    def close(self) -> None:
-        """Ends the thread, after the call of ``make`` under way; what it made is dropped."""
-        self._ahead = None
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Prefetcher[T]:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
