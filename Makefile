@@ -8,12 +8,13 @@ WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all bench lint clean
 
 help:
 	@echo "make demo      train FedFR on generated faces and write $(WORKDIR)/report.html"
 	@echo "make test      the quick tests"
 	@echo "make test-all  all tests, the slow ones and those on real faces (skipped without them)"
+	@echo "make bench     benchmarks on this CPU, also against PyTorch where it is installed"
 	@echo "make lint      ruff"
 
 $(VENV)/installed: setup.py pyproject.toml
@@ -31,6 +32,11 @@ test: $(VENV)/installed
 
 test-all: $(VENV)/installed
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.run --suite cpu --json runs/bench-cpu.json
+	$(BIN)/python -m benchmarks.run --suite layouts --json runs/bench-layouts.json
+	$(BIN)/python -m benchmarks.run --suite scale --json runs/bench-scale.json
 
 lint: $(VENV)/installed
 	$(BIN)/python -m ruff check .

@@ -36,5 +36,6 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.9,<1"],
+        "bench": ["torch>=2.5"],
     },
 )

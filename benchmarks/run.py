@@ -87,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"No GPU: JAX computes on {found!r} here, so suite gpu was not run. It needs an "
               "NVIDIA GPU and `pip install 'jax[cuda12]'`.", file=sys.stderr)
         return 1
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     report = {"machine": machine.describe(), "peaks": machine.peaks(), "suite": options.suite,
               "results": {}}
     print(_heading(report["machine"], report["peaks"]), flush=True)

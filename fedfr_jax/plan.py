@@ -136,7 +136,7 @@ def measure(config: Config) -> tuple[Candidate, str]:
         for candidate in group:
             seconds = seconds_per_step(config, candidate, mesh)
             found[candidate] = seconds
-            if seconds > _WORTH * best:  # it no longer pays to have more lanes
+            if not np.isfinite(seconds) or seconds > _WORTH * best:  # more lanes do not pay
                 break
             best = min(best, seconds)
     best = min(found, key=found.get)

@@ -1,0 +1,84 @@
+"""Automatic layouts: measured once, kept, and never against the user's word."""
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from fedfr_jax import plan
+from fedfr_jax.config import resolve
+
+SETTINGS = {
+    "data": {"image_size": 16, "split": {"identities_per_client": (2, 3)}},
+    "model": {"depth": 4, "widths": (4, 4, 8, 8), "embedding": 8, "dtype": "auto"},
+    "fed": {"num_clients": 6, "batch_size": 4},
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDFR_PLANS", str(tmp_path / "plans.json"))
+
+
+def settings(**engine):
+    return resolve(SETTINGS | {"engine": engine})
+
+
+def test_a_plan_is_measured_once_and_told():
+    lines = []
+    first = plan.settle(settings(), report=lines.append)
+    assert not plan.is_automatic(first)
+    assert first.engine.lanes in (1, 3, 4) and first.engine.conv in ("custom", "patches")
+    assert "measured" in lines[0] and "against" in lines[0]
+    again = plan.settle(settings(), report=lines.append)
+    assert again == first and "measured before" in lines[1]
+
+
+def test_what_the_user_gives_stays(monkeypatch):
+    given = resolve(SETTINGS | {"model": SETTINGS["model"] | {"dtype": "float32"},
+                                "engine": {"lanes": 2, "conv": "patches"}})
+    monkeypatch.setattr(plan, "measure", None)
+    assert plan.settle(given) is given
+    seen = [c for group in plan.candidates(settings(lanes=2), 2, "gpu") for c in group]
+    assert {c.lanes for c in seen} == {2}
+    assert {c.dtype for c in seen} == {"float32", "bfloat16"}
+
+
+def test_more_lanes_are_tried_only_while_they_pay(monkeypatch):
+    config = dataclasses.replace(resolve(SETTINGS), model=dataclasses.replace(
+        resolve(SETTINGS).model, dtype="float32"))
+    config = dataclasses.replace(config, fed=dataclasses.replace(config.fed, num_clients=64))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    tried = []
+
+    def fake(config, candidate, mesh):
+        tried.append(candidate)
+        if candidate.conv == "grouped":
+            return np.inf  # out of memory
+        return {1: 8.0, 2: 4.0, 4: 2.0, 8: 1.0}.get(candidate.lanes, 1.01)
+
+    monkeypatch.setattr(plan, "seconds_per_step", fake)
+    best, note = plan.measure(config)
+    assert (best.lanes, best.conv) == (8, "patches")
+    assert "out of memory" in note
+    assert max(c.lanes for c in tried if c.conv == "patches") == 16
+
+
+def test_nothing_fits(monkeypatch):
+    monkeypatch.setattr(plan, "seconds_per_step", lambda *args: np.inf)
+    with pytest.raises(MemoryError, match=r"engine\.gradient_batch"):
+        plan.measure(settings())
+
+
+def test_a_resumed_run_keeps_its_plan():
+    earlier = {"engine": {"lanes": 4, "conv": "patches", "gradient_batch": 2},
+               "model": {"dtype": "bfloat16"}}
+    kept = plan.keep_settled(settings(), earlier)
+    assert (kept.engine.lanes, kept.engine.conv, kept.engine.gradient_batch) == (4, "patches", 2)
+    assert kept.model.dtype == "bfloat16"
+    assert plan.keep_settled(settings(conv="custom"), earlier).engine.conv == "custom"
+
+
+def test_an_unreadable_file_is_measured_anew(tmp_path):
+    plan.cache_file().write_text("{broken")
+    assert plan._read() == {}
