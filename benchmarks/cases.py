@@ -224,6 +224,15 @@ def population(settings: Settings) -> Result:
                   [(n, 64) for n in (1_000, 10_000, 100_000, 1_000_000)])
 
 
+@case("scale", "lanes")
+def lanes(settings: Settings) -> Result:
+    """Clients side by side on every device; the first row is what is chosen by measurement."""
+    few = dataclasses.replace(SMALL, epochs=2)
+    sweep = [dataclasses.replace(OURS, name=f"{n} lanes", options={"lanes": n, "conv": "patches"})
+             for n in (1, 2, 4, 8, 16)]
+    return fedfr_case(f"lanes, patches: {_describe(few)}", few, [OURS, *sweep], settings)
+
+
 # GPU: lanes by network and batch. The cohort is as large as its previous backbones allow.
 _WIDTHS = (64, 128, 256, 512)
 GPU_CASES = {

@@ -25,7 +25,7 @@ def describe() -> dict[str, object]:
                              if f in flags],
             "memory_gb": round(int(memory) / 2**20, 1), "gpu": _lines(
                 "nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
-            "commit": "".join(_lines("git", "rev-parse", "--short", "HEAD")),
+            "commit": "".join(_lines("git", "describe", "--always", "--dirty", "--exclude=*")),
             "python": platform.python_version(),
             **{name: _version(name) for name in ("jax", "jaxlib", "flax", "torch", "numpy")}}
 
