@@ -14,6 +14,7 @@ from jax import lax
 
 from benchmarks.problem import MARGIN, SCALE, Built, Workload
 from fedfr_jax import losses
+from fedfr_jax.models.layers import matmul
 from fedfr_jax.ops.conv import conv2d
 
 
@@ -50,15 +51,19 @@ def logits_a(p, x, conv):
     for layer in ("conv1", "conv2"):
         x = conv2d(x, p[f"{layer}.weight"], strategy=conv) + p[f"{layer}.bias"]
         x = pool(jax.nn.relu(x), conv)
-    x = jax.nn.relu(x.reshape(len(x), -1) @ p["fc1.weight"] + p["fc1.bias"])
+    x = jax.nn.relu(_product(x.reshape(len(x), -1), p["fc1.weight"], conv) + p["fc1.bias"])
     return x @ p["fc2.weight"] + p["fc2.bias"]
+
+
+def _product(x, w, conv):
+    return x @ w if conv == "grouped" else matmul(x, w)
 
 
 def features_b(p, x, conv):
     for i in range(1, 5):
         x = conv2d(x, p[f"conv{i}.weight"], stride=2, strategy=conv) + p[f"conv{i}.bias"]
         x = jnp.where(x > 0, x, p[f"prelu{i}.weight"] * x)
-    return x.reshape(len(x), -1) @ p["fc1.weight"] + p["fc1.bias"]
+    return _product(x.reshape(len(x), -1), p["fc1.weight"], conv) + p["fc1.bias"]
 
 
 def loss(workload: Workload, trained, images, labels, conv):

@@ -53,14 +53,14 @@ class Lane:
           state: pytree of arrays.
         """
         times = jnp.where(self.active, times, 0)
+        if self.neighbours == 1:  # nobody to wait for
+            return lax.fori_loop(0, times, body, state)
         # The longest lane sets the bound. It is the same for all lanes, so vmap
         # leaves the loop's condition a scalar and selects only where lanes ended.
         bound = lax.pmax(times, _LANES)
 
         def step(i, state):
             new = body(i, state)
-            if self.neighbours == 1:  # nobody to wait for
-                return new
             return jax.tree.map(lambda n, o: jnp.where(i < times, n, o), new, state)
 
         return lax.fori_loop(0, bound, step, state)
@@ -146,7 +146,13 @@ def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, client
         sent, weight, state, metrics = update(Lane(active, lanes), shared, device, client, state)
         return sent, jnp.where(active, weight, 0).astype(jnp.float32), state, metrics
 
-    side_by_side = jax.vmap(one, (None, None, 0, 0, 0), axis_name=_LANES)
+    def alone(shared, device, *rows):
+        # Not vmap over one: XLA's products with a batch axis are slower, even if it is 1.
+        result = one(shared, device, *jax.tree.map(lambda x: x[0], rows))
+        return jax.tree.map(lambda x: x[None], result)
+
+    side_by_side = alone if lanes == 1 else jax.vmap(
+        one, (None, None, 0, 0, 0), axis_name=_LANES)
 
     def on_one_device(shared, device, clients, state, work):
         slots = work.shape[0]

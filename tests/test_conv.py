@@ -4,12 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedfr_jax.models import layers
 from fedfr_jax.ops.conv import STRATEGIES, conv2d
 
 # (size, kernel, stride, padding, depthwise)
 GEOMETRIES = [(8, 3, 1, 1, False), (9, 3, 2, 1, False), (8, 3, 2, 1, False), (6, 1, 1, 0, False),
               (7, 1, 2, 0, False), (7, 5, 3, 2, False), (8, 3, 1, 1, True), (9, 3, 2, 1, True),
-              (7, 7, 1, 0, True), (8, 3, 1, 0, False)]
+              (7, 7, 1, 0, True), (8, 3, 1, 0, False), (9, 2, 3, 0, False), (10, 3, 2, 0, False)]
 
 
 def _case(size, window, depthwise, lanes=None):
@@ -53,6 +54,69 @@ def test_vmap_over_clients_equals_a_loop(strategy, geometry, lanes):
     f = _value_and_gradients(strategy, geometry)
     looped = [f(x[i], kernel[i]) for i in range(lanes)]
     _assert_close(jax.vmap(f)(x, kernel), jax.tree.map(lambda *v: np.stack(v), *looped))
+
+
+# Shapes on either side of every choice that the custom strategy makes:
+# (images, size, channels, features, stride).
+SHAPES = [(2, 9, 3, 8, 2), (2, 8, 3, 8, 1), (2, 9, 64, 66, 2), (2, 6, 64, 66, 1),
+          (12, 23, 5, 6, 1), (13, 37, 5, 6, 2), (6, 74, 5, 6, 2), (12, 38, 3, 6, 1)]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_custom_gradients_of_large_and_small_shapes(shape, dtype, tolerance):
+    n, size, channels, features, stride = shape
+    rng = np.random.RandomState(0)
+    out = -(-size // stride)
+    x = jnp.asarray(rng.standard_normal((n, size, size, channels)), dtype)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, channels, features)), dtype)
+    dy = jnp.asarray(rng.standard_normal((n, out, out, features)), dtype)
+
+    def value_and_gradients(strategy, *operands):
+        y, pull = jax.vjp(lambda x, k: conv2d(x, k, stride=stride, strategy=strategy),
+                          *operands[:2])
+        return y, *pull(operands[2])
+
+    expected = value_and_gradients("grouped", *(v.astype(jnp.float32) for v in (x, kernel, dy)))
+    for a, e in zip(value_and_gradients("custom", x, kernel, dy), expected, strict=True):
+        assert a.dtype == dtype
+        assert np.abs(np.asarray(a, np.float32) - e).max() <= tolerance * np.abs(e).max()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_custom_gradients_lower_for_accelerators(platform, dtype):
+    x, kernel = jnp.zeros((2, 12, 23, 23, 64), dtype), jnp.zeros((2, 3, 3, 64, 8), dtype)
+    f = jax.vmap(jax.grad(lambda x, k: jnp.sum(conv2d(x, k, stride=2, strategy="custom")),
+                          (0, 1)))
+    jax.export.export(jax.jit(f), platforms=[platform])(x, kernel)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_prelu_and_matmul_gradients(dtype, tolerance):
+    rng = np.random.RandomState(0)
+    x = rng.standard_normal((3, 5, 5, 6)).astype(np.float32)
+    slope, w = rng.standard_normal(6).astype(np.float32), rng.standard_normal((6, 4))
+    x[0, 0, 0, 0] = 0  # where the slope holds
+
+    def gradients(prelu, matmul, x, slope, w):
+        def loss(x, slope, w):
+            y = prelu(x, slope)
+            return jnp.sum(jnp.sin(matmul(y.reshape(-1, 6), w)))
+
+        return jax.grad(loss, (0, 1, 2))(x, slope, w)
+
+    expected = gradients(lambda x, s: jnp.where(x > 0, x, s * x), jnp.matmul, x, slope,
+                         w.astype(np.float32))
+    for rows in (75, 10):  # matmul goes another way for few rows
+        if rows == 10:
+            x = x.reshape(-1, 6)[:10].reshape(1, 2, 5, 6)
+            expected = gradients(lambda x, s: jnp.where(x > 0, x, s * x), jnp.matmul, x, slope,
+                                 w.astype(np.float32))
+        actual = gradients(layers.prelu, layers.matmul, jnp.asarray(x, dtype),
+                           jnp.asarray(slope), jnp.asarray(w, dtype))
+        for a, e in zip(actual, expected, strict=True):
+            assert np.abs(np.asarray(a, np.float32) - e).max() <= 2 * tolerance * np.abs(e).max()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

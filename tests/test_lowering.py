@@ -16,9 +16,15 @@ MODELS = {
 }
 
 
+SLOW = pytest.mark.slow
+LAYOUTS = [pytest.param("spherenet", conv, lanes) for conv, lanes in
+           (("patches", 2), ("grouped", 1), ("custom", 2))]
+LAYOUTS += [pytest.param(name, conv, lanes, marks=SLOW) for name in ("mobilefacenet", "iresnet")
+            for conv, lanes in (("patches", 2), ("grouped", 1))]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("conv, lanes", [("patches", 2), ("grouped", 1), ("custom", 2)])
+@pytest.mark.parametrize("name, conv, lanes", LAYOUTS)
 def test_a_round_lowers_for_tpu_and_cuda(name, dtype, conv, lanes):
     config = ModelConfig(**{**MODELS[name].__dict__, "dtype": dtype})
     method = fedfr.Method(build(config, 32, conv), small.FED, LossConfig())

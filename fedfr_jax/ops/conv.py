@@ -8,14 +8,15 @@ path. Each strategy here computes the same convolution and the same gradients:
   weights are shared, or one client at a time runs on a GPU/TPU.
 * ``patches``: patches and a matrix product, forward and backward. Under vmap
   it is a batched matrix product, which GPUs and TPUs are made for.
-* ``custom``: an ordinary forward convolution; the weight gradient as one
-  matrix product over patches, the input gradient as another *forward*
-  convolution (patch transpose at stride > 1). For CPUs, also inside loops;
-  under vmap the clients take turns.
+* ``custom``: what XLA:CPU is fast at, also inside loops. Forward and both gradients are
+  *forward* convolutions of ordinary kind: no dilation of the input, no grouping, sums of
+  about a thousand terms; bfloat16 goes through matrix products where those use AMX. Under
+  vmap the clients take turns.
 """
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -129,12 +130,107 @@ def _taking_turns(op):
     return op
 
 
+def _swapped(x, dy, stride, padding):
+    """Weight gradient in float32: the forward convolution of x with dy as its kernel.
+
+    Images and channels change places, by transposes and not by dimension numbers,
+    because XLA:CPU has a fast path for NHWC only.
+    """
+    grad = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), (1, 1), padding,
+        rhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS,
+        preferred_element_type=jnp.float32)
+    return grad.transpose(1, 2, 0, 3)
+
+
+def _plain(x, kernel, stride, padding):
+    """Forward convolution; ``padding`` is (before, after) per direction, also negative."""
+    window, channels = kernel.shape[:2], x.shape[-1]
+    products = x.dtype == jnp.bfloat16 and channels >= 64
+    if channels > 4 and not products:
+        return lax.conv_general_dilated(x, kernel, (stride, stride), padding,
+                                        dimension_numbers=_DIMENSIONS)
+    x = _pad(x, padding)
+    if not products:  # an image: too few channels for a convolution to fill vectors
+        return _matmul(_patches(x, window, stride, 0), kernel.reshape(-1, kernel.shape[-1]))
+    # XLA:CPU has AMX for products of bfloat16 matrices, but not for convolutions. One
+    # product per kernel position, as writing patches would take longer than multiplying.
+    taps = kernel.reshape(-1, *kernel.shape[2:])
+    return functools.reduce(jnp.add, (
+        jnp.einsum("nhwk,kc->nhwc", v, taps[k], preferred_element_type=jnp.float32)
+        for k, v in enumerate(_windows(x, window, stride, 0)))).astype(x.dtype)
+
+
+def _pad(x, padding):
+    """Zeros around the maps, or fewer rows and columns where negative."""
+    return lax.pad(x, jnp.zeros((), x.dtype),
+                   [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)])
+
+
+def _phases(dy, kernel, stride, padding, shape):
+    """Input gradient, for an input of ``shape``.
+
+    Input pixels at the same place in a block of stride x stride pixels see the same part of
+    the kernel, flipped: one plain convolution of dy for each place, then interleaved.
+    """
+    n, *size, c = shape
+    blocks = [-(-side // stride) for side in size]
+    phases = []
+    for place in itertools.product(range(stride), repeat=2):
+        first = [(at + padding) % stride for at in place]
+        part = kernel[first[0]::stride, first[1]::stride]
+        if part.size == 0:  # between the windows
+            phases.append(jnp.zeros((n, *blocks, c), dy.dtype))
+            continue
+        shift = [(at + padding) // stride for at in place]
+        pads = [(taps - 1 - s, count + s - out) for taps, s, count, out in
+                zip(part.shape[:2], shift, blocks, dy.shape[1:3], strict=True)]
+        phases.append(_plain(dy, part[::-1, ::-1].swapaxes(2, 3), 1, pads))
+    if stride == 1:
+        return phases[0]
+    dx = jnp.stack(phases, 3).reshape(n, *blocks, stride, stride, c).transpose(0, 1, 3, 2, 4, 5)
+    dx = dx.reshape(n, blocks[0] * stride, blocks[1] * stride, c)
+    return dx[:, :size[0], :size[1]]
+
+
+def _taps_gradient(x, dy, window, stride, padding):
+    """Weight gradient, for bfloat16: one matrix product per kernel position.
+
+    Channels come first once and for all, so that no product has a transposed side.
+    """
+    n, h, w, c = x.shape
+    x = lax.optimization_barrier(x.transpose(3, 0, 1, 2)).reshape(c * n, h, w, 1)
+    dy = dy.reshape(-1, dy.shape[-1])
+    grad = [jnp.matmul(lax.optimization_barrier(v.reshape(c, -1)), dy,
+                       preferred_element_type=jnp.float32)
+            for v in _windows(x, window, stride, padding)]
+    return jnp.stack(grad).reshape(*window, c, -1).astype(x.dtype)
+
+
+def _piece(images, rows, cols):
+    """(images, rows) of the pieces in which a weight gradient is summed.
+
+    The sum runs over all output pixels. XLA:CPU falls to a third of its speed when
+    the sum is long; pieces of about 1000 terms are near the best for every shape measured.
+    Up to 4096 terms cutting does not pay.
+    """
+    if images * rows * cols <= 4096:
+        return images, rows
+    images = _divisor(images, 8)
+    return images, _divisor(rows, 1024 // (images * cols))
+
+
+def _divisor(n, most):
+    """The largest divisor of n that is at most ``most``, at least 1."""
+    return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))
+
+
 @functools.cache
 def _ops(window, stride, padding):
     """Forward, weight-gradient and input-gradient functions of one geometry."""
 
     def forward(x, kernel):
-        return _ordinary(x, kernel, stride, padding)
+        return _plain(x, kernel, stride, [(padding, padding)] * 2)
 
     forward = custom_vmap(forward)
 
@@ -150,26 +246,32 @@ def _ops(window, stride, padding):
         return lax.map(lambda xk: forward(*xk), (x, kernel)), True
 
     def weight_gradient(x, dy):
-        # Images and channels change places: the gradient is the forward convolution of
-        # x with dy as a kernel. Written with transposes, it stays on the fast path.
-        reach = [(out - 1) * stride + 1 + k - 1 - size - padding
+        # Otherwise XLA:CPU computes the layer before inside the transposes, at a slow stride.
+        x, dy = lax.optimization_barrier((x, dy))
+        if x.dtype == jnp.bfloat16 and x.shape[-1] > 4:
+            return _taps_gradient(x, dy, window, stride, padding)
+        images, rows = _piece(*dy.shape[:3])
+        # Pixels that the windows of all of dy reach; cut off where they do not.
+        reach = [(out - 1) * stride + k - size - padding
                  for out, k, size in zip(dy.shape[1:3], window, x.shape[1:3], strict=True)]
-        grad = lax.conv_general_dilated(
-            x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), (1, 1),
-            [(padding, r) for r in reach], rhs_dilation=(stride, stride),
-            dimension_numbers=_DIMENSIONS)
-        return grad.transpose(1, 2, 0, 3)
+        if (images, rows) == dy.shape[:2]:
+            return _swapped(x, dy, stride, [(padding, r) for r in reach]).astype(x.dtype)
+        x = _pad(x, [(padding, r) for r in reach])
+        bands = dy.shape[1] // rows
+
+        def add_piece(i, total):
+            image, row = i // bands * images, i % bands * rows
+            part = lax.dynamic_slice(x, (image, row * stride, 0, 0), (
+                images, (rows - 1) * stride + window[0], *x.shape[2:]))
+            dy_part = lax.dynamic_slice(dy, (image, row, 0, 0), (images, rows, *dy.shape[2:]))
+            return total + _swapped(part, dy_part, stride, [(0, 0)] * 2)
+
+        total = jnp.zeros((*window, x.shape[-1], dy.shape[-1]), jnp.float32)
+        return lax.fori_loop(0, dy.shape[0] // images * bands, add_piece, total).astype(x.dtype)
 
     def input_gradient_for(shape):
         def input_gradient(dy, kernel):
-            if stride == 1:
-                flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-                return _ordinary(dy, flipped, 1, window[0] - 1 - padding)
-            columns = _matmul(dy, kernel.reshape(-1, kernel.shape[-1]).T)
-            transpose = jax.linear_transpose(
-                lambda x: _patches(x, window, stride, padding),
-                jax.ShapeDtypeStruct(shape, dy.dtype))
-            return transpose(columns)[0]
+            return _phases(dy, kernel, stride, padding, shape)
 
         return _taking_turns(input_gradient)
 
