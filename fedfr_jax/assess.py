@@ -53,6 +53,7 @@ class Assessor:
 
 
 def make_assessor(sim: Simulation) -> Assessor:
+    """The assessor of a simulation; nothing is compiled before it is used."""
     return Assessor(sim, make_embed(sim), make_personal_embed(sim))
 
 

@@ -448,6 +448,13 @@ def list_features(backbone: Backbone, variables: PyTree, shared: _Shared, device
         jnp.arange(size), used, block=block)
 
 
+def public_features(method: Method, layout: Layout, variables: PyTree, public: PublicData):
+    """(N_0, d) features of the public images, computed by all devices together."""
+    return engine.map_blocks(
+        lambda s, p: features(method.backbone, s[0], s[1][p]), (variables, public.images),
+        len(public.labels), mesh=layout.mesh, block=layout.feature_batch)
+
+
 def _kept_public(method: Method, layout: Layout, shared: _Shared, device: _Device,
                  cohort: CohortData):
     """(C, N_0) bool: the public images that each client trains on this round."""
@@ -457,26 +464,23 @@ def _kept_public(method: Method, layout: Layout, shared: _Shared, device: _Devic
         return jnp.zeros((slots, 0), bool)
     if method.fed.public_data == "all":
         return jnp.broadcast_to(exists[:, None], (slots, public))
-    variables, block = shared.server.backbone, layout.feature_batch
-    public_features = engine.map_blocks(
-        lambda s, p: features(method.backbone, s[0], s[1][p]),
-        (variables, shared.public.images), public, mesh=layout.mesh, block=block)
+    others = public_features(method, layout, shared.server.backbone, shared.public)
 
     def on_one_device(shared, device):
-        shared, public_features = shared
+        shared, others = shared
         device, used, rows, sizes = device
         own = list_features(method.backbone, shared.server.backbone, shared, device, used[0],
-                            block)
+                            layout.feature_batch)
 
         def one_client(client):
             rows, size = client
-            return hard_negatives(own[rows], jnp.arange(len(rows)) < size, public_features,
+            return hard_negatives(own[rows], jnp.arange(len(rows)) < size, others,
                                   threshold=method.fed.hard_threshold)
 
         return jax.lax.map(one_client, (rows, sizes))
 
     return engine.on_each_device(
-        on_one_device, (shared, public_features),
+        on_one_device, (shared, others),
         (device, cohort.used, cohort.rows, cohort.sizes), mesh=layout.mesh)
 
 

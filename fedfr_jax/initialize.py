@@ -36,9 +36,7 @@ def _public_means(method, layout, backbone, public):
     count = public.labels.shape[0]
     if not count:
         return jnp.zeros((public.identities, method.backbone.embedding))
-    features = engine.map_blocks(
-        lambda s, p: fedfr.features(method.backbone, s[0], s[1][p]), (backbone, public.images),
-        count, mesh=layout.mesh, block=layout.feature_batch)
+    features = fedfr.public_features(method, layout, backbone, public)
     return _class_means(features, public.labels, jnp.ones(count, bool), public.identities)
 
 

@@ -105,9 +105,14 @@ def _agreed(best: Candidate) -> Candidate:
     return Candidate(**json.loads(bytes(np.asarray(told, np.uint8)).decode()))
 
 
+def cohort_size(config: Config) -> int:
+    """Clients per round, at most."""
+    return config.population.cohort or config.fed.num_clients
+
+
 def most_lanes(config: Config, devices: int) -> int:
     """Clients that a device can get in a round."""
-    return max(1, -(-(config.population.cohort or config.fed.num_clients) // devices))
+    return max(1, -(-cohort_size(config) // devices))
 
 
 def candidates(config: Config, devices: int, backend: str) -> Iterator[list[Candidate]]:
@@ -129,7 +134,7 @@ def candidates(config: Config, devices: int, backend: str) -> Iterator[list[Cand
 
 def measure(config: Config) -> tuple[Candidate, str]:
     """(the fastest candidate, how it compares)."""
-    devices = jax.local_devices()[:config.population.cohort or config.fed.num_clients]
+    devices = jax.local_devices()[:cohort_size(config)]
     mesh, found = engine.make_mesh(devices), {}
     for group in candidates(config, mesh.size, jax.default_backend()):
         best = np.inf

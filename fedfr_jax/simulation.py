@@ -26,7 +26,7 @@ from fedfr_jax.evaluation.held_out import HeldOut, evaluated_clients, read_held_
 from fedfr_jax.initialize import fill_in_new, initial_heads
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.ops.conv import default_strategy
-from fedfr_jax.plan import most_lanes, settle
+from fedfr_jax.plan import cohort_size, most_lanes, settle
 from fedfr_jax.schedule import Schedule, make_schedule
 from fedfr_jax.state import PublicData
 
@@ -76,7 +76,7 @@ def use_cpu_devices(count: int) -> None:
 
 def make_layout(config: Config) -> fedfr.Layout:
     """Devices and lanes for these settings; clients side by side never exceed a cohort."""
-    clients, settings = config.population.cohort or config.fed.num_clients, config.engine
+    clients, settings = cohort_size(config), config.engine
     devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:clients]
     mesh = engine.make_mesh(devices)
     return fedfr.Layout(mesh, min(settings.lanes, most_lanes(config, mesh.size)),
