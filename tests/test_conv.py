@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fedfr_jax.models import layers
+from fedfr_jax.ops import winograd
 from fedfr_jax.ops.conv import STRATEGIES, conv2d
 
 # (size, kernel, stride, padding, depthwise)
@@ -59,7 +60,7 @@ def test_vmap_over_clients_equals_a_loop(strategy, geometry, lanes):
 # Shapes on either side of every choice that the custom strategy makes:
 # (images, size, channels, features, stride).
 SHAPES = [(2, 9, 3, 8, 2), (2, 8, 3, 8, 1), (2, 9, 64, 66, 2), (2, 6, 64, 66, 1),
-          (12, 23, 5, 6, 1), (13, 37, 5, 6, 2), (6, 74, 5, 6, 2), (12, 38, 3, 6, 1)]
+          (16, 13, 64, 66, 1), (2, 42, 128, 130, 1), (12, 23, 5, 6, 1), (13, 37, 5, 6, 2), (6, 74, 5, 6, 2), (12, 38, 3, 6, 1)]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
@@ -81,6 +82,25 @@ def test_custom_gradients_of_large_and_small_shapes(shape, dtype, tolerance):
     for a, e in zip(value_and_gradients("custom", x, kernel, dy), expected, strict=True):
         assert a.dtype == dtype
         assert np.abs(np.asarray(a, np.float32) - e).max() <= tolerance * np.abs(e).max()
+
+
+# (images, height, width, padding of rows, of columns): one piece, several, pieces of one image.
+@pytest.mark.parametrize("shape", [
+    (2, 8, 8, (1, 1), (1, 1)), (3, 7, 5, (1, 1), (1, 1)), (1, 1, 1, (1, 1), (1, 1)),
+    (2, 6, 9, (0, 2), (-1, 1)), (35, 14, 13, (1, 1), (1, 1)), (2, 66, 65, (1, 1), (0, 1))])
+def test_winograd_is_the_convolution(shape):
+    n, height, width, *padding = shape
+    rng = np.random.RandomState(0)
+    x = rng.standard_normal((n, height, width, 5)).astype(np.float32)
+    kernel = rng.standard_normal((3, 3, 5, 6)).astype(np.float32)
+    y, pull = jax.vjp(lambda k: jax.lax.conv_general_dilated(
+        x, k, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")), kernel)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    expected = y, pull(dy)[0]
+    actual = jax.jit(lambda *a: (winograd.forward(*a[:2], padding),
+                                 winograd.weight_gradient(a[0], a[2], padding)))(x, kernel, dy)
+    for a, e in zip(actual, expected, strict=True):
+        assert np.abs(a - e).max() <= 1e-5 * np.abs(e).max()
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from fedfr_jax.ops import winograd
+
 STRATEGIES = ("grouped", "patches", "custom")
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -146,6 +148,10 @@ def _swapped(x, dy, stride, padding):
 def _plain(x, kernel, stride, padding):
     """Forward convolution; ``padding`` is (before, after) per direction, also negative."""
     window, channels = kernel.shape[:2], x.shape[-1]
+    if window == (3, 3) and stride == 1 and x.dtype == jnp.float32:
+        size = [side + sum(pair) - 2 for side, pair in zip(x.shape[1:3], padding, strict=True)]
+        if winograd.is_faster((len(x), *size, kernel.shape[-1]), channels):
+            return winograd.forward(x, kernel, padding)
     products = x.dtype == jnp.bfloat16 and channels >= 64
     if channels > 4 and not products:
         return lax.conv_general_dilated(x, kernel, (stride, stride), padding,
@@ -248,6 +254,9 @@ def _ops(window, stride, padding):
     def weight_gradient(x, dy):
         # Otherwise XLA:CPU computes the layer before inside the transposes, at a slow stride.
         x, dy = lax.optimization_barrier((x, dy))
+        if (window == (3, 3) and stride == 1 and x.dtype == jnp.float32
+                and winograd.is_faster(dy.shape, x.shape[-1], narrowest=128)):
+            return winograd.weight_gradient(x, dy, [(padding, padding)] * 2)
         if x.dtype == jnp.bfloat16 and x.shape[-1] > 4:
             return _taps_gradient(x, dy, window, stride, padding)
         images, rows = _piece(*dy.shape[:3])
