@@ -96,7 +96,7 @@ def local_loss(case: Case, backbone, trained, stats, frozen, batch):
     x = _inputs(images, flips)
     f, stats = backbone.apply({"params": trained["params"], "batch_stats": stats}, x, True)
     classes = jnp.concatenate([trained["class_embeddings"], trained["public_embeddings"]])
-    total = losses.cosface_loss(f, classes, labels, scale=SCALE, margin=MARGIN)
+    total = losses.margin_loss(f, classes, labels, scale=SCALE, margin=MARGIN)
     if case.contrastive:
         g, p = (backbone.apply(v, x, False)[0] for v in frozen)
         total += CONTRASTIVE * losses.contrastive_loss(

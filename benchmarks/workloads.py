@@ -72,7 +72,7 @@ def loss(workload: Workload, trained, images, labels, conv):
         logits = logits_a(trained["model"], images, conv)
         chosen = jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
         return jnp.mean(jax.nn.logsumexp(logits, -1) - chosen)
-    return losses.cosface_loss(features_b(trained["model"], images, conv), trained["classes"],
+    return losses.margin_loss(features_b(trained["model"], images, conv), trained["classes"],
                                labels, scale=SCALE, margin=MARGIN)
 
 

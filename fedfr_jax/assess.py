@@ -160,6 +160,37 @@ def summarize(assessment: Assessment) -> dict[str, Any]:
     return result
 
 
+def add_losers(summary: dict[str, Any], own: Assessment, shared: Assessment) -> None:
+    """Adds to a summary's spreads the share of clients whose own model does worse than a shared one.
+
+    Args:
+      summary: from :func:`summarize` of ``own``; every spread gets the entry "worse".
+      own: personalized models; shared: one model for everybody; the same clients.
+    """
+    def add(spreads, rates, values, others):
+        for i, rate in enumerate(rates):
+            spreads[f"{rate:g}"]["worse"] = _share_below(
+                [v[i] for v in values], [o[i] for o in others])
+
+    found = summary["personalized"]
+    one, many = own.verification, own.identification
+    add(found["verification_tar"], one[0].fars, [v.tar for v in one],
+        [v.tar for v in shared.verification])
+    for name, key in (("identification_pair", "pair_tpir"),
+                      ("identification_openset", "open_set_tpir")):
+        add(found[name], many[0].fpirs, [getattr(m, key) for m in many],
+            [getattr(m, key) for m in shared.identification])
+    found["rank1"]["worse"] = _share_below([m.rank1 for m in many],
+                                           [m.rank1 for m in shared.identification])
+
+
+def _share_below(values, others) -> float:
+    """Share of entries that are lower than their counterpart, NaN where none is defined."""
+    values, others = np.asarray(values, float), np.asarray(others, float)
+    defined = ~(np.isnan(values) | np.isnan(others))
+    return float((values < others)[defined].mean()) if defined.any() else float("nan")
+
+
 def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
     """One model's summary as the flat keys of an ``evaluation`` row of ``metrics.jsonl``."""
     row = {}

@@ -15,10 +15,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fedfr_jax.errors import InputError
+from fedfr_jax.methods import METHODS
 
 
 class ConfigError(InputError):
     """A setting is unknown, of the wrong type, or contradicts another one."""
+
+
+# Which method is simulated, and a group of settings for each that has its own; see
+# ``fedfr_jax/methods``. ``method.fedprox.weight`` is used if ``method.name`` is "fedprox".
+MethodConfig = dataclasses.make_dataclass(
+    "MethodConfig",
+    [("name", str, "fedfr"), *((name, recipe.options, recipe.options())
+                               for name, recipe in METHODS.items()
+                               if dataclasses.fields(recipe.options))], frozen=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +94,13 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """L = L_cos + contrastive_weight L_con + binary_weight L_bin (FEDFR.md section 4)."""
+    """Identification in every method; in FedFR
+    L = L_cos + contrastive_weight L_con + binary_weight L_bin (FEDFR.md section 4)."""
 
+    identification: str = "cosface"  # cosface | arcface
     scale: float = 30.0
-    margin: float = 0.4
+    margin: float = 0.4  # a cosine for cosface, radians for arcface
+    balanced: bool = False  # every class weighs the same in it, however many images it has
     contrastive_weight: float = 5.0  # mu; 0 switches the term off
     temperature: float = 0.5  # tau
     binary_weight: float = 10.0  # beta; 0 switches the DFC branch off
@@ -126,11 +139,19 @@ class FedConfig:
     lr_decay_epochs: tuple[int, ...] = (8,)  # per round; then max(1, int(0.75 E))
     lr_decay: float = 0.1
     mirror: bool = True  # random horizontal flip
-    public_data: str = "hard"  # hard: hard negatives | all | off (local classes only)
+    # hard: hard negatives | all | off (local classes only) | auto: what the method says
+    public_data: str = "auto"
     hard_threshold: float = 0.4  # cosine above which a public image is a hard negative
     class_embedding_init: str = "mean_feature"  # or random (normal, std 0.01)
     transform: str = "linear"  # linear | bottleneck
     aggregation: str = "images"  # weights of the average: images | uniform
+    # What the server does with the average: takes it (average), or takes its difference to
+    # the old model as a gradient for SGD with momentum or for Adam (Reddi et al., ICLR 2021).
+    server_optimizer: str = "average"  # average | momentum | adam
+    server_lr: float = 1.0  # for momentum and adam
+    server_momentum: float = 0.9  # for momentum; adam's beta_1
+    server_beta2: float = 0.99
+    server_epsilon: float = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +203,7 @@ class Config:
     """All settings of a run."""
 
     seed: int = 0  # pretraining, initialization, batches
+    method: MethodConfig = MethodConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -191,6 +213,11 @@ class Config:
     eval: EvalConfig = EvalConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def options(self) -> Any:
+        """The method's own settings; None where it has none."""
+        return getattr(self.method, self.method.name, None)
 
 
 def default_config() -> ConfigDict:
@@ -215,7 +242,17 @@ def resolve(settings: Mapping[str, Any]) -> Config:
     """
     config = _build(Config, settings, "")
     _check(config)
-    return config
+    return _as_method_says(config)
+
+
+def _as_method_says(config: Config) -> Config:
+    """The settings with what the method decides."""
+    recipe, fed = METHODS[config.method.name], config.fed
+    if fed.public_data == "auto":
+        fed = dataclasses.replace(fed, public_data=recipe.public_data)
+    if not recipe.trains:
+        fed = dataclasses.replace(fed, rounds=0)
+    return dataclasses.replace(config, fed=fed)
 
 
 def _build(kind: type, settings: Mapping[str, Any], prefix: str) -> Any:
@@ -251,12 +288,15 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 _CHOICES = {
+    "method.name": tuple(METHODS),
+    "loss.identification": ("cosface", "arcface"),
     "data.source": ("generated", "recordio", "folder", "tfds"),
     "model.dtype": ("float32", "bfloat16", "auto"),
-    "fed.public_data": ("hard", "all", "off"),
+    "fed.public_data": ("auto", "hard", "all", "off"),
     "fed.class_embedding_init": ("mean_feature", "random"),
     "fed.transform": ("linear", "bottleneck"),
     "fed.aggregation": ("images", "uniform"),
+    "fed.server_optimizer": ("average", "momentum", "adam"),
     "data.images": ("auto", "resident", "stream", "render"),
     "population.sampling": ("uniform", "weighted", "schedule"),
     "population.previous": ("float32", "bfloat16", "off"),
@@ -265,10 +305,10 @@ _CHOICES = {
 _POSITIVE = (
     "data.image_size", "model.embedding", "loss.scale", "loss.temperature", "loss.binary_scale",
     "loss.binary_power", "pretrain.batch_size", "pretrain.lr", "pretrain.scale",
-    "fed.num_clients", "fed.rounds", "fed.batch_size", "fed.lr", "eval.batch_size", "eval.block",
+    "fed.num_clients", "fed.batch_size", "fed.lr", "fed.server_lr", "fed.server_epsilon", "eval.batch_size", "eval.block",
     "engine.feature_batch", "checkpoint.every", "checkpoint.keep")
 _NOT_NEGATIVE = (
-    "data.workers", "loss.margin", "loss.contrastive_weight", "loss.binary_weight",
+    "fed.rounds", "fed.server_momentum", "fed.server_beta2", "data.workers", "loss.margin", "loss.contrastive_weight", "loss.binary_weight",
     "loss.binary_margin", "pretrain.epochs", "pretrain.momentum", "pretrain.weight_decay",
     "pretrain.warmup_epochs", "pretrain.margin", "fed.momentum", "fed.weight_decay",
     "fed.lr_decay", "data.resident_gib", "population.cohort", "eval.clients",
@@ -323,9 +363,34 @@ def _check_contradictions(config: Config) -> None:
                           f"for {len(data.verification_sets)} data.verification_sets; give one "
                           "each ('' for none)")
     _check_population(config)
-    if loss.binary_detached and loss.binary_weight == 0:
+    if loss.binary_detached and loss.binary_weight == 0 and config.method.name == "fedfr":
         raise ConfigError("loss.binary_detached is set, but loss.binary_weight=0 leaves the "
                           "binary term out")
+
+
+def _check_method(config: Config) -> None:
+    """What a method needs of other settings, and of its own, none of which is negative."""
+    name, recipe = config.method.name, METHODS[config.method.name]
+    options = config.options
+    for field in dataclasses.fields(options) if options is not None else ():
+        if getattr(options, field.name) < 0:
+            raise ConfigError(f"method.{name}.{field.name} is {getattr(options, field.name)}; "
+                              "it must not be negative")
+    population = config.population
+    terms = recipe.terms(options, config.loss)
+    own = recipe.stays is not None or recipe.copy_penalty is not None
+    if population.previous == "off" and (terms.contrastive > 0 or own):
+        need = ("keeps part of the backbone with the clients" if own else
+                "has a contrastive term, which needs the clients' previous backbones")
+        raise ConfigError(f"population.previous is 'off', but method.name={name!r} {need}; set "
+                          "population.previous='float32' or 'bfloat16'" + (
+                              "" if own else ", or the term's weight to 0"))
+    if recipe.union and population.cohort > 1:
+        raise ConfigError(f"population.cohort is {population.cohort}, but method.name={name!r} "
+                          "trains one client that holds everybody's images; set it to 0")
+    if recipe.union and population.sampling == "schedule":
+        raise ConfigError(f"population.sampling is 'schedule', but method.name={name!r} trains "
+                          "one client that holds everybody's images; set it to 'uniform'")
 
 
 def _check_population(config: Config) -> None:
@@ -336,10 +401,7 @@ def _check_population(config: Config) -> None:
     if (population.sampling == "schedule") != bool(population.schedule):
         raise ConfigError(f"population.schedule is {population.schedule!r}; give the file of the "
                           "rounds' clients with population.sampling='schedule', and only then")
-    if population.previous == "off" and config.loss.contrastive_weight > 0:
-        raise ConfigError("population.previous is 'off', but the contrastive term needs the "
-                          "clients' previous backbones; set loss.contrastive_weight=0 or "
-                          "population.previous='bfloat16'")
+    _check_method(config)
     if config.data.images == "render" and config.data.source != "generated":
         raise ConfigError("data.images is 'render', but only generated faces can be rendered; "
                           "use 'resident' or 'stream'")

@@ -12,15 +12,17 @@ import platform
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 
-from fedfr_jax import assess, report, tables, workdir
+from fedfr_jax import assess, costs, report, tables, workdir
 from fedfr_jax.checkpoints import RoundCheckpoints, load_pytree
 from fedfr_jax.cli import reports_input_errors
 from fedfr_jax.config import Config, resolve
 from fedfr_jax.data.split import describe_split
 from fedfr_jax.heads_at_rest import personal_models
 from fedfr_jax.initialize import server_shapes
+from fedfr_jax.methods import METHODS
 from fedfr_jax.progress import track
 from fedfr_jax.simulation import Simulation, build_simulation, use_cpu_devices
 
@@ -46,6 +48,8 @@ def evaluate_models(sim: Simulation, pretrained: PyTree, backbone: PyTree,
             "global": assess.assess_shared(assessor, backbone, bar.update),
             "personalized": assess.assess_personalized(assessor, personal, bar.update)}
     rocs, per_client = assess.curves(results)
+    summaries = {name: assess.summarize(a) for name, a in results.items()}
+    assess.add_losers(summaries["personalized"], results["personalized"], results["global"])
     count = sim.config.eval.examples
     uses_hard = sim.config.fed.public_data == "hard"
     parts = {
@@ -54,7 +58,7 @@ def evaluate_models(sim: Simulation, pretrained: PyTree, backbone: PyTree,
             assessor, backbone, count) if uses_hard else [],
         "mistakes": assess.mistake_examples(
             assessor, personal, results["personalized"], count)}
-    return {name: assess.summarize(a) for name, a in results.items()}, parts
+    return summaries, parts
 
 
 def append_evaluation(writer: workdir.RunWriter, round_index: int,
@@ -73,9 +77,21 @@ def describe_run(config: Config, name: str, rounds_done: int) -> dict[str, Any]:
     device = jax.devices()[0]
     kind = platform.processor() or platform.machine() if device.platform == "cpu" else (
         device.device_kind)
-    return {"name": f"Run {name}", "seed": config.seed, "clients": config.fed.num_clients,
+    return {"name": f"Run {name}", "method": METHODS[config.method.name].title, "seed": config.seed, "clients": config.fed.num_clients,
             "rounds": rounds_done, "device": f"{len(jax.devices())} x {device.platform} ({kind})",
             "jax": jax.__version__}
+
+
+def describe_costs(sim: Simulation, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a client's round costs on average, for the summary.
+
+    Args:
+      rows: of ``metrics.jsonl``.
+    """
+    found = [row["flops_per_client"] for row in rows if "flops_per_client" in row]
+    identities = float(sim.schedule.clients.identity_counts.mean())
+    return costs.communication(sim.method, sim.public.identities, identities) | {
+        "flops": float(np.mean(found)) if found else 0.0}
 
 
 def write_results(sim: Simulation, writer: workdir.RunWriter, run: dict[str, Any],
@@ -91,7 +107,9 @@ def write_results(sim: Simulation, writer: workdir.RunWriter, run: dict[str, Any
     """
     models, parts = evaluate_models(sim, pretrained, backbone, personal)
     append_evaluation(writer, run["rounds"], models)
-    summary = {"run": run, "split": describe_split(sim.split, sim.source.name), "models": models}
+    summary = {"run": run, "split": describe_split(sim.split, sim.source.name),
+               "costs": describe_costs(sim, workdir.read_metrics(writer.workdir)),
+               "models": models}
     writer.write_summary(summary)
     writer.write_evaluation(**parts)
     writer.flush()

@@ -10,11 +10,14 @@ the server's state, the stacked heads, the data and a random key:
 4. the server averages the copies, weighted by the images they were trained on;
    heads and the backbone as trained stay with the client.
 
-FedAvg is the same round without public data, contrastive and binary terms.
+Other methods are the same round with one part or another changed, as their
+:class:`fedfr_jax.methods.Recipe` says; FedAvg is the one without public data, contrastive
+and binary terms.
 """
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -25,12 +28,13 @@ from jax.sharding import Mesh
 
 from fedfr_jax import engine, losses
 from fedfr_jax.config import FedConfig, LossConfig
+from fedfr_jax.methods import METHODS, Recipe, Terms
 from fedfr_jax.models import Backbone
 from fedfr_jax.state import CohortData, Heads, PublicData, ServerState
 from fedfr_jax.transforms import TRANSFORMS
 
 PyTree = Any
-LOSS_TERMS = ("loss", "cosface", "binary", "contrastive")
+LOSS_TERMS = ("loss", "identification", "binary", "contrastive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +45,19 @@ class Method:
       backbone: see :class:`fedfr_jax.models.Backbone`.
       fed: rounds, local training, averaging.
       loss: weights and constants of the three terms.
+      recipe: where the method differs from federated averaging.
+      options: of the recipe.
     """
 
     backbone: Backbone
     fed: FedConfig
     loss: LossConfig
+    recipe: Recipe = METHODS["fedfr"]
+    options: Any = None
+
+    @property
+    def terms(self) -> Terms:
+        return self.recipe.terms(self.options, self.loss)
 
     @property
     def uses_public(self) -> bool:
@@ -53,11 +65,17 @@ class Method:
 
     @property
     def uses_contrastive(self) -> bool:
-        return self.loss.contrastive_weight > 0
+        return self.terms.contrastive > 0
 
     @property
     def uses_binary(self) -> bool:
-        return self.loss.binary_weight > 0
+        return self.terms.binary > 0
+
+    def stays(self, variables: PyTree) -> PyTree:
+        """Pytree of bool like the backbone's variables: what a client keeps to itself."""
+        if self.recipe.stays is None:
+            return jax.tree.map(lambda _: False, variables)
+        return self.recipe.stays(self.options, self.backbone, variables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +108,13 @@ class Batch:
       labels: (B,) int32: local label, or K + public label.
       direction: (B, d) from :func:`fedfr_jax.losses.contrastive_direction` of the features
         under the incoming and the client's previous backbone, or None.
+      weights: (B,) of the images in the identification loss, or None where all are 1.
     """
 
     images: jax.Array
     labels: jax.Array
     direction: jax.Array | None = None
+    weights: jax.Array | None = None
 
 
 @struct.dataclass
@@ -150,19 +170,33 @@ def hard_negatives(local_features, local_mask, public_features, *, threshold: fl
     return jax.lax.map(resembles, losses.normalize(public_features), batch_size=block)
 
 
-def epochs_of_round(fed: FedConfig, round_index) -> tuple[jax.Array, jax.Array]:
+def epochs_of_round(method: Method, round_index) -> tuple[jax.Array, jax.Array]:
     """(E, epoch from which the learning rate is decayed) of a round (FedFR, section 4.1)."""
+    fed = method.fed
     epochs = jnp.asarray(fed.local_epochs)[
         jnp.minimum(round_index, len(fed.local_epochs) - 1)]
+    if method.recipe.epochs is not None:
+        epochs = method.recipe.epochs(method.options, round_index, fed.rounds, epochs)
     later = jnp.maximum(1, (0.75 * epochs).astype(int))
     first = jnp.asarray((*fed.lr_decay_epochs, 0))[
         jnp.minimum(round_index, len(fed.lr_decay_epochs))]
     return epochs, jnp.where(round_index < len(fed.lr_decay_epochs), first, later)
 
 
+def starting_backbone(method: Method, server: ServerState, head: Heads) -> PyTree:
+    """Variables that a client starts a round with: the server's, and its own where they stay."""
+    def choose(stays, received, own):
+        return jnp.where(head.has_trained, own.astype(jnp.float32), received) if stays else received
+
+    if method.recipe.stays is None:
+        return server.backbone
+    return jax.tree.map(choose, method.stays(server.backbone), server.backbone, head.previous)
+
+
 def initial_trained(method: Method, server: ServerState, head: Heads) -> PyTree:
     """The tensors that a client trains; parts that are switched off are not decayed either."""
-    trained = {"backbone": server.backbone["params"], "class_embeddings": head.class_embeddings}
+    trained = {"backbone": starting_backbone(method, server, head)["params"],
+               "class_embeddings": head.class_embeddings}
     if method.uses_public:
         trained["public_embeddings"] = server.public_embeddings
     if method.uses_binary:
@@ -172,7 +206,7 @@ def initial_trained(method: Method, server: ServerState, head: Heads) -> PyTree:
 
 
 def local_loss(method: Method, trained: PyTree, batch_stats: PyTree, batch: Batch,
-               local_mask, has_previous):
+               local_mask, has_previous, penalty=None):
     """``L = L_cos + mu L_con + beta L_bin`` of one mini-batch (FedFR, equation 6).
 
     Args:
@@ -180,23 +214,25 @@ def local_loss(method: Method, trained: PyTree, batch_stats: PyTree, batch: Batc
       batch_stats: running statistics.
       local_mask: (K,) bool, which head rows exist.
       has_previous: bool scalar; False switches the contrastive term off.
+      penalty: maps the backbone's parameters to a scalar that some methods add, or None.
 
     Returns:
       (loss, (terms (4,) as in ``LOSS_TERMS``, new batch_stats)).
     """
-    loss = method.loss
+    loss, terms = method.loss, method.terms
     variables = {"params": trained["backbone"], "batch_stats": batch_stats}
     f, new_stats = method.backbone.apply(variables, to_input(batch.images), True)
     classes, mask = trained["class_embeddings"], local_mask
     if method.uses_public:
         classes = jnp.concatenate([classes, trained["public_embeddings"]])
         mask = jnp.concatenate([mask, jnp.ones(len(classes) - len(mask), bool)])
-    cosface = losses.cosface_loss(f, classes, batch.labels, scale=loss.scale,
-                                  margin=loss.margin, class_mask=mask)
+    identification = losses.margin_loss(
+        f, classes, batch.labels, kind=loss.identification, scale=loss.scale, margin=loss.margin,
+        class_mask=mask, weights=batch.weights)
     contrastive = binary = jnp.float32(0)
     if method.uses_contrastive:
         contrastive = has_previous * losses.contrastive_loss(
-            f, batch.direction, temperature=loss.temperature)
+            f, batch.direction, temperature=terms.temperature)
     if method.uses_binary:
         source = jax.lax.stop_gradient(f) if loss.binary_detached else f
         personal = TRANSFORMS[method.fed.transform].apply(trained["transform"], source)
@@ -204,12 +240,14 @@ def local_loss(method: Method, trained: PyTree, batch_stats: PyTree, batch: Batc
             personal, trained["binary_weight"], trained["binary_bias"], batch.labels,
             scale=loss.binary_scale, margin=loss.binary_margin, balance=loss.binary_balance,
             power=loss.binary_power, class_mask=local_mask)
-    total = cosface + loss.contrastive_weight * contrastive + loss.binary_weight * binary
-    return total, (jnp.stack([total, cosface, binary, contrastive]), new_stats)
+    total = identification + terms.contrastive * contrastive + terms.binary * binary
+    if penalty is not None:
+        total += penalty(trained["backbone"])
+    return total, (jnp.stack([total, identification, binary, contrastive]), new_stats)
 
 
 def local_gradient(method: Method, trained: PyTree, batch_stats: PyTree, batch: Batch,
-                   local_mask, has_previous, part: int = 0):
+                   local_mask, has_previous, part: int = 0, penalty=None):
     """(gradient, (terms, new batch_stats)) of :func:`local_loss`.
 
     Args:
@@ -219,7 +257,7 @@ def local_gradient(method: Method, trained: PyTree, batch_stats: PyTree, batch: 
     """
     def one_part(batch):
         return jax.grad(lambda t: local_loss(method, t, batch_stats, batch, local_mask,
-                                             has_previous), has_aux=True)(trained)
+                                             has_previous, penalty), has_aux=True)(trained)
 
     parts = len(batch.labels) // part if part else 1
     if parts <= 1:
@@ -239,10 +277,10 @@ def local_gradient(method: Method, trained: PyTree, batch_stats: PyTree, batch: 
 
 
 def local_step(method: Method, state: LocalState, batch: Batch, lr, local_mask,
-               has_previous, part: int = 0) -> LocalState:
+               has_previous, part: int = 0, penalty=None) -> LocalState:
     """One SGD step: weight decay is added to the gradient, then momentum, then the rate."""
     gradient, (terms, batch_stats) = local_gradient(
-        method, state.trained, state.batch_stats, batch, local_mask, has_previous, part)
+        method, state.trained, state.batch_stats, batch, local_mask, has_previous, part, penalty)
     fed = method.fed
     optimizer = optax.chain(optax.add_decayed_weights(fed.weight_decay),
                             optax.trace(fed.momentum))
@@ -252,6 +290,24 @@ def local_step(method: Method, state: LocalState, batch: Batch, lr, local_mask,
         gradient, (optax.EmptyState(), optax.TraceState(state.momentum)), state.trained)
     trained = jax.tree.map(lambda p, v: p - lr * v, state.trained, velocity)
     return LocalState(trained, batch_stats, trace.trace, state.loss_sum + terms)
+
+
+def freeze(method: Method, heads_turn, old: LocalState, new: LocalState) -> LocalState:
+    """Undoes a step for the tensors whose turn it is not (``Recipe.heads_turn``).
+
+    Args:
+      heads_turn: bool scalar; True trains the head, False the shared part.
+    """
+    stays = method.stays({"params": old.trained["backbone"], "batch_stats": old.batch_stats})
+    is_head = {k: k != "public_embeddings" for k in old.trained} | {"backbone": stays["params"]}
+
+    def choose(head, new, old):
+        return jax.tree.map(lambda n, o: jnp.where(heads_turn == head, n, o), new, old)
+
+    return LocalState(
+        jax.tree.map(choose, is_head, new.trained, old.trained),
+        jax.tree.map(choose, stays["batch_stats"], new.batch_stats, old.batch_stats),
+        jax.tree.map(choose, is_head, new.momentum, old.momentum), new.loss_sum)
 
 
 @struct.dataclass
@@ -377,7 +433,7 @@ def local_update(method: Method, layout: Layout, lane, shared: _Shared, device: 
     pool = _pool(shared, device, client, head.class_embeddings.shape[0])
     size = pool.valid.sum()
     local_mask = jnp.arange(head.class_embeddings.shape[0]) < client.identities
-    epochs, decay_epoch = epochs_of_round(fed, shared.server.round)
+    epochs, decay_epoch = epochs_of_round(method, shared.server.round)
     steps = size // fed.batch_size
     key = jax.random.fold_in(jax.random.fold_in(shared.key, shared.server.round), client.number)
 
@@ -390,6 +446,10 @@ def local_update(method: Method, layout: Layout, lane, shared: _Shared, device: 
     directions = (_directions(method, layout, lane, shared, head, pool, flips, epochs)
                   if method.uses_contrastive and layout.cache_features else None)
 
+    classes = head.class_embeddings.shape[0] + shared.public.identities
+    weights = (losses.class_weights(pool.labels, pool.valid, classes)
+               if method.loss.balanced else None)
+
     def batch_at(order, flip, step):
         chosen = jax.lax.dynamic_slice_in_dim(order, step * fed.batch_size, fed.batch_size)
         flip = flip[chosen]
@@ -400,35 +460,72 @@ def local_update(method: Method, layout: Layout, lane, shared: _Shared, device: 
             direction = directions[flip.astype(int) if fed.mirror else 0, chosen]
         elif method.uses_contrastive:
             direction = _direction(method, shared.server, head, images)
-        return Batch(images, pool.labels[chosen], direction)
+        return Batch(images, pool.labels[chosen], direction,
+                     None if weights is None else weights[chosen])
 
-    def one_epoch(epoch, state):
-        order, flip = epoch_order(keys(epoch)[0], pool.valid), flips(epoch)
-        lr = fed.lr * jnp.where(epoch < decay_epoch, 1.0, fed.lr_decay)
-        return lane.repeat(steps, lambda step, state: local_step(
-            method, state, batch_at(order, flip, step), lr, local_mask, head.has_trained,
-            layout.gradient_batch), state)
+    def train(start: LocalState, penalty) -> LocalState:
+        if penalty is not None:
+            penalty = functools.partial(penalty, method.options,
+                                        received=shared.server.backbone["params"])
 
-    trained = initial_trained(method, shared.server, head)
-    state = LocalState(trained, shared.server.backbone["batch_stats"],
-                       jax.tree.map(jnp.zeros_like, trained), jnp.zeros(len(LOSS_TERMS)))
-    state = lane.repeat(epochs, one_epoch, state)
-    return _upload(method, shared, client, head, state, size, epochs * steps)
+        def one_epoch(epoch, state):
+            order, flip = epoch_order(keys(epoch)[0], pool.valid), flips(epoch)
+            lr = fed.lr * jnp.where(epoch < decay_epoch, 1.0, fed.lr_decay)
+
+            def one_step(step, state):
+                new = local_step(method, state, batch_at(order, flip, step), lr, local_mask,
+                                 head.has_trained, layout.gradient_batch, penalty)
+                if method.recipe.heads_turn is None:
+                    return new
+                turn = method.recipe.heads_turn(method.options, epoch, epochs)
+                return freeze(method, turn, state, new)
+
+            return lane.repeat(steps, one_step, state)
+
+        return lane.repeat(epochs, one_epoch, start)
+
+    state = train(initial_state(method, shared.server, head), method.recipe.penalty)
+    copy = None
+    if method.recipe.copy_penalty is not None:
+        copy = train(initial_copy(method, shared.server, head), method.recipe.copy_penalty)
+    return _upload(method, shared, client, head, state, copy, size, epochs * steps)
+
+
+def initial_state(method: Method, server: ServerState, head: Heads) -> LocalState:
+    """A client before its first step of a round."""
+    trained = initial_trained(method, server, head)
+    return LocalState(trained, starting_backbone(method, server, head)["batch_stats"],
+                      jax.tree.map(jnp.zeros_like, trained), jnp.zeros(len(LOSS_TERMS)))
+
+
+def initial_copy(method: Method, server: ServerState, head: Heads) -> LocalState:
+    """The personal copy before its first step: as the client left it (``Recipe.copy_penalty``)."""
+    own = jax.tree.map(lambda v, s: jnp.where(head.has_trained, v.astype(jnp.float32), s),
+                       head.previous, server.backbone)
+    return initial_state(method, server.replace(backbone=own),
+                         head.replace(class_embeddings=head.copy_embeddings))
 
 
 def _upload(method: Method, shared: _Shared, client: _Client, head: Heads, state: LocalState,
-            size, steps):
-    """Divides a trained client into what is averaged, its weight, and what it keeps."""
+            copy: LocalState | None, size, steps):
+    """Divides a trained client into what is averaged, its weight, and what it keeps.
+
+    What stays with the client is zero in what it sends, of no size.
+    """
     trained = state.trained
     backbone = {"params": trained["backbone"], "batch_stats": state.batch_stats}
-    sent = {"backbone": backbone,
+    sent = {"backbone": jax.tree.map(lambda stays, v: jnp.float32(0) if stays else v,
+                                     method.stays(backbone), backbone),
             "public_embeddings": trained.get("public_embeddings",
                                              shared.server.public_embeddings)}
     previous = head.previous
     if previous is not None:
-        previous = jax.tree.map(lambda new, old: new.astype(old.dtype), backbone, previous)
+        own = backbone if copy is None else {"params": copy.trained["backbone"],
+                                             "batch_stats": copy.batch_stats}
+        previous = jax.tree.map(lambda new, old: new.astype(old.dtype), own, previous)
     kept = Heads(
         class_embeddings=trained["class_embeddings"],
+        copy_embeddings=None if copy is None else copy.trained["class_embeddings"],
         transform=trained.get("transform", head.transform),
         binary_weight=trained.get("binary_weight", head.binary_weight),
         binary_bias=trained.get("binary_bias", head.binary_bias),
@@ -515,10 +612,58 @@ def run_round(method: Method, layout: Layout, server: ServerState, heads: Heads,
     average, weight, new_heads, metrics = engine.for_each_client(
         lambda *args: local_update(method, layout, *args), shared, device, clients, heads,
         jnp.where(cohort.clients >= 0, steps, -1), mesh=layout.mesh, lanes=layout.lanes)
-    old = {"backbone": server.backbone, "public_embeddings": server.public_embeddings}
-    new = jax.tree.map(lambda a, o: jnp.where(weight > 0, a, o), average, old)
-    server = ServerState(server.round + 1, new["backbone"], new["public_embeddings"])
-    return server, new_heads, metrics
+    if method.recipe.server_embeddings is not None:
+        new_heads = new_heads.replace(class_embeddings=_embeddings_at_server(
+            method, new_heads.class_embeddings, cohort))
+    return update_server(method, server, average, weight), new_heads, metrics
+
+
+def _embeddings_at_server(method: Method, embeddings, cohort: CohortData):
+    """(C, K, d) class embeddings after the server has seen them all together."""
+    exists = jnp.arange(embeddings.shape[1]) < cohort.identities[:, None]
+    rows = method.recipe.server_embeddings(
+        method.options, embeddings.reshape(-1, embeddings.shape[-1]), exists.reshape(-1))
+    return jnp.where(exists[..., None], rows.reshape(embeddings.shape), embeddings)
+
+
+def server_optimizer(fed: FedConfig) -> optax.GradientTransformation | None:
+    """What turns the average into a step of the server; None: the average is taken as it is."""
+    if fed.server_optimizer == "momentum":
+        return optax.sgd(fed.server_lr, momentum=fed.server_momentum)
+    if fed.server_optimizer == "adam":
+        return optax.adam(fed.server_lr, fed.server_momentum, fed.server_beta2,
+                          fed.server_epsilon)
+    return None
+
+
+def server_trained(backbone: PyTree, public_embeddings) -> PyTree:
+    """What a server optimizer moves; running statistics are averaged."""
+    return {"params": backbone["params"], "public_embeddings": public_embeddings}
+
+
+def update_server(method: Method, server: ServerState, average: PyTree, weight) -> ServerState:
+    """The server after a round (FedFR, equation 1; with an optimizer, Reddi et al., ICLR 2021).
+
+    Args:
+      average: ``{"backbone", "public_embeddings"}``, averaged over clients.
+      weight: scalar; 0 if there was no client, and the model stays as it is.
+    """
+    takes = weight > 0
+    if method.recipe.averages is not None:
+        takes &= method.recipe.averages(method.options, server.round, method.fed.rounds)
+    backbone = jax.tree.map(lambda stays, a, old: old if stays else a,
+                            method.stays(server.backbone), average["backbone"], server.backbone)
+    public, state = average["public_embeddings"], server.optimizer
+    optimizer = server_optimizer(method.fed)
+    if optimizer is not None:
+        old = server_trained(server.backbone, server.public_embeddings)
+        difference = jax.tree.map(jnp.subtract, old, server_trained(backbone, public))
+        step, state = optimizer.update(difference, server.optimizer, old)
+        moved = optax.apply_updates(old, step)
+        backbone, public = dict(backbone, params=moved["params"]), moved["public_embeddings"]
+    new = ServerState(server.round, backbone, public, state)
+    new = jax.tree.map(lambda n, o: jnp.where(takes, n, o), new, server)
+    return new.replace(round=server.round + 1)
 
 
 def personal_features(method: Method, backbone: PyTree, transform: PyTree, images) -> jax.Array:

@@ -40,7 +40,7 @@ def open_store(sim: Simulation, workdir: str | pathlib.Path | None) -> RowStore:
     shapes = head_shapes(sim.method, sim.schedule.most_identities,
                          sim.config.population.previous)
     if workdir is None:
-        return RowStore(shapes, len(sim.split.clients), None)
+        return RowStore(shapes, len(sim.schedule.clients), None)
     path = store_path(workdir, jax.process_index(), jax.process_count())
     path.parent.mkdir(parents=True, exist_ok=True)
     others = [p.name for p in path.parent.glob("process-*-of-*.rows")
@@ -48,7 +48,7 @@ def open_store(sim: Simulation, workdir: str | pathlib.Path | None) -> RowStore:
     if others:
         raise InputError(f"{path.parent} holds {others[0]}: the run was made with another number "
                          f"of processes than {jax.process_count()}; go on with as many")
-    return RowStore(shapes, len(sim.split.clients), path)
+    return RowStore(shapes, len(sim.schedule.clients), path)
 
 
 class CohortHeads:
@@ -131,16 +131,19 @@ def personal_models(sim: Simulation, workdir, pretrained: PyTree,
                     backbone: PyTree) -> Callable[[int], tuple[PyTree, PyTree]]:
     """``client number -> (variables, transform)`` of its personalized model.
 
-    A client that never took part has the pretrained backbone. Where previous backbones
+    A client that never took part has the pretrained backbone; where one client trains for all
+    (``Recipe.union``) everybody has the global one. Where previous backbones
     are not kept, a client's transform follows the global backbone.
 
     Args:
       workdir: of the run, or an open :class:`RowStore`.
       pretrained, backbone: variables before the first and after the last round.
     """
-    stores = _open_all(sim, workdir)
     transform = TRANSFORMS[sim.config.fed.transform]
     untrained = transform.init(jax.random.key(0), sim.backbone.embedding)
+    if sim.method.recipe.union:
+        return lambda client: (backbone, untrained)
+    stores = _open_all(sim, workdir)
 
     def model(client):
         store = stores[client % len(stores)]
@@ -168,4 +171,4 @@ def _open_all(sim: Simulation, where) -> list[RowStore]:
     if missing:
         raise InputError(f"{missing[0]} is missing; the run had {processes} processes, copy the "
                          "files of all of them here")
-    return [RowStore(shapes, len(sim.split.clients), p) for p in paths]
+    return [RowStore(shapes, len(sim.schedule.clients), p) for p in paths]

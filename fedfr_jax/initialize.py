@@ -29,7 +29,15 @@ def initial_server(method: fedfr.Method, layout: fedfr.Layout, backbone: PyTree,
     if public_embeddings is None:
         public_embeddings = jax.jit(functools.partial(_public_means, method, layout))(
             backbone, public)
-    return ServerState(jnp.int32(0), backbone, jnp.asarray(public_embeddings))
+    public_embeddings = jnp.asarray(public_embeddings)
+    return ServerState(jnp.int32(0), backbone, public_embeddings,
+                       _optimizer_state(method, backbone, public_embeddings))
+
+
+def _optimizer_state(method, backbone, public_embeddings):
+    optimizer = fedfr.server_optimizer(method.fed)
+    return None if optimizer is None else optimizer.init(
+        fedfr.server_trained(backbone, public_embeddings))
 
 
 def _public_means(method, layout, backbone, public):
@@ -100,7 +108,8 @@ def _initial_head(method, own, client, key, most):
     return Heads(class_embeddings=embeddings,
                  transform=TRANSFORMS[method.fed.transform].init(transform_key, d),
                  binary_weight=embeddings, binary_bias=jnp.zeros(most),
-                 previous=None, has_trained=jnp.array(False))
+                 previous=None, has_trained=jnp.array(False),
+                 copy_embeddings=embeddings if method.recipe.copy_penalty is not None else None)
 
 
 def fill_in_new(stored: Heads, known: jax.Array, initial: Heads) -> Heads:
@@ -126,12 +135,15 @@ def head_shapes(method: fedfr.Method, most_identities: int, previous: str) -> He
         transform=jax.eval_shape(lambda key: TRANSFORMS[method.fed.transform].init(key, d),
                                  jax.random.key(0)),
         binary_weight=array((k, d), jnp.float32), binary_bias=array((k,), jnp.float32),
-        previous=backbone, has_trained=array((), jnp.bool_))
+        previous=backbone, has_trained=array((), jnp.bool_),
+        copy_embeddings=(array((k, d), jnp.float32) if method.recipe.copy_penalty is not None
+                         else None))
 
 
 def server_shapes(method: fedfr.Method, public_identities: int) -> ServerState:
     """Shapes and types of the server's state."""
+    backbone = jax.eval_shape(method.backbone.init, jax.random.key(0))
+    embeddings = jax.ShapeDtypeStruct((public_identities, method.backbone.embedding), jnp.float32)
     return ServerState(
-        jax.ShapeDtypeStruct((), jnp.int32),
-        jax.eval_shape(method.backbone.init, jax.random.key(0)),
-        jax.ShapeDtypeStruct((public_identities, method.backbone.embedding), jnp.float32))
+        jax.ShapeDtypeStruct((), jnp.int32), backbone, embeddings,
+        jax.eval_shape(functools.partial(_optimizer_state, method), backbone, embeddings))

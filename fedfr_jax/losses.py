@@ -7,6 +7,8 @@ boolean mask names the rows that exist, and the others take no part.
 """
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import nn
@@ -45,22 +47,61 @@ def cosface_logits(cosine, labels, *, scale: float, margin: float):
     return scale * (cosine - margin * is_label)
 
 
-def cosface_loss(features, class_embeddings, labels, *, scale: float, margin: float,
-                 class_mask=None):
-    """Softmax cross-entropy of the CosFace logits, mean over the batch.
+def arcface_logits(cosine, labels, *, scale: float, margin: float):
+    """``s cos(theta + m [k = y])`` (ArcFace, Deng et al., CVPR 2019, equation 3).
+
+    Where theta + m passes pi, ``s (cos(theta) - m sin(m))`` goes on falling, as in the
+    published code. The sine comes from the cosine, so that no arc cosine has an edge.
+
+    Args:
+      cosine: (B, K); labels: (B,) int in [0, K); margin: in radians.
+
+    Returns:
+      (B, K) logits.
+    """
+    sine = jnp.sqrt(jnp.maximum(1.0 - cosine ** 2, 1e-12))
+    turned = cosine * math.cos(margin) - sine * math.sin(margin)
+    turned = jnp.where(cosine > -math.cos(margin), turned, cosine - margin * math.sin(margin))
+    is_label = jnp.arange(cosine.shape[-1]) == labels[:, None]
+    return scale * jnp.where(is_label, turned, cosine)
+
+
+MARGINS = {"cosface": cosface_logits, "arcface": arcface_logits}
+
+
+def margin_loss(features, class_embeddings, labels, *, scale: float, margin: float,
+                kind: str = "cosface", class_mask=None, weights=None):
+    """Softmax cross-entropy of logits with a margin, mean over the batch.
 
     Args:
       features: (B, d).
       class_embeddings: (K, d).
       labels: (B,) int in [0, K).
+      kind: key of ``MARGINS``.
       class_mask: (K,) bool, False for rows that are padding; None: all exist.
+      weights: (B,) of the images; None: all 1.
     """
-    logits = cosface_logits(cosine_logits(features, class_embeddings), labels,
-                            scale=scale, margin=margin)
+    logits = MARGINS[kind](cosine_logits(features, class_embeddings), labels,
+                           scale=scale, margin=margin)
     if class_mask is not None:
         logits = jnp.where(class_mask, logits, -jnp.inf)
     chosen = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    return jnp.mean(nn.logsumexp(logits, axis=-1) - chosen)
+    loss = nn.logsumexp(logits, axis=-1) - chosen
+    return jnp.mean(loss if weights is None else weights * loss)
+
+
+def class_weights(labels, valid, classes: int):
+    """Weights with which every class counts the same, 1 on average over the valid images.
+
+    Args:
+      labels: (P,) int in [0, classes); valid: (P,) bool.
+
+    Returns:
+      (P,) ``images / (present classes * images of the class)``; 0 where not valid.
+    """
+    counts = jax.ops.segment_sum(valid.astype(jnp.float32), labels, classes)
+    present = jnp.maximum((counts > 0).sum(), 1)
+    return jnp.where(valid, valid.sum() / (present * jnp.maximum(counts[labels], 1)), 0.0)
 
 
 def contrastive_direction(global_features, previous_features):

@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from fedfr_jax import engine, fedfr
 from fedfr_jax.config import Config
 from fedfr_jax.initialize import head_shapes
+from fedfr_jax.methods import METHODS
 from fedfr_jax.models import build
 from fedfr_jax.state import Heads, ServerState
 
@@ -107,6 +108,8 @@ def _agreed(best: Candidate) -> Candidate:
 
 def cohort_size(config: Config) -> int:
     """Clients per round, at most."""
+    if METHODS[config.method.name].union:
+        return 1
     return config.population.cohort or config.fed.num_clients
 
 
@@ -180,7 +183,9 @@ def _program(config: Config, candidate: Candidate, mesh):
     fed = config.fed
     backbone = build(dataclasses.replace(config.model, dtype=candidate.dtype),
                      config.data.image_size, candidate.conv)
-    method = fedfr.Method(backbone, fed, config.loss)
+    # What stays with the client takes no time; it would need previous backbones.
+    recipe = dataclasses.replace(METHODS[config.method.name], stays=None)
+    method = fedfr.Method(backbone, fed, config.loss, recipe, config.options)
     classes = 64 if method.uses_public else 0  # enough to be there, too few to weigh
     identities = config.data.split.identities_per_client[1]
     head = head_shapes(method, identities, "float32").replace(previous=None)
@@ -216,14 +221,15 @@ def _program(config: Config, candidate: Candidate, mesh):
 def _key(config: Config) -> str:
     """What a plan depends on, in short."""
     device = jax.devices()[0]
+    terms = METHODS[config.method.name].terms(config.options, config.loss)
     parts = {
         "version": _VERSION, "jax": jax.__version__, "device": device.device_kind,
         "devices": len(jax.devices()), "cores": os.cpu_count(), "image": config.data.image_size,
         "model": dataclasses.asdict(config.model) | {"weights": ""},
         "engine": dataclasses.asdict(config.engine), "batch": config.fed.batch_size,
         "lanes": most_lanes(config, len(jax.devices())),
-        "terms": [config.loss.contrastive_weight > 0, config.loss.binary_weight > 0,
-                  config.fed.public_data == "off", config.fed.transform],
+        "terms": [terms.contrastive > 0, terms.binary > 0, config.fed.public_data == "off",
+                  config.fed.transform],
         "identities": config.data.split.identities_per_client[1]}
     text = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]

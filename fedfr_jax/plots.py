@@ -143,7 +143,7 @@ def loss_terms(rows: Sequence[Mapping]) -> Plot | None:
     """The loss of local training and its terms over rounds ("round" rows)."""
     rows = [row for row in rows if row.get("kind") == "round"]
     panels = [(key, name) for key, name in (
-        ("loss", "total"), ("cosface", "CosFace"), ("contrastive", "contrastive"),
+        ("loss", "total"), ("identification", "identification"), ("contrastive", "contrastive"),
         ("binary", "binary (one-vs-all)")) if np.isfinite(_column(rows, key)).sum() > 1]
     if not panels:
         return None

@@ -68,7 +68,8 @@ def make_schedule(config: Config, clients: Clients, devices: int) -> Schedule:
       InputError: the schedule or availability file does not fit.
     """
     processes = jax.process_count()
-    cohorts = sample_cohorts(len(clients), config.fed.rounds, config.population,
+    # Without any round shapes are still needed: those of a first one.
+    cohorts = sample_cohorts(len(clients), max(1, config.fed.rounds), config.population,
                              seed=config.seed * 1000 + _SEED_PURPOSE, weights=clients.sizes)
     slots = needed_slots(cohorts, devices, processes)
     # Equal rounds (everybody takes part) are looked at once.

@@ -24,6 +24,7 @@ from fedfr_jax.data.types import FederatedSplit, ImageSource, VerificationSet
 from fedfr_jax.data.verification import leave_out, original_labels, read_bin
 from fedfr_jax.evaluation.held_out import HeldOut, evaluated_clients, read_held_out
 from fedfr_jax.initialize import fill_in_new, initial_heads
+from fedfr_jax.methods import METHODS, Recipe
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.ops.conv import default_strategy
 from fedfr_jax.plan import cohort_size, most_lanes, settle
@@ -42,7 +43,8 @@ class Simulation:
       source: where images come from; ``split``: who holds which.
       public: the public images, on every device.
       client_images: where the clients' training images are.
-      schedule: the cohorts of all rounds.
+      schedule: the cohorts of all rounds; ``schedule.clients`` are those who train, which in
+        some methods are not those of the split.
       held_out: images of the evaluated clients' identities that nobody trains on.
       generic: pairs of people that nobody trained on.
       backbone: the network where its weights are shared (pretraining, evaluation).
@@ -87,7 +89,24 @@ def make_method(config: Config) -> tuple[Backbone, fedfr.Method]:
     """(network for shared weights, what a client does)."""
     shared, own = (build(config.model, config.data.image_size, conv)
                    for conv in (default_strategy(), config.engine.conv))
-    return shared, fedfr.Method(own, config.fed, config.loss)
+    return shared, method_of(config, own)
+
+
+def method_recipe(config: Config) -> Recipe:
+    """The recipe of the method that ``config.method`` names."""
+    return METHODS[config.method.name]
+
+
+def method_of(config: Config, backbone: Backbone) -> fedfr.Method:
+    """The method that ``config.method`` names, on this network.
+
+    Raises:
+      InputError: the method needs something that the network does not have.
+    """
+    method = fedfr.Method(backbone, config.fed, config.loss, method_recipe(config),
+                          config.options)
+    method.stays(jax.eval_shape(backbone.init, jax.random.key(0)))
+    return method
 
 
 def build_simulation(config: Config) -> Simulation:
@@ -110,7 +129,8 @@ def build_simulation(config: Config) -> Simulation:
     generic = verification_sets(config, source, split)
     config = settle(config)
     layout = make_layout(config)
-    schedule = make_schedule(config, split.clients, layout.mesh.size)
+    clients = split.clients.union() if method_recipe(config).union else split.clients
+    schedule = make_schedule(config, clients, layout.mesh.size)
     backbone, method = make_method(config)
     _check_gradient_batch(config, backbone)
     public = engine.replicate(PublicData(

@@ -22,11 +22,13 @@ class ServerState:
       round: int32 scalar, number of rounds done.
       backbone: variables of the backbone, ``{"params", "batch_stats"}``.
       public_embeddings: (K_0, d) class embeddings of the public identities.
+      optimizer: state of the server's optimizer; None where it plainly averages.
     """
 
     round: jax.Array
     backbone: PyTree
     public_embeddings: jax.Array
+    optimizer: PyTree | None = None
 
 
 @struct.dataclass
@@ -40,6 +42,8 @@ class Heads:
       previous: variables of each client's backbone after its last local training, in
         float32 or bfloat16; None where it is not kept.
       has_trained: (C,) bool, False until ``previous`` means something.
+      copy_embeddings: (C, K, d) class embeddings that go with a personal copy of the backbone,
+        which is then what ``previous`` holds; None in methods without one.
     """
 
     class_embeddings: jax.Array
@@ -48,6 +52,7 @@ class Heads:
     binary_bias: jax.Array
     previous: PyTree | None
     has_trained: jax.Array
+    copy_embeddings: jax.Array | None = None
 
 
 @struct.dataclass

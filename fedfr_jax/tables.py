@@ -10,7 +10,8 @@ They are built from the plain dict of ``summary.json``::
                          "unresolvable": {"verification_tar": ["0.0001"]}}}}}
 
 with shares in [0, 1] (or None), and a spread over clients {"mean", "std", "min",
-"worst10", "max"}. Any part may be missing. ``unresolvable`` lists the rates at which
+"worst10", "max"}, of a personalized model also "worse", the share of clients for which it is
+below the global one. Any part may be missing. ``unresolvable`` lists the rates at which
 fewer than one error is allowed.
 """
 from __future__ import annotations
@@ -177,9 +178,33 @@ def closing_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
     tables = [_table(title, columns, names, ("In percent; ± is the standard deviation over "
                                              "the folds.",))
               for title, columns in generic.items() if columns]
-    return tables + [_table(title, columns, names, ("In percent; mean ± standard deviation over "
-                                                    "the clients.",))
-                     for title, columns in personal.items() if columns]
+    tables += [_table(title, columns, names, ("In percent; mean ± standard deviation over "
+                                              "the clients.",))
+               for title, columns in personal.items() if columns]
+    costs = cost_table(summary)
+    return tables if costs is None else [*tables, costs]
+
+
+def megabytes(parts: Mapping[str, float]) -> str:
+    """Bytes by what they are, in all: ``1.20``; ``0`` for nothing."""
+    return f"{sum(parts.values()) / 1e6:.3g}"
+
+
+def cost_table(summary: Mapping[str, Any]) -> ResultTable | None:
+    """What a client receives, sends and computes in a round (``summary["costs"]``)."""
+    costs = summary.get("costs")
+    if not costs:
+        return None
+    method = summary.get("run", {}).get("method", "this run")
+    what = ", ".join(f"{name} {size / 1e6:.3g} MB" for name, size in costs["up"].items())
+    cells = (megabytes(costs["down"]), megabytes(costs["up"]), f"{costs['flops'] / 1e9:.3g}",
+             what or "nothing")
+    return ResultTable(
+        "Cost of a round for a client",
+        ("received (MB)", "sent (MB)", "arithmetic (GFLOP)", "what is sent"),
+        ((method, tuple(map(Cell, cells))),),
+        ("Mean over clients and rounds, by the tensors' sizes in float32 and the passes of the "
+         "backbone.",))
 
 
 def spread_table(summary: Mapping[str, Any]) -> ResultTable | None:
@@ -203,12 +228,15 @@ def spread_table(summary: Mapping[str, Any]) -> ResultTable | None:
             rows.append((f"1:N, rank-1: {name}", _spread(found)))
     if not rows:
         return None
-    return ResultTable("Spread over the clients", ("mean", "std", "worst tenth", "lowest",
-                                                   "highest"), tuple(rows), ("In percent.",))
+    return ResultTable(
+        "Spread over the clients",
+        ("mean", "std", "worst tenth", "lowest", "highest", "worse off"), tuple(rows),
+        ("In percent. Worse off: the share of clients whose own model is below the global one.",))
 
 
 def _spread(found: Mapping[str, Any]) -> tuple[Cell, ...]:
-    return tuple(Cell(percent(found.get(key))) for key in ("mean", "std", "worst10", "min", "max"))
+    return tuple(Cell(percent(found.get(key)))
+                 for key in ("mean", "std", "worst10", "min", "max", "worse"))
 
 
 def _text(cell: Cell) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fedfr_jax import assess, engine, fedfr, workdir
+from fedfr_jax import assess, costs, engine, fedfr, workdir
 from fedfr_jax.checkpoints import RoundCheckpoints, load_pytree, save_pytree
 from fedfr_jax.cli import (
     define_distributed_flags,
@@ -102,16 +102,18 @@ def pretrained_model(sim: Simulation, writer: workdir.RunWriter, folder: pathlib
     return variables, embeddings
 
 
-def round_row(config: Config, round_index: int, clients: np.ndarray,
-              metrics: dict[str, np.ndarray], public: int, seconds: float) -> dict[str, Any]:
+def round_row(sim: Simulation, round_index: int, clients: np.ndarray,
+              metrics: dict[str, np.ndarray], seconds: float) -> dict[str, Any]:
     """One row of ``metrics.jsonl``: means over clients, and the hard negatives' range.
 
     Args:
+      sim: its settings and the number of its public images are used.
       clients: (C,) numbers of the clients, -1 for an empty slot; metrics: (C,) arrays.
 
     Raises:
       FloatingPointError: a client's loss is not finite.
     """
+    config, public = sim.config, len(sim.split.public_images)
     present = clients >= 0
     clients, metrics = clients[present], {k: v[present] for k, v in metrics.items()}
     row = {"kind": "round", "round": round_index, "clients": len(clients),
@@ -129,7 +131,8 @@ def round_row(config: Config, round_index: int, clients: np.ndarray,
         **{k: float(np.mean(metrics[k])) for k in fedfr.LOSS_TERMS},
         "hard_negatives_mean": float(hard.mean()), "hard_negatives_min": int(hard.min()),
         "hard_negatives_max": int(hard.max()), "images": trained,
-        "images_per_second": trained / seconds}
+        "images_per_second": trained / seconds,
+        "flops_per_client": float(costs.local_flops(config, sim.method, metrics, public).mean())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,14 +194,15 @@ def run_rounds(sim: Simulation, writer: workdir.RunWriter, checkpoints: RoundChe
             between.save()
             following = read_ahead(sim, heads, r + 1, inputs) if r + 1 < config.fed.rounds else None
             metrics = jax.device_get(metrics)
-            row = round_row(config, r + 1, inputs.assigned, metrics,
-                            len(sim.split.public_images), time.monotonic() - started)
+            row = round_row(sim, r + 1, inputs.assigned, metrics, time.monotonic() - started)
             compiled["first round" if r == first else "later rounds"] += compilations() - before
             between.keep(r + 1, server, inputs, mine, following)
             writer.append(row)
             rows.append(row)
             bar.update(1, images=row["images"], loss=row.get("loss"))
             inputs = following
+        if not config.fed.rounds:
+            checkpoints.save(0, jax.device_get(server))
         between.save()
     warm = rows[1:] or rows
     seconds = sum(row["seconds"] for row in warm)

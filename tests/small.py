@@ -14,7 +14,7 @@ from fedfr_jax.state import CohortData, PublicData
 SIZE = 16
 MODEL = ModelConfig(depth=4, widths=(4, 4, 8, 8), embedding=8)
 FED = FedConfig(num_clients=3, batch_size=4, lr=0.02, local_epochs=(2, 3), lr_decay_epochs=(1,),
-                hard_threshold=0.995)
+                public_data="hard", hard_threshold=0.995)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,7 +128,7 @@ def test_multiply_adds_are_counted(name):
 def tiny_case(settings):
     """Two competitors in two processes and one that ends."""
     competitors = [cases.LOOP, dataclasses.replace(cases.LOOP, name="ours", processes=2),
-                   compare.Competitor("broken", "benchmarks.flops:nothing")]
+                   compare.Competitor("broken", "fedfr_jax.flops:nothing")]
     return cases.fedfr_case("tiny", TINY, competitors, settings)
 
 

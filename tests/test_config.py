@@ -16,8 +16,18 @@ def load(path):
 
 
 def test_defaults_survive_the_round_trip():
-    assert resolve(default_config()) == Config()
-    assert resolve(to_dict(Config())) == Config()
+    defaults = resolve({})
+    assert resolve(default_config()) == defaults
+    assert resolve(to_dict(defaults)) == defaults
+
+
+def test_a_method_decides_what_is_left_to_it():
+    assert resolve({}).fed.public_data == "hard"
+    fedavg = {"method": {"name": "fedavg"}}
+    assert resolve(fedavg).fed.public_data == "off"
+    assert resolve(fedavg | {"fed": {"public_data": "all"}}).fed.public_data == "all"
+    assert resolve({"method": {"name": "pretrained"}}).fed.rounds == 0
+    assert resolve({"method": {"name": "fedprox", "fedprox": {"weight": 2}}}).options.weight == 2
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -35,7 +45,15 @@ def test_shipped_settings_are_valid(path):
     ({"fed": 3}, "fed"),
     ({"fed": {"rounds": 2.5}}, "fed.rounds"),
     ({"fed": {"rounds": True}}, "fed.rounds"),
-    ({"fed": {"rounds": 0}}, "fed.rounds"),
+    ({"fed": {"rounds": -1}}, "fed.rounds"),
+    ({"method": {"name": "fedmagic"}}, "method.name"),
+    ({"method": {"fedprox": {"mu": 1.0}}}, "method.fedprox.mu"),
+    ({"method": {"name": "fedprox", "fedprox": {"weight": -1.0}}}, "method.fedprox.weight"),
+    ({"method": {"name": "fedper"}, "population": {"previous": "off"}}, "population.previous"),
+    ({"population": {"previous": "off"}}, "population.previous"),
+    ({"method": {"name": "centralized"}, "population": {"cohort": 3}}, "population.cohort"),
+    ({"fed": {"server_optimizer": "rmsprop"}}, "fed.server_optimizer"),
+    ({"loss": {"identification": "sphereface"}}, "loss.identification"),
     ({"fed": {"lr": -1.0}}, "fed.lr"),
     ({"fed": {"local_epochs": 3}}, "fed.local_epochs"),
     ({"fed": {"local_epochs": (2, "x")}}, "fed.local_epochs"),

@@ -51,7 +51,7 @@ def test_components(path):
     binary = dict(scale=loss.binary_scale, margin=loss.binary_margin, power=loss.binary_power)
 
     def cosface(features, classes):
-        return losses.cosface_loss(features, classes, labels, scale=loss.scale, margin=loss.margin)
+        return losses.margin_loss(features, classes, labels, scale=loss.scale, margin=loss.margin)
 
     def personal(features, weight, bias):
         return TRANSFORMS["linear"].apply({"weight": weight, "bias": bias}, features)

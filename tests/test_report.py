@@ -55,7 +55,7 @@ def make_metrics(rng, rounds: int) -> list[dict]:
             rows.append(row)
         if r:
             rows.append({"kind": "round", "round": r, "loss": 9 * np.exp(-r / 6) + 2,
-                         "cosface": 5 * np.exp(-r / 6) + 1, "contrastive": 0.6 + 0.1 / r,
+                         "identification": 5 * np.exp(-r / 6) + 1, "contrastive": 0.6 + 0.1 / r,
                          "binary": 0.3 / r, "hard_negatives_mean": 900 / r + 40,
                          "hard_negatives_min": 500 / r, "hard_negatives_max": 1500 / r + 60,
                          "public_images": 6000, "images": 12000, "seconds": 33.0,
@@ -257,7 +257,7 @@ def test_missing_numbers_do_not_break_the_report(tmp_path):
               "personalized": {"personalized": {"verification_tar": {"0.001": {"mean": nan}}}}}
     data = ReportData(
         title="gaps", summary={"models": models, "run": {"seconds": {"a": None}, "device": None}},
-        metrics=[{"kind": "round", "round": r, "loss": None, "cosface": 1.0 / r,
+        metrics=[{"kind": "round", "round": r, "loss": None, "identification": 1.0 / r,
                   "hard_negatives_mean": None} for r in (1, 2, 3)]
         + [{"kind": "evaluation", "round": r, "model": "global", "personal/rank1": value}
            for r, value in ((0, None), (1, 0.5), (2, 0.6))],

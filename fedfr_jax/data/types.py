@@ -138,6 +138,10 @@ class Clients(Sequence[Client]):
         """(N,) int64 verification images per client."""
         return self.identity_counts * self.verification_images
 
+    def union(self) -> Clients:
+        """One client that holds all images and identities."""
+        return dataclasses.replace(self, offsets=self.offsets[[0, -1]])
+
     def training(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Training images of some clients, client after client, in the order of their labels.
 

@@ -1,8 +1,9 @@
 """Backbones: face image -> embedding, behind plain ``init`` and ``apply`` functions.
 
 A new backbone is one file with a ``build(config, image_size, conv)`` function that
-returns a Flax module, called as ``module(images, train)``, and the description of its
-published weights (or None), plus one line in ``MODELS``.
+returns a Flax module, called as ``module(images, train)`` and with the names of its last
+layers in ``output_layers``, and the description of its published weights (or None), plus one
+line in ``MODELS``.
 """
 from __future__ import annotations
 
@@ -43,6 +44,8 @@ class Backbone:
       embedding: size of a feature.
       image_size: side S of the images, in pixels.
       name: key in ``MODELS``.
+      output_layers: top-level modules of the variables that make the embedding from the last
+        map; what personalized methods call the head of the network.
       published: names and layouts of its published weights, if there are any.
     """
 
@@ -51,6 +54,7 @@ class Backbone:
     embedding: int
     image_size: int
     name: str
+    output_layers: tuple[str, ...] = ()
     published: Published | None = None
 
 
@@ -75,7 +79,8 @@ def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
     module, published = MODELS[config.name](config, image_size, conv)
     return Backbone(init=_init_function(module, image_size),
                     apply=_apply_function(module, image_size), embedding=config.embedding,
-                    image_size=image_size, name=config.name, published=published)
+                    image_size=image_size, name=config.name, output_layers=module.output_layers,
+                    published=published)
 
 
 def _init_function(module: nn.Module, image_size: int) -> Callable[[jax.Array], dict[str, Any]]:

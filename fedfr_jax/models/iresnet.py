@@ -72,6 +72,7 @@ class IResNet(nn.Module):
     embedding: int
     dtype: jnp.dtype
     strategy: str
+    output_layers = ("fc", "features")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:

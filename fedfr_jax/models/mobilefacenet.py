@@ -84,6 +84,7 @@ class MobileFaceNet(nn.Module):
     embedding: int
     dtype: jnp.dtype
     strategy: str
+    output_layers = ("fc", "fc_norm")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:

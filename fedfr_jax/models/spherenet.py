@@ -87,6 +87,7 @@ class SphereNet(nn.Module):
     embedding: int
     dtype: jnp.dtype
     strategy: str
+    output_layers = ("fc",)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:

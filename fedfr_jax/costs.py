@@ -1,0 +1,91 @@
+"""What a client's round costs: bytes sent and received, and arithmetic."""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedfr_jax import fedfr
+from fedfr_jax.config import Config
+from fedfr_jax.flops import multiply_adds
+from fedfr_jax.models import build
+
+PyTree = Any
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def communication(method: fedfr.Method, public_identities: int,
+                  identities: float) -> dict[str, dict[str, float]]:
+    """Bytes that a client receives and sends in a round, by what they are.
+
+    Counted as the float32 tensors that they are, without compression. What is the same for
+    everybody and never changes (public images) is not counted.
+
+    Args:
+      public_identities: K_0.
+      identities: of a client, on average.
+
+    Returns:
+      {"down": {what: bytes}, "up": {what: bytes}}.
+    """
+    if method.recipe.union or not method.recipe.trains:
+        return {"down": {}, "up": {}}
+    variables = jax.eval_shape(method.backbone.init, jax.random.key(0))
+    sent = [x for x, stays in zip(jax.tree.leaves(variables),
+                                  jax.tree.leaves(method.stays(variables)), strict=True)
+            if not stays]
+    row = 4 * method.backbone.embedding
+    parts = {"backbone": _bytes(sent)}
+    if method.uses_public:
+        parts["public class embeddings"] = row * public_identities
+    if method.recipe.server_embeddings is not None:
+        parts["class embeddings"] = row * identities
+    parts = {what: size for what, size in parts.items() if size}
+    return {"down": dict(parts), "up": dict(parts)}
+
+
+@functools.cache
+def _forward_flops(model, image_size: int) -> int:
+    backbone = build(dataclasses.replace(model, dtype="float32"), image_size, "grouped")
+    variables = jax.eval_shape(backbone.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    return 2 * multiply_adds(lambda v, x: backbone.apply(v, x, False)[0], variables, image)
+
+
+def forward_flops(config: Config) -> int:
+    """Floating-point operations of one image through the backbone (convolutions and products)."""
+    return _forward_flops(config.model, config.data.image_size)
+
+
+def local_flops(config: Config, method: fedfr.Method, metrics: dict[str, np.ndarray],
+                public_images: int) -> np.ndarray:
+    """(C,) floating-point operations of each client in a round, by the backbone's passes.
+
+    A training step takes 3 forward passes' worth per image. Features under the frozen
+    backbones are taken once per image and view (``engine.cache_features``) or once per image
+    and step; hard negatives need those of the client's own images. The features of the public
+    images under the global backbone are the same for all clients and counted with each, as
+    each would compute them.
+
+    Args:
+      metrics: of the round, (C,) arrays.
+      public_images: N_0.
+    """
+    batch = config.fed.batch_size
+    images, trained = metrics["images"].astype(float), metrics["steps"].astype(float) * batch
+    passes = 3.0 * trained * (2 if method.recipe.copy_penalty is not None else 1)
+    if method.uses_contrastive:
+        epochs = trained / np.maximum(images, 1)
+        views = 2 * (1 - 0.5 ** epochs) if config.fed.mirror else np.minimum(epochs, 1)
+        passes += 2 * (views * images if config.engine.cache_features else trained)
+    if config.fed.public_data == "hard":
+        passes += images - metrics["hard_negatives"] + public_images
+    return passes * forward_flops(config)

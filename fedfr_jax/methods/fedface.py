@@ -1,0 +1,45 @@
+"""FedFace: the server pushes the class embeddings of all clients apart.
+
+Aggarwal, Zhou, Jain, "FedFace: Collaborative Learning of Face Recognition Model", IJCB 2021,
+equation 7. After every round a few gradient steps on the server lower the mean of
+``relu(cos_jk - margin)^2`` over pairs j != k of class embeddings. They have to be sent for
+that, unlike in the other methods. Its memory grows with the square of the rows of a round.
+"""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from fedfr_jax.losses import normalize
+from fedfr_jax.methods.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    margin: float = 0.4  # cosine above which two classes are too near
+    lr: float = 10.0  # of plain gradient steps; the loss is a mean over all pairs, hence small
+    steps: int = 10
+
+
+def spread_out_loss(rows, exists, margin: float):
+    """Mean over ordered pairs j != k of existing rows.
+
+    Args:
+      rows: (N, d) class embeddings; exists: (N,) bool.
+    """
+    unit = normalize(rows)
+    pairs = exists[:, None] & exists & ~jnp.eye(len(rows), dtype=bool)
+    too_near = jnp.where(pairs, jax.nn.relu(unit @ unit.T - margin), 0.0)
+    return jnp.sum(too_near ** 2) / jnp.maximum(pairs.sum(), 1)
+
+
+def spread_out(options: Options, rows, exists):
+    """The rows after the server's gradient steps."""
+    gradient = jax.grad(spread_out_loss)
+    return jax.lax.fori_loop(
+        0, options.steps,
+        lambda _, r: r - options.lr * gradient(r, exists, options.margin), rows)
+
+
+RECIPE = Recipe(title="FedFace", source="Aggarwal et al., IJCB 2021, equation 7", options=Options,
+                server_embeddings=spread_out)

@@ -1,0 +1,95 @@
+"""What one federated method does differently from the others.
+
+The round (:mod:`fedfr_jax.fedfr`) is the same for all methods. A :class:`Recipe` states
+where a method departs from its plainest form, federated averaging with private class
+embeddings: every client trains the whole backbone with the identification loss on its own
+images, and the server averages the backbones.
+"""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Settings of a method that has none of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """Weights of the terms beside identification in the local loss.
+
+    Attributes:
+      contrastive: mu; 0 leaves the term out.
+      temperature: tau of the contrastive term.
+      binary: beta; 0 leaves the DFC branch out.
+    """
+
+    contrastive: float = 0.0
+    temperature: float = 0.5
+    binary: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A method, as pure functions and facts; ``o`` stands for its options.
+
+    Attributes:
+      title: its name in tables.
+      source: paper and equation.
+      options: frozen dataclass of its own settings, ``config.method.<name>``.
+      public_data: what ``fed.public_data`` = auto means: hard | all | off.
+      terms: ``(o, LossConfig) -> Terms``.
+      penalty: ``(o, params, received) -> scalar`` added to the local loss, where ``params``
+        are those of the backbone in training and ``received`` those the server sent.
+      stays: ``(o, Backbone, variables) -> pytree of bool`` like ``variables``: the tensors of
+        the backbone that a client keeps; they are neither sent nor averaged. None: no tensor.
+      heads_turn: ``(o, epoch, epochs) -> bool scalar``: in this epoch only what stays with the
+        client (head and tensors of ``stays``) is trained, in the others only the rest.
+        None: all is trained at once.
+      epochs: ``(o, round, rounds, epochs) -> epochs`` of a round, all int scalars that may be
+        traced; None: as ``fed.local_epochs`` says.
+      averages: ``(o, round, rounds) -> bool scalar``: whether the server takes this round's
+        average over. None: always.
+      copy_penalty: ``(o, params, received) -> scalar``: every client trains a second, personal
+        backbone, which goes on from its own last state with this penalty. None: it has none.
+      server_embeddings: ``(o, rows (N, d), exists (N,) bool) -> rows``: what the server does to
+        the class embeddings of all clients of a round, which then have to be sent. None: they
+        stay with the clients.
+      union: one client holds the training images of all.
+      trains: False: no rounds.
+    """
+
+    title: str
+    source: str
+    options: type = NoOptions
+    public_data: str = "off"
+    terms: Callable[[Any, Any], Terms] = lambda o, loss: Terms()
+    penalty: Callable[..., jax.Array] | None = None
+    stays: Callable[..., PyTree] | None = None
+    heads_turn: Callable[..., jax.Array] | None = None
+    epochs: Callable[..., jax.Array] | None = None
+    averages: Callable[..., jax.Array] | None = None
+    copy_penalty: Callable[..., jax.Array] | None = None
+    server_embeddings: Callable[..., jax.Array] | None = None
+    union: bool = False
+    trains: bool = True
+
+
+def half_squared_distance(params: PyTree, received: PyTree) -> jax.Array:
+    """``1/2 ||w - w^t||^2`` over all tensors of two like pytrees."""
+    return 0.5 * sum(jnp.sum((a - b) ** 2) for a, b in zip(
+        jax.tree.leaves(params), jax.tree.leaves(received), strict=True))
+
+
+def in_output_layer(backbone, variables: PyTree) -> PyTree:
+    """Pytree of bool: the tensors of the backbone's last layer, which makes the embedding."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[1].key in backbone.output_layers, variables)

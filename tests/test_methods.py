@@ -1,0 +1,326 @@
+"""What makes each method that method."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small
+from test_round import tiny_backbone
+
+from fedfr_jax import costs, fedfr
+from fedfr_jax.config import LossConfig, resolve
+from fedfr_jax.errors import InputError
+from fedfr_jax.methods import METHODS
+from fedfr_jax.methods.fedface import spread_out_loss
+from fedfr_jax.methods.recipe import half_squared_distance, in_output_layer
+
+LAYOUT = small.layout(lanes=2)
+
+
+def make(name, backbone=None, loss=None, fed=None, **options):
+    """A method of the registry on the tiny network; keyword arguments are its own settings."""
+    config = resolve({"method": {"name": name, **({name: options} if options else {})}})
+    fed = dataclasses.replace(small.FED, public_data="off", **fed or {})
+    plain = small.method(fed=fed, loss=loss)
+    return dataclasses.replace(plain, backbone=backbone or plain.backbone,
+                               recipe=METHODS[name], options=config.options)
+
+
+def run(method, count=2, data=None, layout=LAYOUT, clients=None):
+    """(server before, heads before, server after, heads after, metrics) of some rounds."""
+    data = data or small.federation()
+    cohort = data.cohort(layout.mesh.size, clients)
+    server, heads = small.start(method, layout, data.public, cohort)
+    before = jax.device_get((server, heads))
+    return *before, *small.rounds(method, layout, server, heads, data.public, cohort, count)
+
+
+def leaves_of(tree, chosen):
+    """Leaves of ``tree`` where ``chosen`` is True, and those where it is False."""
+    pairs = list(zip(jax.tree.leaves(tree), jax.tree.leaves(chosen), strict=True))
+    return [x for x, c in pairs if c], [x for x, c in pairs if not c]
+
+
+def assert_same(a, b, **tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **tolerance or dict(rtol=0, atol=0))
+
+
+def differs(a, b):
+    return any(np.abs(np.asarray(x) - y).max() > 1e-6 for x, y in zip(
+        jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_every_method_names_its_source():
+    for name, recipe in METHODS.items():
+        assert recipe.title and recipe.source, name
+
+
+def test_fedavg_is_fedfr_without_its_parts():
+    plain = make("fedfr", loss=LossConfig(contrastive_weight=0.0, binary_weight=0.0))
+    _, _, expected, *_ = run(plain)
+    _, _, actual, *_ = run(make("fedavg"))
+    assert_same(actual, expected)
+
+
+def test_fedprox_without_weight_is_fedavg_and_with_a_huge_one_stays():
+    _, _, fedavg, *_ = run(make("fedavg"))
+    _, _, prox, *_ = run(make("fedprox", weight=0.0))
+    assert_same(prox.backbone, fedavg.backbone, rtol=1e-6, atol=1e-6)
+
+    def moved(weight):  # no momentum and a small rate, so that a step cannot overshoot
+        fed = dict(lr=1e-3, momentum=0.0, weight_decay=0.0)
+        before, _, after, *_ = run(make("fedprox", fed=fed, weight=weight), 1)
+        return sum(np.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(
+            after.backbone), jax.tree.leaves(before.backbone), strict=True)) ** 0.5
+
+    assert moved(900.0) < 0.5 * moved(0.0)
+
+
+def test_fedprox_gradient_is_the_formula():
+    method, plain = make("fedprox", weight=0.3), make("fedavg")
+    received = method.backbone.init(jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.1, received["params"])
+    trained = {"backbone": params, "class_embeddings": jnp.ones((4, 8))}
+    batch = fedfr.Batch(jnp.asarray(small.federation().images[0][:4]), jnp.arange(4) % 3)
+    mask = jnp.arange(4) < 3
+
+    def gradient(m, penalty=None):
+        return fedfr.local_gradient(m, trained, {}, batch, mask, True, penalty=penalty)[0]
+
+    with_term = gradient(method, lambda p: method.recipe.penalty(
+        method.options, p, received["params"]))
+    expected = jax.tree.map(lambda g, w, r: g + 0.3 * (w - r), gradient(plain)["backbone"],
+                            params, received["params"])
+    assert_same(with_term["backbone"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_moon_gradient_is_the_formula():
+    method = make("moon", weight=0.7, temperature=0.4)
+    assert not method.uses_binary and method.uses_contrastive
+    rng = np.random.RandomState(0)
+    f, g, p = (jnp.asarray(rng.standard_normal((5, 8)), jnp.float32) for _ in range(3))
+
+    def moon(f):
+        def cos(a, b):
+            return jnp.sum(a * b, -1) / jnp.linalg.norm(a, axis=-1) / jnp.linalg.norm(b, axis=-1)
+
+        a, b = jnp.exp(cos(f, g) / 0.4), jnp.exp(cos(f, p) / 0.4)
+        return 0.7 * jnp.mean(-jnp.log(a / (a + b)))
+
+    def identity(variables, images, train):
+        return variables["params"]["f"], {}
+
+    method = dataclasses.replace(method, backbone=dataclasses.replace(
+        method.backbone, apply=identity))
+    plain = dataclasses.replace(method, recipe=METHODS["fedavg"], options=None)
+    from fedfr_jax.losses import contrastive_direction  # noqa: PLC0415
+    batch = fedfr.Batch(jnp.zeros((5, 16, 16, 3), jnp.uint8), jnp.arange(5) % 3,
+                        contrastive_direction(g, p))
+    trained = {"backbone": {"f": f}, "class_embeddings": jnp.ones((3, 8))}
+
+    def gradient(m):
+        return fedfr.local_gradient(m, trained, {}, batch, jnp.ones(3, bool), True)[0]
+
+    difference = gradient(method)["backbone"]["f"] - gradient(plain)["backbone"]["f"]
+    np.testing.assert_allclose(difference, jax.grad(moon)(f), rtol=1e-3, atol=1e-5)
+
+
+def test_fedface_spreads_class_embeddings_of_different_clients_on_the_server():
+    method, plain = make("fedface", margin=0.0, lr=1.0, steps=5), make("fedavg")
+    data = small.federation()
+    *_, spread, _ = run(method, 1)
+    *_, kept, _ = run(plain, 1)
+    exists = np.arange(4) < np.array(data.identities)[:, None]
+
+    def loss(heads):
+        rows = jnp.asarray(heads.class_embeddings).reshape(-1, 8)
+        return float(spread_out_loss(rows, jnp.asarray(exists.reshape(-1)), 0.0))
+
+    assert loss(spread) < loss(kept)
+    assert not np.any(spread.class_embeddings[~exists])
+    assert_same(spread.previous, kept.previous, rtol=1e-6, atol=1e-6)
+    # The formula, over ordered pairs.
+    rows = kept.class_embeddings[exists]
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    cosine = (unit @ unit.T)[~np.eye(len(unit), dtype=bool)]
+    assert loss(kept) == pytest.approx(np.mean(np.maximum(cosine, 0) ** 2), rel=1e-5)
+    assert "class embeddings" in costs.communication(method, 4, 3.0)["up"]
+    assert "class embeddings" not in costs.communication(plain, 4, 3.0)["up"]
+
+
+@pytest.mark.parametrize("name", ["fedper", "fedrep"])
+def test_fedper_and_fedrep_never_average_the_head(name):
+    method = make(name)
+    before, _, after, heads, _ = run(method)
+    is_head = in_output_layer(method.backbone, before.backbone)
+    (old_head, old_body), (new_head, new_body) = (
+        leaves_of(s.backbone, is_head) for s in (before, after))
+    assert old_head and old_body
+    assert_same(new_head, old_head)
+    assert differs(new_body, old_body)
+    for own in leaves_of(heads.previous, is_head)[0]:
+        assert np.ptp(own, axis=0).max() > 1e-5  # every client has another one
+    for shared in jax.tree.leaves(fedfr.starting_backbone(
+            method, after, jax.tree.map(lambda x: x[0], heads))):
+        assert np.all(np.isfinite(shared))
+    start = fedfr.starting_backbone(method, after, jax.tree.map(lambda x: x[1], heads))
+    assert_same(leaves_of(start, is_head)[0],
+                [x[1] for x in leaves_of(heads.previous, is_head)[0]])
+    assert_same(leaves_of(start, is_head)[1], new_body)
+
+
+def test_fedrep_trains_first_the_head_then_the_body():
+    def trained_in_one_epoch(body_epochs):
+        method = make("fedrep", fed=dict(local_epochs=(1,)), body_epochs=body_epochs)
+        before, _, _, heads, _ = run(method, 1)
+        is_head = in_output_layer(method.backbone, before.backbone)
+        old = leaves_of(before.backbone, is_head)
+        new = leaves_of(jax.tree.map(lambda x: x[0], heads.previous), is_head)
+        return [differs(n, o) for n, o in zip(new, old, strict=True)]
+
+    assert trained_in_one_epoch(0) == [True, False]
+    assert trained_in_one_epoch(1) == [False, True]
+
+
+def test_lg_fedavg_is_fedper_the_other_way_round():
+    lg, per = make("lg_fedavg"), make("fedper")
+    variables = lg.backbone.init(jax.random.key(0))
+    assert jax.tree.leaves(lg.stays(variables)) == [
+        not x for x in jax.tree.leaves(per.stays(variables))]
+    before, _, after, *_ = run(lg)
+    is_head = in_output_layer(lg.backbone, before.backbone)
+    assert differs(leaves_of(after.backbone, is_head)[0], leaves_of(before.backbone, is_head)[0])
+    assert_same(leaves_of(after.backbone, is_head)[1], leaves_of(before.backbone, is_head)[1])
+
+
+def test_fedbn_keeps_batch_normalization():
+    backbone = tiny_backbone()
+    before, _, after, heads, _ = run(make("fedbn", backbone))
+    norm = "BatchNorm_0"
+    assert_same(after.backbone["params"][norm], before.backbone["params"][norm])
+    assert_same(after.backbone["batch_stats"], before.backbone["batch_stats"])
+    assert differs(after.backbone["params"]["Dense_0"], before.backbone["params"]["Dense_0"])
+    assert np.ptp(heads.previous["params"][norm]["scale"], axis=0).max() > 1e-6
+    with pytest.raises(InputError, match="batch normalization"):
+        make("fedbn").stays(small.method().backbone.init(jax.random.key(0)))
+
+
+def test_local_never_hears_of_others():
+    before, _, after, heads, _ = run(make("local"))
+    assert_same(after.backbone, before.backbone)
+    *_, alone, _ = run(make("local"), clients=[1])
+    assert_same(jax.tree.map(lambda x: x[1], heads.previous),
+                jax.tree.map(lambda x: x[0], alone.previous), rtol=1e-5, atol=1e-5)
+    assert costs.communication(make("local"), 4, 3.0) == {"down": {}, "up": {}}
+
+
+def test_dittos_personal_copy_follows_its_equation_and_leaves_fedavg_alone():
+    fed = dict(batch_size=5, momentum=0.0, weight_decay=0.0, mirror=False, local_epochs=(1,),
+               lr_decay_epochs=())
+    data = small.federation(sizes=(5, 5), identities=(3, 2))  # one step of all images per round
+    method = make("ditto", fed=fed, weight=0.5)
+    _, _, ditto, _, _ = run(method, 2, data)
+    _, _, fedavg, _, _ = run(make("fedavg", fed=fed), 2, data)
+    assert_same(ditto.backbone, fedavg.backbone, rtol=1e-6, atol=1e-6)
+
+    w0, h0, w1, h1, _ = run(method, 1, data)
+    _, _, _, h2, _ = run(method, 2, data)
+    plain = dataclasses.replace(method, recipe=METHODS["fedavg"])
+    for i in range(2):
+        v, theta = w0.backbone["params"], h0.copy_embeddings[i]
+        for received, expected in ((w0, h1), (w1, h2)):
+            batch = fedfr.Batch(jnp.asarray(data.images[i]), jnp.asarray(data.labels[i]))
+            gradient = fedfr.local_gradient(
+                plain, {"backbone": v, "class_embeddings": theta}, {}, batch,
+                jnp.arange(len(theta)) < data.identities[i], True)[0]
+            v, theta = (jax.tree.map(lambda p, g, r: p - 0.02 * (g + 0.5 * (p - r)), v,
+                                     gradient["backbone"], received.backbone["params"]),
+                        theta - 0.02 * gradient["class_embeddings"])
+            assert_same(jax.tree.map(lambda x, i=i: x[i], expected.previous["params"]), v,
+                        rtol=1e-4, atol=1e-5)
+
+
+def test_finetune_takes_nothing_of_the_last_round():
+    fed = dict(rounds=2, local_epochs=(1,))
+    _, _, fedavg, _, _ = run(make("fedavg", fed=fed), 1)
+    _, _, after, heads, metrics = run(make("finetune", fed=fed, epochs=3), 2)
+    assert_same(after.backbone, fedavg.backbone, rtol=1e-6, atol=1e-6)
+    assert int(after.round) == 2
+    sizes = np.array([len(x) for x in small.federation().images])
+    np.testing.assert_array_equal(metrics["steps"], 3 * (sizes // small.FED.batch_size))
+    assert differs(jax.tree.map(lambda x: x[0], heads.previous), after.backbone)
+
+
+def test_centralized_is_one_client_with_everything():
+    from fedfr_jax.data.types import Clients  # noqa: PLC0415
+    clients = Clients(np.arange(3), np.array([0, 2, 3]), np.array([0, 4, 9]), np.array([4, 5, 6]),
+                      verification_images=1, order=None)
+    union = clients.union()
+    assert len(union) == 1
+    np.testing.assert_array_equal(union[0].identities, [0, 1, 2])
+    np.testing.assert_array_equal(union[0].train_images, np.concatenate(
+        [c.train_images for c in clients]))
+    assert METHODS["centralized"].union and METHODS["centralized"].public_data == "all"
+
+
+@pytest.mark.parametrize("settings, optimizer", [
+    (dict(server_optimizer="momentum", server_lr=0.7, server_momentum=0.5), optax.sgd(0.7, 0.5)),
+    (dict(server_optimizer="adam", server_lr=0.1), optax.adam(0.1, 0.9, 0.99, 1e-3))])
+def test_server_optimizers_take_the_difference_for_a_gradient(settings, optimizer):
+    start, _, first, *_ = run(make("fedavg", fed=settings), 1)
+    _, _, average, *_ = run(make("fedavg"), 1)
+    old = start.backbone["params"]
+    state = optimizer.init(old)
+    step, _ = optimizer.update(jax.tree.map(jnp.subtract, old, average.backbone["params"]),
+                               state, old)
+    assert_same(first.backbone["params"], optax.apply_updates(old, step), rtol=1e-4, atol=1e-6)
+    once = dict(settings, server_optimizer="momentum", server_lr=1.0)
+    assert_same(run(make("fedavg", fed=once), 1)[2].backbone, average.backbone, rtol=1e-5,
+                atol=1e-6)
+
+
+def test_arcface_and_balanced_classes():
+    rng = np.random.RandomState(0)
+    f, rows = rng.standard_normal((6, 8)), rng.standard_normal((4, 8))
+    labels, margin = np.arange(6) % 4, 0.5
+    from fedfr_jax import losses  # noqa: PLC0415
+
+    cosine = (f / np.linalg.norm(f, axis=1, keepdims=True)) @ (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)).T
+    theta = np.arccos(cosine)
+    own = np.eye(4)[labels].astype(bool)
+    logits = 30 * np.where(own, np.cos(theta + margin), cosine)
+    value = losses.margin_loss(jnp.asarray(f, jnp.float32), jnp.asarray(rows, jnp.float32),
+                               labels, scale=30.0, margin=margin, kind="arcface")
+    expected = -jax.nn.log_softmax(logits)[np.arange(6), labels].mean()
+    assert float(value) == pytest.approx(float(expected), rel=1e-4)
+    edge = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
+    slope = jax.grad(lambda c: losses.arcface_logits(c, jnp.array([0, 0]), scale=30.0,
+                                                     margin=0.5).sum())(edge)
+    assert np.all(np.isfinite(slope))
+
+    valid = jnp.array([True, True, True, True, False])
+    weights = losses.class_weights(jnp.array([0, 0, 0, 2, 2]), valid, 4)
+    np.testing.assert_allclose(weights, [2 / 3, 2 / 3, 2 / 3, 2, 0], rtol=1e-6)
+    assert float(weights.sum() / valid.sum()) == pytest.approx(1.0)
+
+
+def test_penalties_are_half_squared_distances():
+    assert float(half_squared_distance({"a": jnp.ones(4)}, {"a": jnp.zeros(4)})) == 2.0
+
+
+@pytest.mark.parametrize("name", [n for n, r in METHODS.items() if r.trains and n != "fedbn"])
+def test_lanes_and_devices_do_not_change_a_method(name):
+    method, results = make(name), []
+    for layout in (small.layout(), small.layout(2, 2)):
+        data = small.federation()
+        cohort = data.cohort(layout.mesh.size)
+        server, heads = small.start(method, layout, data.public, cohort)
+        server, heads, _ = small.rounds(method, layout, server, heads, data.public, cohort, 2)
+        clients = np.asarray(cohort.clients)
+        place = np.argsort(np.where(clients < 0, 99, clients))[:3]
+        results.append((server.backbone, jax.tree.map(lambda x, p=place: x[p], heads)))
+    assert_same(*results, rtol=1e-3, atol=1e-4)
