@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import flops
 from benchmarks.problem import (
     DECAY,
     HEAD,
@@ -28,7 +27,7 @@ from benchmarks.problem import (
     part,
     previous_weights,
 )
-from fedfr_jax import losses
+from fedfr_jax import flops, losses
 from fedfr_jax.config import ModelConfig
 from fedfr_jax.models import build as build_model
 from fedfr_jax.models import from_torch, to_torch

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import cases, compare, flops, ours, plain_jax, problem, run, workloads
+from benchmarks import cases, compare, ours, plain_jax, problem, run, workloads
+from fedfr_jax import flops
+from benchmarks import cases, compare, , ours, plain_jax, problem, run, workloads
+from fedfr_jax import flops
 from benchmarks.problem import Case
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,

@@ -234,7 +234,7 @@ def test_unknown_settings_and_bad_input_on_the_command_line(tmp_path):
     assert unknown.returncode != 0 and "roundz" in unknown.stderr
     bad = run("--config.fed.rounds=-1")
     assert bad.returncode == 2
-    assert bad.stderr.strip().splitlines()[-1].startswith("error: fed.rounds is 0")
+    assert bad.stderr.strip().splitlines()[-1].startswith("error: fed.rounds is -1")
 
 
 def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):

@@ -1,0 +1,266 @@
+"""Runs a grid of methods or switches times seeds, and compares them.
+
+    python -m fedfr_jax.ablate --config=configs/ablation.py --workdir=runs/ablation
+
+A configuration holds ``base`` (settings of a run), ``rows`` (pairs of a name and what it
+changes of the base, nested dictionaries), ``seeds``, ``vary`` (settings that take the seed)
+and ``reference`` (the row that the others are compared with). Every cell is a run in a folder
+of its own; cells that are finished are not run again, and one that fails does not stop the
+others. Cells that start from the same pretrained backbone share it.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from fedfr_jax import comparison, workdir
+from fedfr_jax.cli import reports_input_errors
+from fedfr_jax.config import Config, ConfigError, resolve, to_dict
+from fedfr_jax.errors import InputError
+from fedfr_jax.plots import slug
+from fedfr_jax.simulation import use_cpu_devices
+from fedfr_jax.train import train
+
+_SHARED = ("seed", "data", "model", "pretrain")  # what a pretrained backbone depends on
+_RESETTLED = ("engine.", "model.dtype")  # settled by measurement when the cell ran
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of the grid: ``row`` with ``seed``, its settings, and its folder's name."""
+
+    row: str
+    seed: int
+    config: Config
+    folder: str
+
+    def __str__(self):
+        return f"{self.row}, seed {self.seed}"
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries with some values changed."""
+    result = dict(base)
+    for key, value in changes.items():
+        inner = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if inner else value
+    return result
+
+
+def _nested(setting: str, value: Any) -> dict[str, Any]:
+    for part in reversed(setting.split(".")):
+        value = {part: value}
+    return value
+
+
+def make_cells(base: Mapping[str, Any], rows: Sequence[tuple[str, Mapping[str, Any]]],
+               seeds: Sequence[int], vary: Sequence[str] = ("seed", "data.seed")) -> list[Cell]:
+    """All runs of a grid, seed after seed, so that whole tables come early.
+
+    Raises:
+      ConfigError: a row's settings are wrong, or two rows would share a folder.
+    """
+    names = [slug(name) for name, _ in rows]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"rows: two of them would be in the folder {name!r}; give them names "
+                              "that differ in letters or digits")
+    if not rows or not seeds:
+        raise ConfigError("rows and seeds: an ablation needs at least one of each")
+    cells = []
+    for seed in seeds:
+        for (name, changes), folder in zip(rows, names, strict=True):
+            settings = merged(base, changes)
+            for setting in vary:
+                settings = merged(settings, _nested(setting, int(seed)))
+            try:
+                config = resolve(settings)
+            except ConfigError as error:
+                raise ConfigError(f"row {name!r}: {error}") from error
+            cells.append(Cell(name, int(seed), config, f"{folder}/seed{seed}"))
+    return cells
+
+
+def is_finished(cell: Cell, folder: pathlib.Path) -> bool:
+    """Whether the cell was run to its end.
+
+    Raises:
+      InputError: it was, but with other settings.
+    """
+    if not (folder / workdir.SUMMARY).exists():
+        return False
+    changed = workdir.changed_settings(workdir.read_config(folder), to_dict(cell.config))
+    changed = {k: v for k, v in changed.items() if not k.startswith(_RESETTLED)}
+    if changed:
+        what = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
+        raise InputError(f"{folder} holds a finished run with other settings ({what}); choose "
+                         "another --workdir, or delete that folder to run it again")
+    return True
+
+
+def pretrained_folder(root: pathlib.Path, config: Config) -> pathlib.Path:
+    """Where the backbone that this cell starts from is kept for the others."""
+    settings = to_dict(config)
+    parts = {name: settings[name] for name in _SHARED}
+    parts |= {"clients": config.fed.num_clients, "mirror": config.fed.mirror}
+    digest = hashlib.sha256(json.dumps(workdir.plain(parts), sort_keys=True).encode())
+    return root / "pretrained" / digest.hexdigest()[:16]
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a folder; it appears under its name when it is complete."""
+    if not (source / "backbone").is_dir() or target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    os.replace(temporary, target)
+
+
+def run_cell(cell: Cell, root: pathlib.Path) -> str | None:
+    """Runs or takes up one cell; returns what went wrong, or None.
+
+    What the run prints is in ``output.txt`` of its folder, an error in ``error.txt``.
+    """
+    folder = root / "cells" / cell.folder
+    shared = pretrained_folder(root, cell.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "error.txt").unlink(missing_ok=True)
+    try:
+        if is_finished(cell, folder):
+            return None
+        _copy(shared, folder / "pretrained")
+        with open(folder / "output.txt", "a", encoding="utf-8") as output, \
+                contextlib.redirect_stdout(output):
+            train(cell.config, folder, resume=True)
+    except Exception as error:
+        (folder / "error.txt").write_text(traceback.format_exc())
+        return f"{type(error).__name__}: {error}"
+    finally:
+        _copy(folder / "pretrained", shared)
+        jax.clear_caches()  # a long grid would keep every cell's programs
+    return None
+
+
+def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str = "",
+             title: str = "Ablation", report=print) -> comparison.Comparison:
+    """Runs what is not finished yet and writes the comparison after every cell.
+
+    Args:
+      cells: from :func:`make_cells`.
+      root: the work directory: ``cells/<row>/seed<n>/``, ``pretrained/``, ``table.csv``,
+        ``table.md``, ``report.html``, ``plots/``.
+      reference: the row that the others are compared with; "": the first.
+      report: called with a line per cell.
+
+    Returns:
+      The comparison of what is there.
+
+    Raises:
+      InputError: a finished cell had other settings.
+    """
+    root = pathlib.Path(root)
+    for cell in cells:  # before any long work
+        is_finished(cell, root / "cells" / cell.folder)
+    failures: dict[str, str] = {}
+    for number, cell in enumerate(cells, start=1):
+        finished = is_finished(cell, root / "cells" / cell.folder)
+        report(f"cell {number}/{len(cells)}: {cell}" + (" (finished before)" if finished else ""))
+        error = None if finished else run_cell(cell, root)
+        if error:
+            failures[str(cell)] = error
+            report(f"  failed: {error}")
+        if not finished:
+            write_comparison(cells, root, reference, failures, title)
+    return write_comparison(cells, root, reference, failures, title)
+
+
+def write_comparison(cells: Sequence[Cell], root: pathlib.Path, reference: str,
+                     failures: Mapping[str, str], title: str) -> comparison.Comparison:
+    """Tables, plots and report of the cells that are finished."""
+    summaries = {}
+    for cell in cells:
+        path = root / "cells" / cell.folder
+        if (path / workdir.SUMMARY).exists():
+            summaries.setdefault(cell.row, {})[cell.seed] = workdir.read_summary(path)
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    found = comparison.compare({row: summaries[row] for row in rows if row in summaries},
+                               reference or rows[0])
+    comparison.write(found, root, title, _changes(cells, reference or rows[0]), failures)
+    return found
+
+
+def _changes(cells: Sequence[Cell], reference: str) -> dict[str, str]:
+    """Per row, the settings in which it differs from the reference."""
+    first = {cell.row: to_dict(cell.config) for cell in reversed(cells)}
+    base = first.get(reference, {})
+    return {row: ", ".join(f"{k} = {new}" for k, (_, new) in workdir.changed_settings(
+        base, settings).items()) or "–" for row, settings in reversed(first.items())}
+
+
+def grid_of(config: ConfigDict, only: str = "") -> tuple[list[Cell], str]:
+    """(cells, reference) of a configuration file.
+
+    Args:
+      config: as the module's docstring says.
+      only: regular expression; rows whose name it matches, besides the reference.
+
+    Raises:
+      ConfigError: a part is missing or wrong.
+    """
+    missing = [name for name in ("base", "rows", "seeds") if name not in config]
+    if missing:
+        raise ConfigError(f"{missing[0]} is missing; an ablation has base, rows and seeds")
+    reference = config.get("reference", "") or config.rows[0][0]
+    rows = [(name, changes) for name, changes in config.rows
+            if name == reference or re.search(only, name)]
+    if reference not in [name for name, _ in rows]:
+        raise ConfigError(f"reference is {reference!r}, which is none of the rows: "
+                          f"{', '.join(name for name, _ in config.rows)}")
+    return make_cells(config.base.to_dict(), rows, config.seeds,
+                      config.get("vary", ("seed", "data.seed"))), reference
+
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "An ablation, such as configs/ablation.py; --config.base.a.b=x changes it.")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
+    with reports_input_errors():
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
+        cells, reference = grid_of(_CONFIG.value, flags.FLAGS.only)
+        root = pathlib.Path(flags.FLAGS.workdir)
+        use_cpu_devices(cells[0].config.engine.cpu_devices)
+        if not jax.config.jax_compilation_cache_dir:
+            jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))
+        found = run_grid(cells, root, reference=reference)
+        comparison.show(found)
+        print(f"report: {root / 'report.html'}")
+        failed = sum((root / "cells" / cell.folder / "error.txt").exists() for cell in cells)
+        if failed:
+            sys.exit(f"{failed} of {len(cells)} cells failed; see error.txt in their folders and "
+                     "run the command again to take them up")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
+    flags.DEFINE_string("only", "", "Regular expression: run rows whose name it matches.")
+    flags.mark_flag_as_required("config")
+    app.run(main)
