@@ -236,16 +236,12 @@ def grid_of(config: ConfigDict, only: str = "") -> tuple[list[Cell], str]:
                       config.get("vary", ("seed", "data.seed"))), reference
 
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "An ablation, such as configs/ablation.py; --config.base.a.b=x changes it.")
-
-
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
     with reports_input_errors():
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
-        cells, reference = grid_of(_CONFIG.value, flags.FLAGS.only)
+        cells, reference = grid_of(flags.FLAGS.config, flags.FLAGS.only)
         root = pathlib.Path(flags.FLAGS.workdir)
         use_cpu_devices(cells[0].config.engine.cpu_devices)
         if not jax.config.jax_compilation_cache_dir:
@@ -260,6 +256,8 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file(
+        "config", None, "An ablation, such as configs/ablation.py; --config.base.a.b=x changes it.")
     flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
     flags.DEFINE_string("only", "", "Regular expression: run rows whose name it matches.")
     flags.mark_flag_as_required("config")

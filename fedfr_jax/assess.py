@@ -161,7 +161,7 @@ def summarize(assessment: Assessment) -> dict[str, Any]:
 
 
 def add_losers(summary: dict[str, Any], own: Assessment, shared: Assessment) -> None:
-    """Adds to a summary's spreads the share of clients whose own model does worse than a shared one.
+    """Adds to a summary's spreads the share of clients whose own model is below a shared one.
 
     Args:
       summary: from :func:`summarize` of ``own``; every spread gets the entry "worse".

@@ -203,7 +203,7 @@ class Config:
     """All settings of a run."""
 
     seed: int = 0  # pretraining, initialization, batches
-    method: MethodConfig = MethodConfig()
+    method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -305,10 +305,12 @@ _CHOICES = {
 _POSITIVE = (
     "data.image_size", "model.embedding", "loss.scale", "loss.temperature", "loss.binary_scale",
     "loss.binary_power", "pretrain.batch_size", "pretrain.lr", "pretrain.scale",
-    "fed.num_clients", "fed.batch_size", "fed.lr", "fed.server_lr", "fed.server_epsilon", "eval.batch_size", "eval.block",
-    "engine.feature_batch", "checkpoint.every", "checkpoint.keep")
+    "fed.num_clients", "fed.batch_size", "fed.lr", "fed.server_lr",
+    "fed.server_epsilon", "eval.batch_size", "eval.block", "engine.feature_batch",
+    "checkpoint.every", "checkpoint.keep")
 _NOT_NEGATIVE = (
-    "fed.rounds", "fed.server_momentum", "fed.server_beta2", "data.workers", "loss.margin", "loss.contrastive_weight", "loss.binary_weight",
+    "fed.rounds", "fed.server_momentum", "fed.server_beta2", "data.workers", "loss.margin",
+    "loss.contrastive_weight", "loss.binary_weight",
     "loss.binary_margin", "pretrain.epochs", "pretrain.momentum", "pretrain.weight_decay",
     "pretrain.warmup_epochs", "pretrain.margin", "fed.momentum", "fed.weight_decay",
     "fed.lr_decay", "data.resident_gib", "population.cohort", "eval.clients",

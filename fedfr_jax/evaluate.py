@@ -77,7 +77,8 @@ def describe_run(config: Config, name: str, rounds_done: int) -> dict[str, Any]:
     device = jax.devices()[0]
     kind = platform.processor() or platform.machine() if device.platform == "cpu" else (
         device.device_kind)
-    return {"name": f"Run {name}", "method": METHODS[config.method.name].title, "seed": config.seed, "clients": config.fed.num_clients,
+    return {"name": f"Run {name}", "method": METHODS[config.method.name].title,
+            "seed": config.seed, "clients": config.fed.num_clients,
             "rounds": rounds_done, "device": f"{len(jax.devices())} x {device.platform} ({kind})",
             "jax": jax.__version__}
 

@@ -343,6 +343,36 @@ def gains(metric: str, before: np.ndarray, after: np.ndarray) -> Plot | None:
                 "model on the same pairs.")
 
 
+def comparison(metric: str, rows: Mapping[str, np.ndarray], reference: str) -> Plot | None:
+    """Methods one under the other: a dot per seed, a line at the mean (in percent).
+
+    Args:
+      metric: its name.
+      rows: method -> (seeds,) values in percent, NaN where there is none.
+      reference: the method whose mean is drawn through all rows.
+    """
+    values = {name: v[np.isfinite(v)] for name, v in rows.items()}
+    values = {name: v for name, v in values.items() if v.size}
+    if len(values) < 2:
+        return None
+    figure, (axes,) = _figure(height=0.9 + 0.24 * len(values))
+    if reference in values:
+        axes.axvline(values[reference].mean(), color=VERMILLION, linewidth=0.9, linestyle=":")
+    for place, (name, array) in enumerate(reversed(values.items())):
+        color = VERMILLION if name == reference else BLUE
+        axes.plot(array, np.full(array.size, place), "o", color=color, alpha=0.5, markersize=4,
+                  markeredgewidth=0)
+        axes.plot([array.mean()] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2)
+    axes.set_yticks(range(len(values)), list(reversed(values)))
+    axes.tick_params(axis="y", labelcolor=INK, length=0)
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g} %"))
+    means = ", ".join(f"{name} {v.mean():.1f} %" for name, v in values.items())
+    return Plot(f"compare-{slug(metric)}", figure, metric[:1].upper() + metric[1:],
+                f"Dot plot of {metric} by method. Means: {means}.",
+                f"A dot is a seed, a bar the mean; the dotted line is {reference}.")
+
+
 def style():
     """The context in which figures are made and saved."""
     return matplotlib.rc_context(_STYLE)

@@ -330,22 +330,20 @@ def starting_server(sim: Simulation, checkpoints: RoundCheckpoints, pretrained: 
     return engine.replicate(jax.tree.map(np.array, server), mesh)
 
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Settings, such as configs/quickstart.py; --config.a.b=x changes one.")
-
-
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
     with reports_input_errors():
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
-        config = resolve(_CONFIG.value)
+        config = resolve(flags.FLAGS.config)
         use_cpu_devices(config.engine.cpu_devices)
         join_processes()
         train(config, flags.FLAGS.workdir, resume=flags.FLAGS.resume)
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file(
+        "config", None, "Settings, such as configs/quickstart.py; --config.a.b=x changes one.")
     flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
     flags.DEFINE_bool("resume", False, "Go on from the newest checkpoint in the work directory.")
     flags.mark_flag_as_required("config")

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import cases, compare, ours, plain_jax, problem, run, workloads
-from fedfr_jax import flops
-from benchmarks import cases, compare, , ours, plain_jax, problem, run, workloads
-from fedfr_jax import flops
 from benchmarks.problem import Case
+from fedfr_jax import flops
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,
                                  reason="PyTorch is not installed")

@@ -10,8 +10,9 @@ path. Each strategy here computes the same convolution and the same gradients:
   it is a batched matrix product, which GPUs and TPUs are made for.
 * ``custom``: what XLA:CPU is fast at, also inside loops. Forward and both gradients are
   *forward* convolutions of ordinary kind: no dilation of the input, no grouping, sums of
-  about a thousand terms; bfloat16 goes through matrix products where those use AMX. Under
-  vmap the clients take turns.
+  about a thousand terms; wide float32 layers of 3x3 windows at stride 1 take fewer products
+  (:mod:`fedfr_jax.ops.winograd`); bfloat16 goes through matrix products where those use AMX.
+  Under vmap the clients take turns.
 """
 from __future__ import annotations
 
@@ -145,13 +146,19 @@ def _swapped(x, dy, stride, padding):
     return grad.transpose(1, 2, 0, 3)
 
 
+def _takes_winograd(x, window, stride, shape):
+    """Whether the convolution of x with a result of ``shape`` goes by way of Winograd."""
+    return (window == (3, 3) and stride == 1 and x.dtype == jnp.float32
+            and winograd.is_faster(shape, x.shape[-1]))
+
+
 def _plain(x, kernel, stride, padding):
     """Forward convolution; ``padding`` is (before, after) per direction, also negative."""
     window, channels = kernel.shape[:2], x.shape[-1]
-    if window == (3, 3) and stride == 1 and x.dtype == jnp.float32:
-        size = [side + sum(pair) - 2 for side, pair in zip(x.shape[1:3], padding, strict=True)]
-        if winograd.is_faster((len(x), *size, kernel.shape[-1]), channels):
-            return winograd.forward(x, kernel, padding)
+    size = [side + sum(pair) - k + 1
+            for side, pair, k in zip(x.shape[1:3], padding, window, strict=True)]
+    if _takes_winograd(x, window, stride, (len(x), *size, kernel.shape[-1])):
+        return winograd.forward(x, kernel, padding)
     products = x.dtype == jnp.bfloat16 and channels >= 64
     if channels > 4 and not products:
         return lax.conv_general_dilated(x, kernel, (stride, stride), padding,
@@ -179,6 +186,10 @@ def _phases(dy, kernel, stride, padding, shape):
     Input pixels at the same place in a block of stride x stride pixels see the same part of
     the kernel, flipped: one plain convolution of dy for each place, then interleaved.
     """
+    if _takes_winograd(dy, kernel.shape[:2], stride, shape):
+        pads = [(2 - padding, 2 + side - out - (2 - padding))
+                for side, out in zip(shape[1:3], dy.shape[1:3], strict=True)]
+        return winograd.forward(dy, kernel, pads, backward=True)
     n, *size, c = shape
     blocks = [-(-side // stride) for side in size]
     phases = []
@@ -254,11 +265,10 @@ def _ops(window, stride, padding):
     def weight_gradient(x, dy):
         # Otherwise XLA:CPU computes the layer before inside the transposes, at a slow stride.
         x, dy = lax.optimization_barrier((x, dy))
-        if (window == (3, 3) and stride == 1 and x.dtype == jnp.float32
-                and winograd.is_faster(dy.shape, x.shape[-1], narrowest=128)):
-            return winograd.weight_gradient(x, dy, [(padding, padding)] * 2)
         if x.dtype == jnp.bfloat16 and x.shape[-1] > 4:
             return _taps_gradient(x, dy, window, stride, padding)
+        if _takes_winograd(x, window, stride, dy.shape):
+            return winograd.weight_gradient(x, dy, [(padding, padding)] * 2)
         images, rows = _piece(*dy.shape[:3])
         # Pixels that the windows of all of dy reach; cut off where they do not.
         reach = [(out - 1) * stride + k - size - padding

@@ -1,150 +1,197 @@
-"""3×3 convolutions at stride 1 with 16 products per 2×2 outputs in place of 36.
+"""3x3 convolutions at stride 1 with fewer products: Winograd's minimal filtering.
 
-Winograd's minimal filtering F(2×2, 3×3) (Lavin and Gray, "Fast Algorithms for Convolutional
-Neural Networks", CVPR 2016): the map is cut into tiles of 2×2 outputs, which see 4×4 inputs
-each. Tiles and kernel are transformed by additions; there a convolution is one matrix product
-per place in the tile, and so is its weight gradient. In float32 the result is as exact as
-direct summation. Larger tiles need fewer products but more additions and more memory, and lose
-digits; they measured no faster here.
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016). The map is
+cut into tiles of side x side outputs, which see (side + 2) x (side + 2) inputs. Tiles and
+kernel are transformed by additions along rows and columns; there the convolution is one matrix
+product per place in a tile, and so is its weight gradient (the transposed algorithm).
 
-The work is done in pieces that stay in a core's cache.
+F(2x2, 3x3) takes 16 products for 36 and is as exact as a direct sum; F(4x4, 3x3) takes 36 for
+144, its errors are about ten times as large: 1e-5 of the largest value.
+
+Work is done in pieces whose tiles stay near the core. Arrays are (tiles, channels), one per
+place: channels last makes every transform plain vector work and no product has to move data.
 """
 from __future__ import annotations
 
 import functools
+import typing
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-_OUT, _IN = 2, 4  # sides of a tile
-# Along one direction: outputs = _A.T @ ((_G @ kernel) * (_B.T @ inputs)).
-_BT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
-_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-_AT = ((1, 1, 1, 0), (0, 1, -1, -1))
-_A = tuple(zip(*_AT, strict=True))
-# Tiles per piece. A weight gradient sums over them: XLA:CPU's products slow down when such
-# sums are long.
-_FORWARD_TILES, _GRADIENT_TILES = 1024, 400
+# Along one direction: outputs = _OUTPUT @ ((_KERNEL @ kernel) * (_INPUT @ inputs)).
+_INPUT = {2: ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+          4: ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
+              (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))}
+_KERNEL = {2: ((1, 0, 0), (1/2, 1/2, 1/2), (1/2, -1/2, 1/2), (0, 0, 1)),
+           4: ((1/4, 0, 0), (-1/6, -1/6, -1/6), (-1/6, 1/6, -1/6), (1/24, 1/12, 1/6),
+               (1/24, -1/12, 1/6), (0, 0, 1))}
+_OUTPUT = {2: ((1, 1, 1, 0), (0, 1, -1, -1)),
+           4: ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0),
+               (0, 1, -1, 8, -8, 1))}
+# Tiles per piece at most, as measured: more leave the cache, fewer make the products slow.
+_FORWARD_TILES = 400
 
 
-def is_faster(shape, channels: int, narrowest: int = 64) -> bool:
-    """Whether this is the faster way on a CPU; from measurements of SphereNet's layers.
+def _gradient_tiles(channels: int) -> int:
+    """The same for weight gradients, whose sums are read and written for every piece."""
+    return max(100, channels // 2)
+
+
+def forward_side(height: int, width: int) -> int:
+    """The side of forward tiles: small maps would be mostly edge and reading of weights at 2."""
+    return 4 if max(height, width) <= 8 else 2
+
+
+def is_faster(shape, channels: int) -> bool:
+    """Whether this beats direct convolutions on a CPU, by measurements.
 
     Args:
       shape: (N, H', W', C') of the result.
       channels: C of the input.
-      narrowest: fewest channels; below, additions take longer than the products they save.
     """
     n, height, width, out_channels = shape
-    tiles = n * -(-height // _OUT) * -(-width // _OUT)
-    return min(channels, out_channels) >= narrowest and tiles >= 784
+    # Additions grow with the channels, the products they save with the square; smaller maps
+    # do not fill a tile; fewer pixels do not pay for transforming the kernel.
+    return (min(channels, out_channels) >= 64 and min(height, width) >= 4
+            and n * height * width >= 512)
 
 
-def forward(x, kernel, padding):
-    """The convolution; ``padding`` is (before, after) per direction, also negative.
+def forward(x, kernel, padding, backward: bool = False):
+    """The convolution.
 
     Args:
-      x: (N, H, W, C); kernel: (3, 3, C, C').
+      x: (N, H, W, C).
+      kernel: (3, 3, C, C').
+      padding: (before, after) per direction, also negative.
+      backward: the kernel is (3, 3, C', C) and turned by 180 degrees, for an input gradient.
+        To transform it as it lies is much faster than to read a transpose once per place.
 
     Returns:
       (N, H', W', C').
     """
-    height, width = (size + sum(pair) - 2 for size, pair in zip(x.shape[1:3], padding, strict=True))
-    transformed = jnp.einsum("ia,jb,abck->ijck", _G, _G, kernel)
-    transformed = transformed.reshape(_IN * _IN, *kernel.shape[2:])
-    pieces = _Pieces(x, padding, height, width, _FORWARD_TILES)
+    height, width = (s + sum(p) - 2 for s, p in zip(x.shape[1:3], padding, strict=True))
+    side = forward_side(height, width)
+    pieces = _pieces((len(x), height, width), side, _FORWARD_TILES)
+    filled = pieces.filled(x)
+    turn = slice(None, None, -1 if backward else 1)
+    weights = _both_ways(_KERNEL[side], [list(row)[turn] for row in kernel][turn])
+    weights = lax.optimization_barrier(weights)
+
+    def product(tiles, weights):
+        return pieces.unrolled(tiles @ (weights.T if backward else weights))
 
     def one_piece(i):
-        inputs = lax.optimization_barrier(_transformed(pieces.inputs(i), _BT, _IN))
-        products = [v @ u for v, u in zip(inputs, transformed, strict=True)]
-        return _untransformed(lax.optimization_barrier(products), pieces.tiles)
+        tiles = _input_tiles(pieces.cut(filled, i, padding, 2), side)
+        # Barriers keep XLA from computing transforms inside products, many times over.
+        tiles = lax.optimization_barrier(tiles)
+        products = lax.optimization_barrier(_zip2(product, tiles, weights))
+        return pieces.joined(_both_ways(_OUTPUT[side], products))
 
-    done = lax.map(one_piece, jnp.arange(pieces.count)) if pieces.count > 1 else one_piece(0)
-    return done.reshape(len(x), -1, *done.shape[-2:])[:, :height, :width]
+    y = lax.map(one_piece, jnp.arange(pieces.count)) if pieces.count > 1 else one_piece(0)
+    return y.reshape(-1, *y.shape[-3:])[:len(x), :height, :width]
 
 
 def weight_gradient(x, dy, padding):
-    """Gradient of the kernel, (3, 3, C, C') float32; arguments as in :func:`forward`."""
-    pieces = _Pieces(x, padding, *dy.shape[1:3], _GRADIENT_TILES)
-    outputs = _Pieces(dy, ((0, 0), (0, 0)), *dy.shape[1:3], _GRADIENT_TILES, _OUT)
+    """Gradient of the kernel, (3, 3, C, C'), from x (N, H, W, C) and dy (N, H', W', C')."""
+    side = 4
+    pieces = _pieces(dy.shape[:3], side, _gradient_tiles(x.shape[-1]))
+    x, dy = pieces.filled(x), pieces.filled(dy)
+    place = jnp.zeros((x.shape[-1], dy.shape[-1]), jnp.float32)
 
     def add_piece(i, total):
-        inputs = _transformed(pieces.inputs(i), _BT, _IN)
-        errors = _transformed(outputs.inputs(i), _A, _OUT)
-        return total + jnp.stack([v.T @ e for v, e in zip(inputs, errors, strict=True)])
+        tiles = _input_tiles(pieces.cut(x, i, padding, 2), side)
+        errors = _error_tiles(pieces.cut(dy, i, ((0, 0), (0, 0)), 0), side)
+        tiles, errors = lax.optimization_barrier((tiles, errors))
+        return _zip2(lambda t, v, e: t + v.T @ e, total, tiles, errors)
 
-    total = jnp.zeros((_IN * _IN, x.shape[-1], dy.shape[-1]), jnp.float32)
+    total = [[place] * (side + 2)] * (side + 2)
     total = lax.fori_loop(0, pieces.count, add_piece, total)
-    return jnp.einsum("ia,jb,ijck->abck", _G, _G, total.reshape(_IN, _IN, *total.shape[1:]))
+    return jnp.stack([jnp.stack(row) for row in _both_ways(_transposed(_KERNEL[side]), total)])
 
 
-class _Pieces:
-    """The maps cut into pieces of some images, or of some rows of tiles of one image.
+class _Pieces(typing.NamedTuple):
+    """A batch cut into ``count`` pieces of ``images`` with rows x columns tiles each."""
 
-    Attributes:
-      count: of pieces.
-      tiles: (images, rows, columns) of a piece.
-    """
+    side: int
+    count: int
+    images: int
+    rows: int
+    columns: int
 
-    def __init__(self, x, padding, height: int, width: int, most: int, side: int = _IN):
-        rows, columns = -(-height // _OUT), -(-width // _OUT)
-        images = _divisor(len(x), most // (rows * columns))
-        band = rows if images > 1 else _divisor(rows, most // columns)
-        self.tiles, self._bands = (images, band, columns), rows // band
-        self.count = len(x) // images * self._bands
-        # Zeros around the maps, up to whole tiles.
-        overlap, channels = side - _OUT, (0, 0, 0)
-        pads = [(before, _OUT * count + overlap - size - before, 0) for (before, _), count, size
-                in zip(padding, (rows, columns), x.shape[1:3], strict=True)]
-        self._pads = [channels, *pads, channels]
-        self._band_rows = _OUT * band + overlap
-        # Bands overlap, so that they are cut out of padded maps; whole images are padded later.
-        self._x = x if self._bands == 1 else self._padded(x)
+    def filled(self, x):
+        """x with empty images at the end, up to whole pieces."""
+        more = self.count * self.images - len(x)
+        return x if more == 0 else jnp.pad(x, ((0, more), (0, 0), (0, 0), (0, 0)))
 
-    def _padded(self, x):
-        return lax.pad(x, jnp.zeros((), x.dtype), self._pads)
+    def cut(self, x, i, padding, overlap):
+        """Piece ``i`` with zeros around, up to whole tiles; they overlap by ``overlap``.
 
-    def inputs(self, i):
-        """Piece ``i``, padded."""
-        images, band, _ = self.tiles
-        if self._bands == 1:
-            return self._padded(lax.dynamic_slice_in_dim(self._x, i * images, images))
-        start = (i // self._bands, i % self._bands * _OUT * band, 0, 0)
-        return lax.dynamic_slice(self._x, start, (1, self._band_rows, *self._x.shape[2:]))
+        Padding each piece, while it is in the cache, is far cheaper than padding x.
+        """
+        piece = lax.dynamic_slice_in_dim(x, i * self.images, self.images)
+        size = (self.rows * self.side + overlap, self.columns * self.side + overlap)
+        pads = [(before, whole - before - s, 0)
+                for s, whole, (before, _) in zip(x.shape[1:3], size, padding, strict=True)]
+        return lax.pad(piece, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
+    def unrolled(self, tiles):
+        """(tiles, C') as (images, rows, columns, C'), in which XLA's loops are simple."""
+        return tiles.reshape(self.images, self.rows, self.columns, -1)
 
-def _divisor(n: int, most: int) -> int:
-    """The largest divisor of n that is at most ``most``, at least 1."""
-    return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))
+    def joined(self, outputs):
+        """side x side arrays of ``unrolled`` tiles as (images, rows, columns of pixels, C')."""
+        y = jnp.stack([jnp.stack(row, 3) for row in outputs], 2)
+        return y.reshape(self.images, self.rows * self.side, self.columns * self.side, -1)
 
 
-def _sum(coefficients, arrays):
-    """Sum of arrays with coefficients 1, 0 and -1."""
-    terms = [a if c > 0 else -a for c, a in zip(coefficients, arrays, strict=True) if c]
-    return functools.reduce(jnp.add, terms)
+def _pieces(shape, side, most):
+    """Even pieces of at most ``most`` tiles, or one image, of maps (N, H', W')."""
+    rows, columns = -(-shape[1] // side), -(-shape[2] // side)
+    count = -(-shape[0] // max(most // (rows * columns), 1))
+    return _Pieces(side, count, -(-shape[0] // count), rows, columns)
 
 
-def _transformed(x, matrix, side: int):
-    """``matrix`` applied to rows and columns of all tiles: 16 arrays (tiles, C).
+def _input_tiles(x, side):
+    return _tiles(_INPUT[side], x, side, side + 2)
 
-    Args:
-      x: (n, 2 rows + side - 2, 2 columns + side - 2, C), whole tiles.
-      side: of a tile, of which neighbours overlap by ``side - 2``.
-    """
-    rows, columns = ((s - side) // _OUT + 1 for s in x.shape[1:3])
+
+def _error_tiles(dy, side):
+    return _tiles(_transposed(_OUTPUT[side]), dy, side, side)
+
+
+def _tiles(matrix, x, step, size):
+    """``matrix`` along both directions of tiles of size x size pixels, one every ``step``."""
+    n, height, width, channels = x.shape
+    down, right = (height - size) // step + 1, (width - size) // step + 1
+    lines = [lax.slice(x, (0, a, 0, 0), (n, a + (down - 1) * step + 1, width, channels),
+                       (1, step, 1, 1)) for a in range(size)]
     found = []
-    for down in matrix:
-        part = _sum(down, [x[:, a:a + _OUT * (rows - 1) + 1:_OUT] for a in range(side)])
-        views = [part[:, :, b:b + _OUT * (columns - 1) + 1:_OUT] for b in range(side)]
-        found += [_sum(across, views).reshape(-1, x.shape[-1]) for across in matrix]
+    for line in _combined(matrix, lines):
+        places = [lax.slice(line, (0, 0, b, 0), (n, down, b + (right - 1) * step + 1, channels),
+                            (1, 1, step, 1)) for b in range(size)]
+        found.append([p.reshape(-1, channels) for p in _combined(matrix, places)])
     return found
 
 
-def _untransformed(products, tiles):
-    """(n, 2 rows, 2 columns, C') outputs from 16 arrays (tiles, C')."""
-    grid = [p.reshape(*tiles, -1) for p in products]
-    lines = [[_sum(down, grid[j::_IN]) for j in range(_IN)] for down in _AT]
-    blocks = [jnp.stack([_sum(across, line) for across in _AT], 3) for line in lines]
-    n, rows, columns = tiles
-    return jnp.stack(blocks, 2).reshape(n, _OUT * rows, _OUT * columns, -1)
+def _combined(matrix, arrays):
+    """``matrix`` times a vector of arrays, by additions."""
+    return [functools.reduce(jnp.add, (
+        a if c == 1 else -a if c == -1 else a * jnp.asarray(c, a.dtype)
+        for c, a in zip(row, arrays, strict=True) if c)) for row in matrix]
+
+
+def _both_ways(matrix, grid):
+    """``matrix`` along rows and columns of a grid of arrays."""
+    return _transposed([_combined(matrix, line)
+                        for line in _transposed([_combined(matrix, row) for row in grid])])
+
+
+def _transposed(rows):
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _zip2(function, *grids):
+    """``function`` of the arrays at the same place in all grids."""
+    return [[function(*arrays) for arrays in zip(*rows, strict=True)]
+            for rows in zip(*grids, strict=True)]

@@ -1,0 +1,32 @@
+"""Methods and FedFR's parts on Labeled Faces in the Wild in insightface's RecordIO layout.
+
+    python -m fedfr_jax.ablate --config=configs/ablation_lfw.py \
+        --config.base.data.root=FOLDER --workdir=runs/ablation-lfw
+
+``FOLDER`` is as in ``configs/lfw.py``. Seeds draw the split too; that of seed 2 would need more
+identities with ten images than there are.
+"""
+import importlib.util
+import pathlib
+
+from ml_collections import ConfigDict
+
+from fedfr_jax.ablations import BASELINES, FEDFR, PARTS
+
+
+def _lfw():
+    path = pathlib.Path(__file__).with_name("lfw.py")
+    spec = importlib.util.spec_from_file_location("lfw_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def get_config():
+    c = ConfigDict()
+    c.base = _lfw()
+    c.rows = (FEDFR, *BASELINES, *PARTS)
+    c.seeds = (0, 1, 3)
+    c.vary = ("seed", "data.seed")
+    c.reference = FEDFR[0]
+    return c

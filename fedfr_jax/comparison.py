@@ -1,0 +1,236 @@
+"""Compares the results of several methods over several seeds: tables, plots, report.
+
+It reads the plain dictionaries of the runs' ``summary.json`` (see :mod:`fedfr_jax.tables`).
+"""
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from fedfr_jax import plots, tables
+from fedfr_jax.assess import HEADLINE_FAR, HEADLINE_FPIR, nearest
+
+Summary = Mapping[str, Any]
+FLOPS, SENT, RECEIVED = "arithmetic (GFLOP)", "sent (MB)", "received (MB)"
+_COST = (RECEIVED, SENT, FLOPS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Methods, seeds and metrics.
+
+    Attributes:
+      reference: the row that the others are compared with.
+      values: row -> metric -> (seeds,) values, in percent but for the costs; NaN where a seed
+        is not there or the metric undefined.
+      seeds: in the order of the values.
+      groups: title -> the metrics of one table.
+    """
+
+    reference: str
+    values: dict[str, dict[str, np.ndarray]]
+    seeds: tuple[int, ...]
+    groups: dict[str, tuple[str, ...]]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dictionary per row and seed, as pandas and ``table.csv`` take them."""
+        return [{"method": row, "seed": seed, **{m: float(v[i]) for m, v in metrics.items()}}
+                for row, metrics in self.values.items() for i, seed in enumerate(self.seeds)
+                if not all(np.isnan(v[i]) for v in metrics.values())]
+
+
+def _headline(spreads: Mapping[str, Any], aim: float) -> str:
+    rates = list(spreads)
+    return rates[nearest([float(r) for r in rates], aim)]
+
+
+def metrics_of(summary: Summary) -> dict[str, dict[str, float]]:
+    """Table title -> metric -> value of one run.
+
+    Shares are in percent. Personalized metrics are those of the personalized models, at the
+    rates nearest to FAR 1e-3 and FPIR 1e-2; the generic ones those of the global model.
+    """
+    models, costs = summary["models"], summary.get("costs", {"down": {}, "up": {}, "flops": 0})
+    own, shared = models["personalized"]["personalized"], models["global"]["personalized"]
+    accuracy = {f"{name}: accuracy": 100 * found["accuracy"]
+                for name, found in models["global"].get("generic", {}).items()}
+    fairness = {}
+    for label, short, key, aim in (
+            ("1:1 TAR @ FAR", "1:1", "verification_tar", HEADLINE_FAR),
+            ("1:N open set TPIR @ FPIR", "1:N", "identification_openset", HEADLINE_FPIR),
+            ("1:N pair rule TPIR @ FPIR", "", "identification_pair", HEADLINE_FPIR)):
+        rate = _headline(own[key], aim)
+        accuracy[f"{label} {tables.rate_label(rate)}"] = 100 * own[key][rate]["mean"]
+        if short:
+            fairness |= {f"{short}: {name}": 100 * _number(own[key][rate].get(part))
+                         for name, part in (("std over clients", "std"),
+                                            ("worst tenth", "worst10"), ("worse off", "worse"))}
+    accuracy["rank-1"] = 100 * own["rank1"]["mean"]
+    rate = _headline(shared["verification_tar"], HEADLINE_FAR)
+    accuracy[f"global model, 1:1 TAR @ FAR {tables.rate_label(rate)}"] = (
+        100 * shared["verification_tar"][rate]["mean"])
+    return {"Accuracy": accuracy, "Fairness: how the clients differ": fairness,
+            "Cost of a round for a client": {
+                RECEIVED: sum(costs["down"].values()) / 1e6,
+                SENT: sum(costs["up"].values()) / 1e6, FLOPS: costs["flops"] / 1e9}}
+
+
+def _number(value) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def compare(summaries: Mapping[str, Mapping[int, Summary]], reference: str) -> Comparison:
+    """Puts runs together.
+
+    Args:
+      summaries: row -> seed -> ``summary.json`` as a dictionary; seeds may be missing.
+      reference: a row, which need not be there yet.
+    """
+    seeds = tuple(sorted({seed for runs in summaries.values() for seed in runs}))
+    found = {row: {seed: metrics_of(s) for seed, s in runs.items()}
+             for row, runs in summaries.items()}
+    groups: dict[str, dict[str, None]] = {}
+    for runs in found.values():
+        for run in runs.values():
+            for title, metrics in run.items():
+                groups.setdefault(title, {}).update(dict.fromkeys(metrics))
+    values = {row: {metric: np.array([runs.get(seed, {}).get(title, {}).get(metric, np.nan)
+                                      for seed in seeds])
+                    for title, metrics in groups.items() for metric in metrics}
+              for row, runs in found.items()}
+    return Comparison(reference, values, seeds, {t: tuple(m) for t, m in groups.items()})
+
+
+def _lower_is_better(metric: str) -> bool:
+    return metric in _COST or metric.endswith(("std over clients", "worse off"))
+
+
+def _mean_std(values: np.ndarray) -> tuple[float, float] | None:
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None
+    return values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0
+
+
+def difference(found: Comparison, row: str, metric: str) -> tuple[float, float] | None:
+    """(mean, standard deviation) over seeds of a row's gain over the reference, seed by seed."""
+    reference = found.values.get(found.reference, {}).get(metric)
+    if row == found.reference or reference is None:
+        return None
+    return _mean_std(found.values[row][metric] - reference)
+
+
+def _cell(found: Comparison, row: str, metric: str, best: set[str]) -> tables.Cell:
+    stats = _mean_std(found.values[row][metric])
+    if stats is None:
+        return tables.Cell("–")
+    if metric in _COST:
+        return tables.Cell(f"{stats[0]:.3g}")
+    text = f"{stats[0]:.2f} ± {stats[1]:.2f}"
+    gain = difference(found, row, metric)
+    if gain is not None:
+        text += f" ({gain[0]:+.2f} ± {gain[1]:.2f})"
+    return tables.Cell(text, row in best)
+
+
+def _best(found: Comparison, metric: str) -> set[str]:
+    """Rows with the best mean; nobody where that says nothing or the metric is a cost."""
+    means = {row: round(stats[0], 2) for row, m in found.values.items()
+             if (stats := _mean_std(m[metric])) is not None}
+    if metric in _COST or len(set(means.values())) < 2:
+        return set()
+    best = (min if _lower_is_better(metric) else max)(means.values())
+    return {row for row, mean in means.items() if mean == best}
+
+
+def result_tables(found: Comparison) -> list[tables.ResultTable]:
+    """One table per group of metrics, rows in the order of the grid."""
+    result = []
+    spread = (f"Mean ± standard deviation over {len(found.seeds)} seeds; in brackets the "
+              f"difference to {found.reference}, seed by seed. ")
+    notes = {"Accuracy": spread + "In percent. Accuracy is that of the global model on people "
+                         "nobody trained on; what follows is of the personalized models.",
+             "Cost of a round for a client": "By the tensors' sizes in float32 and the passes of "
+                                             "the backbone, mean over rounds and clients."}
+    fairness = spread + ("In percent. Worse off: clients whose own model is below the global one; "
+                         "lower is better there and in std.")
+    for title, metrics in found.groups.items():
+        best = {metric: _best(found, metric) for metric in metrics}
+        rows = tuple((row, tuple(_cell(found, row, metric, best[metric]) for metric in metrics))
+                     for row in found.values)
+        result.append(tables.ResultTable(title, metrics, rows, (notes.get(title, fairness),)))
+    return result
+
+
+def csv_text(found: Comparison) -> str:
+    """``table.csv``: one line per row and seed."""
+    rows = found.rows()
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["method", "seed"])
+    writer.writeheader()
+    writer.writerows({k: "" if isinstance(v, float) and np.isnan(v) else v
+                      for k, v in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def markdown(found: Comparison) -> str:
+    """``table.md``: all tables under their titles."""
+    return "\n".join(f"### {table.title}\n\n{tables.markdown(table)}"
+                     for table in result_tables(found))
+
+
+def drawings(found: Comparison) -> list[plots.Plot]:
+    """One plot per metric of accuracy and fairness."""
+    drawn = [plots.comparison(metric, {row: m[metric] for row, m in found.values.items()},
+                              found.reference)
+             for metrics in found.groups.values() for metric in metrics if metric not in _COST]
+    return [plot for plot in drawn if plot is not None]
+
+
+def write(found: Comparison, folder: str | os.PathLike, title: str,
+          changes: Mapping[str, str], failures: Mapping[str, str]) -> None:
+    """Writes ``table.csv``, ``table.md``, ``report.html`` and ``plots/``.
+
+    Args:
+      changes: row -> the settings it changes, for the report.
+      failures: cell -> what went wrong.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.csv").write_text(csv_text(found))
+    (folder / "table.md").write_text(markdown(found))
+    with plots.style():
+        drawn = drawings(found)
+    figures = [{"plot": plot, "svg": Markup(plots.svg(plot))} for plot in drawn]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fedfr_jax"), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    text = environment.get_template("ablation.html.j2").render(
+        title=title, lead=f"{len(found.values)} rows, {len(found.seeds)} seeds, compared with "
+        f"{found.reference}.", tables=result_tables(found), figures=figures,
+        changes=list(changes.items()), failures=list(failures.items()))
+    (folder / "report.html").write_text(text, encoding="utf-8")
+    (folder / "plots").mkdir(exist_ok=True)
+    for plot in drawn:
+        plots.png(plot, folder / "plots")
+
+
+def show(found: Comparison, metrics: Sequence[str] = ()) -> None:
+    """Prints the tables (only these metrics, if any are given)."""
+    shown = result_tables(found)
+    if metrics:
+        keep = [(t, [i for i, c in enumerate(t.columns) if c in metrics]) for t in shown]
+        shown = [dataclasses.replace(
+            t, columns=tuple(t.columns[i] for i in at),
+            rows=tuple((row, tuple(cells[i] for i in at)) for row, cells in t.rows))
+            for t, at in keep if at]
+    tables.render(shown)

@@ -1,0 +1,124 @@
+"""The grid: cells, what is shared, resuming, failures, and the tables that come out."""
+import csv
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from test_config import CONFIGS, load
+from test_train import settings
+
+from fedfr_jax import ablate, comparison
+from fedfr_jax.ablations import BASELINES, BATCH_NORM, FEDFR, PARTS, SWITCHES, fixed_epochs
+from fedfr_jax.config import Config, ConfigError, resolve, to_dict
+from fedfr_jax.errors import InputError
+from fedfr_jax.workdir import read_summary
+
+ROWS = (FEDFR, ("FedAvg", {"method": {"name": "fedavg"}}),
+        ("pretrained", {"method": {"name": "pretrained"}}))
+
+
+def base():
+    return ablate.merged(to_dict(settings()), {"fed": {"public_data": "auto"}})
+
+
+def test_all_rows_are_settings_that_resolve():
+    rows = (FEDFR, *BASELINES, *BATCH_NORM, *PARTS, *SWITCHES, fixed_epochs(2))
+    cells = ablate.make_cells({}, rows, (0, 3))
+    assert len(cells) == 2 * len(rows)
+    assert len({cell.folder for cell in cells}) == len(cells)
+    assert all(isinstance(cell.config, Config) for cell in cells)
+    assert cells[-1].config.seed == cells[-1].config.data.seed == 3
+
+
+def test_grid_of_the_shipped_configuration():
+    path = next(p for p in CONFIGS if p.stem == "ablation")
+    cells, reference = ablate.grid_of(load(path), only="^FedAvg$")
+    assert reference == "FedFR"
+    assert {cell.row for cell in cells} == {"FedFR", "FedAvg"}
+    with pytest.raises(ConfigError, match="rows is missing"):
+        ablate.grid_of(ConfigDict({"base": {}, "seeds": (0,)}))
+
+
+def test_bad_rows_are_named():
+    with pytest.raises(ConfigError, match=r"row 'x': fed\.roundz"):
+        ablate.make_cells({}, [("x", {"fed": {"roundz": 1}})], (0,))
+    with pytest.raises(ConfigError, match="two of them"):
+        ablate.make_cells({}, [("a b", {}), ("a-b", {})], (0,))
+
+
+def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
+    cells = ablate.make_cells(base(), ROWS, (0, 1), vary=("seed",))
+    real, calls, lines = ablate.train, [], []
+
+    def train(config, folder, *, resume):
+        calls.append((config.method.name, config.seed))
+        if calls[-1] == ("fedavg", 1) and len(calls) < 7:
+            raise MemoryError("no room")
+        return real(config, folder, resume=resume)
+
+    monkeypatch.setattr(ablate, "train", train)
+    found = ablate.run_grid(cells, tmp_path, report=lines.append)
+    assert len(calls) == 6 and any("no room" in line for line in lines)
+    assert "no room" in (tmp_path / "cells" / "fedavg" / "seed1" / "error.txt").read_text()
+    assert "no room" in (tmp_path / "report.html").read_text()
+    accuracy = found.groups["Accuracy"][0]
+    assert np.isnan(found.values["FedAvg"][accuracy][1])
+    # One pretrained backbone per seed, shared by its rows.
+    assert len(list((tmp_path / "pretrained").iterdir())) == 2
+    generic = [read_summary(tmp_path / "cells" / row / "seed0")["models"]["pretrained"]
+               for row in ("fedfr", "fedavg")]
+    assert generic[0] == generic[1]
+
+    found = ablate.run_grid(cells, tmp_path, report=lines.append)  # only the failed one
+    assert len(calls) == 7
+    assert not (tmp_path / "cells" / "fedavg" / "seed1" / "error.txt").exists()
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [(r["method"], r["seed"]) for r in rows[:2]] == [("FedFR", "0"), ("FedFR", "1")]
+    assert len(rows) == 6 and rows == [
+        {k: "" if str(v) == "nan" else str(v) for k, v in r.items()} for r in found.rows()]
+    text = (tmp_path / "table.md").read_text()
+    assert "### Accuracy" in text and "### Cost" in text and "**" in text
+    assert list((tmp_path / "plots").glob("compare-*.png"))
+    assert float(rows[0]["sent (MB)"]) > float(rows[2]["sent (MB)"]) > 0  # Theta_0 goes along
+    assert float(rows[4]["sent (MB)"]) == 0 and float(rows[4]["arithmetic (GFLOP)"]) == 0
+
+    changed = ablate.make_cells(base() | {"loss": {"margin": 0.1}}, ROWS, (0,), vary=("seed",))
+    with pytest.raises(InputError, match=r"other settings \(loss.margin: 0.4 -> 0.1\)"):
+        ablate.run_grid(changed, tmp_path)
+
+
+def summary(accuracy, tar, worse=0.25):
+    spread = {"mean": tar, "std": 0.1, "worst10": tar / 2, "min": 0, "max": 1}
+    personal = {"verification_tar": {"0.001": spread | {"worse": worse}},
+                "identification_openset": {"0.01": spread}, "identification_pair": {"0.01": spread},
+                "rank1": spread}
+    return {"costs": {"up": {"backbone": 2e6}, "down": {"backbone": 2e6}, "flops": 5e9},
+            "models": {"global": {"generic": {"lfw": {"accuracy": accuracy}},
+                                  "personalized": personal},
+                       "personalized": {"personalized": personal}}}
+
+
+def test_differences_are_paired_and_the_best_is_marked():
+    found = comparison.compare({
+        "A": {0: summary(0.90, 0.5), 1: summary(0.80, 0.6)},
+        "B": {0: summary(0.91, 0.4), 1: summary(0.81, 0.4, 0.5)}}, "A")
+    assert comparison.difference(found, "B", "lfw: accuracy") == pytest.approx((1.0, 0.0))
+    assert comparison.difference(found, "A", "lfw: accuracy") is None
+    table = comparison.result_tables(found)[0]
+    cells = dict(table.rows)
+    assert cells["B"][0].text == "86.00 ± 7.07 (+1.00 ± 0.00)" and cells["B"][0].best
+    assert cells["A"][1].best and not cells["B"][1].best
+    fairness = comparison.result_tables(found)[1]
+    assert dict(fairness.rows)["A"][fairness.columns.index("1:1: worse off")].best
+    assert dict(comparison.result_tables(found)[2].rows)["A"][1].text == "2"
+    assert json.loads(json.dumps(found.rows()))[0]["method"] == "A"
+    # A row that has not run yet is left out, and so is its comparison.
+    only = comparison.compare({"B": {0: summary(0.9, 0.4)}}, "A")
+    assert dict(comparison.result_tables(only)[0].rows)["B"][0].text == "90.00 ± 0.00"
+
+
+def test_settings_of_rows_reach_the_runs():
+    cell = ablate.make_cells(base(), [("x", {"loss": {"temperature": 0.25}})], (5,))[0]
+    assert cell.config.loss.temperature == 0.25
+    assert cell.config.loss.margin == resolve(base()).loss.margin
