@@ -122,8 +122,9 @@ def test_winograd_under_vmap_and_scan_with_own_weights():
     shape = (6, 10, 9, 64, 64, 1)
     clients = [[v.astype(np.float32) for v in _winograd_case(shape, seed)] for seed in range(3)]
     assert winograd.is_faster(clients[0][2].shape, shape[3])
-    expected = [np.stack(v) for v in zip(*(_pulled("grouped", 1, *c) for c in clients))]
-    stacked = [np.stack(v) for v in zip(*clients)]
+    alone = [_pulled("grouped", 1, *c) for c in clients]
+    expected = [np.stack(v) for v in zip(*alone, strict=True)]
+    stacked = [np.stack(v) for v in zip(*clients, strict=True)]
 
     def one(client):
         return _pulled("custom", 1, *client)
