@@ -35,7 +35,9 @@ setup(
         "markupsafe>=2.1,<4",
     ],
     extras_require={
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.9,<1"],
+        "notebooks": ["ipykernel>=6,<8", "jupytext>=1.16,<2", "pandas>=2.2,<4"],
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.9,<1", "nbmake>=1.5,<2",
+                 "ipykernel>=6,<8", "jupytext>=1.16,<2", "pandas>=2.2,<4"],
         "bench": ["torch>=2.5"],
     },
 )

@@ -41,7 +41,8 @@ def config(population: int, cohort: int, rounds: int):
 
 def run(population: int, cohort: int, rounds: int) -> dict[str, Any]:
     """Seconds of warm rounds, of the start, memory, and whether the state comes back."""
-    from fedfr_jax import simulation, train, workdir  # noqa: PLC0415
+    from fedfr_jax import rounds as driver  # noqa: PLC0415
+    from fedfr_jax import simulation, workdir  # noqa: PLC0415
     from fedfr_jax.checkpoints import RoundCheckpoints  # noqa: PLC0415
     from fedfr_jax.heads_at_rest import open_store  # noqa: PLC0415
 
@@ -51,12 +52,12 @@ def run(population: int, cohort: int, rounds: int) -> dict[str, Any]:
     start = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        weights = train.starting_weights(sim)
+        weights = driver.starting_weights(sim)
         with workdir.RunWriter(folder) as writer, RoundCheckpoints(folder) as checkpoints:
             with open_store(sim, folder) as store:
                 store.rewind(0)
-                server = train.starting_server(sim, checkpoints, weights, None)
-                train.run_rounds(sim, writer, checkpoints, store, server, weights)
+                server = driver.starting_server(sim, checkpoints, weights, None)
+                driver.run_rounds(sim, writer, checkpoints, store, server, weights)
                 kept = store.read(store.touched())
                 disk = store.nbytes
             rows = workdir.read_metrics(folder)

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from fedfr_jax import comparison, workdir
 from fedfr_jax.cli import reports_input_errors
-from fedfr_jax.config import Config, ConfigError, resolve, to_dict
+from fedfr_jax.config import Config, ConfigError, merged, resolve, to_dict
 from fedfr_jax.errors import InputError
 from fedfr_jax.plots import slug
 from fedfr_jax.simulation import use_cpu_devices
@@ -50,15 +50,6 @@ class Cell:
 
     def __str__(self):
         return f"{self.row}, seed {self.seed}"
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries with some values changed."""
-    result = dict(base)
-    for key, value in changes.items():
-        inner = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if inner else value
-    return result
 
 
 def _nested(setting: str, value: Any) -> dict[str, Any]:

@@ -97,11 +97,12 @@ def describe_costs(sim: Simulation, rows: list[dict[str, Any]]) -> dict[str, Any
 
 def write_results(sim: Simulation, writer: workdir.RunWriter, run: dict[str, Any],
                   pretrained: PyTree, backbone: PyTree,
-                  personal: assess.PersonalModels) -> dict[str, Any]:
+                  personal: assess.PersonalModels, *, show: bool = True) -> dict[str, Any]:
     """Evaluates, writes ``summary.json``, ``evaluation.npz`` and ``report.html``, prints tables.
 
     Args:
       run: the ``run`` part of the summary.
+      show: whether to print.
 
     Returns:
       The summary.
@@ -115,8 +116,9 @@ def write_results(sim: Simulation, writer: workdir.RunWriter, run: dict[str, Any
     writer.write_evaluation(**parts)
     writer.flush()
     report.write_report(writer.workdir / "report.html", report.load_report_data(writer.workdir))
-    tables.render(tables.closing_tables(summary))
-    print(f"report: {writer.workdir / 'report.html'}")
+    if show:
+        tables.render(tables.closing_tables(summary))
+        print(f"report: {writer.workdir / 'report.html'}")
     return summary
 
 

@@ -58,6 +58,14 @@ class Plot:
     alt: str
     caption: str
 
+    def _repr_png_(self) -> bytes:
+        """The figure under its title, for notebooks."""
+        buffer = io.BytesIO()
+        with style():
+            self.figure.suptitle(self.title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
+            self.figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
 
 def slug(text: str) -> str:
     """A file name without ending from any text."""

@@ -56,6 +56,10 @@ class ResultTable:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     notes: tuple[str, ...] = ()
 
+    def _repr_markdown_(self) -> str:
+        """For notebooks."""
+        return f"**{self.title}**\n\n{markdown(self)}"
+
 
 def rate_label(rate: str | float) -> str:
     """An error rate as it is written in the field: 0.001 -> "1e-3", 0.25 -> "0.25"."""

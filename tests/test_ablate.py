@@ -10,7 +10,7 @@ from test_train import settings
 
 from fedfr_jax import ablate, comparison
 from fedfr_jax.ablations import BASELINES, BATCH_NORM, FEDFR, PARTS, SWITCHES, fixed_epochs
-from fedfr_jax.config import Config, ConfigError, resolve, to_dict
+from fedfr_jax.config import Config, ConfigError, merged, resolve, to_dict
 from fedfr_jax.errors import InputError
 from fedfr_jax.workdir import read_summary
 
@@ -19,7 +19,7 @@ ROWS = (FEDFR, ("FedAvg", {"method": {"name": "fedavg"}}),
 
 
 def base():
-    return ablate.merged(to_dict(settings()), {"fed": {"public_data": "auto"}})
+    return merged(to_dict(settings()), {"fed": {"public_data": "auto"}})
 
 
 def test_all_rows_are_settings_that_resolve():

@@ -116,7 +116,8 @@ def assert_same(a, b):
 COMMAND = """
 import sys; sys.path.insert(0, {tests!r})
 import conftest, test_train, signal, os
-from fedfr_jax import train as program
+from fedfr_jax import rounds as program
+from fedfr_jax.train import train
 real, calls = program.round_row, []
 def round_row(*args):
     calls.append(0)
@@ -125,7 +126,7 @@ def round_row(*args):
         import time; time.sleep(600)  # as if the round took long
     return real(*args)
 program.round_row = round_row
-program.train(test_train.settings(**{changes}), {folder!r})
+train(test_train.settings(**{changes}), {folder!r})
 """
 
 

@@ -1,0 +1,269 @@
+"""One simulation to work with: build it from settings, run rounds, look inside, evaluate.
+
+    from fedfr_jax.experiment import Experiment, run
+
+    result = run("fedavg", base, fed={"rounds": 4})      # a whole run in one call
+    with Experiment(base) as experiment:                 # or step by step
+        experiment.run(rounds=2)
+        experiment.head(3)["class_embeddings"]
+
+A thin shell: the state is plain pytrees, and all work is done by the pure functions of
+:mod:`fedfr_jax.fedfr` and the functions of :mod:`fedfr_jax.rounds`.
+"""
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fedfr_jax import assess, plots, report, tables, workdir
+from fedfr_jax.checkpoints import RoundCheckpoints
+from fedfr_jax.cli import folder_of_process
+from fedfr_jax.config import Config, merged, resolve, to_dict
+from fedfr_jax.data.split import save_split
+from fedfr_jax.evaluate import describe_run, write_results
+from fedfr_jax.heads_at_rest import open_store, personal_models
+from fedfr_jax.plan import keep_settled
+from fedfr_jax.rounds import (
+    compile_programs,
+    pretrained_model,
+    run_rounds,
+    starting_server,
+    starting_weights,
+)
+from fedfr_jax.simulation import build_simulation, make_embed, make_personal_embed, use_cpu_devices
+from fedfr_jax.state import ServerState
+
+PyTree = Any
+Settings = Config | ConfigDict | Mapping[str, Any]
+
+
+def settings_of(config: Settings | None = None, method: str | None = None,
+                **changes: Any) -> Config:
+    """Checked settings.
+
+    Args:
+      config: settings to start from; None: the defaults.
+      method: name of the method, for short.
+      **changes: settings or groups of them, such as ``fed={"rounds": 4}``.
+
+    Raises:
+      ConfigError: a setting is wrong.
+    """
+    if isinstance(config, Config):
+        config = to_dict(config)
+    elif isinstance(config, ConfigDict):
+        config = config.to_dict()
+    settings = merged(config or {}, changes)
+    return resolve(merged(settings, {"method": {"name": method}}) if method else settings)
+
+
+class Experiment:
+    """A run in progress. A context manager; leaving it closes its files.
+
+    Args:
+      config: settings, of any kind that :func:`settings_of` takes.
+      folder: the work directory; None: a temporary one that goes with the experiment.
+      resume: take up the run that is there.
+      method, changes: as for :func:`settings_of`.
+
+    Attributes:
+      config: the settings with what was left on automatic decided.
+      sim: data, split, model, layout; see :class:`fedfr_jax.simulation.Simulation`.
+      folder: the work directory.
+      pretrained: variables of the backbone before the first round, on the host.
+      server: the server's state, on the devices. Rounds give its memory away: take
+        ``jax.device_get(experiment.server)`` to keep one.
+
+    Raises:
+      InputError: bad settings or data, before any long work.
+    """
+
+    def __init__(self, config: Settings | None = None, folder: str | pathlib.Path | None = None, *,
+                 method: str | None = None, resume: bool = False, **changes: Any):
+        config = settings_of(config, method, **changes)
+        use_cpu_devices(config.engine.cpu_devices)
+        self._files = contextlib.ExitStack()
+        if folder is None:
+            folder = self._files.enter_context(tempfile.TemporaryDirectory(prefix="fedfr_"))
+        self.folder = pathlib.Path(folder)
+        if resume and (self.folder / workdir.CONFIG).exists():
+            config = keep_settled(config, workdir.read_config(self.folder))
+        self._seconds: dict[str, float] = {}
+        self._figures: dict[str, Any] = {}
+        try:
+            self._start(config, resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, config: Config, resume: bool) -> None:
+        with self._timed("data"):
+            self.sim = build_simulation(config)
+            self.config = self.sim.config
+            weights = starting_weights(self.sim)
+            self._writer = self._files.enter_context(workdir.open_run(
+                folder_of_process(self.folder), to_dict(self.config), resume))
+            self._checkpoints = self._files.enter_context(
+                RoundCheckpoints(self.folder, keep=self.config.checkpoint.keep))
+            self._store = self._files.enter_context(open_store(self.sim, self.folder))
+            save_split(self._writer.workdir / "split.npz", self.sim.split)
+        with self._timed("pretraining"):
+            pretrained, embeddings = pretrained_model(
+                self.sim, self._writer, self.folder / "pretrained", weights, resume)
+        self.server: ServerState = starting_server(self.sim, self._checkpoints, pretrained,
+                                                   embeddings)
+        self._writer.truncate_after(self.round)
+        self._store.rewind(self.round)
+        self.pretrained: PyTree = jax.device_get(pretrained)
+        self._programs = compile_programs(self.sim)
+
+    @contextlib.contextmanager
+    def _timed(self, phase: str):
+        started = time.monotonic()
+        yield
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - started
+
+    def __enter__(self) -> Experiment:
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes files, and removes the work directory if it was a temporary one."""
+        self._files.close()
+
+    @property
+    def round(self) -> int:
+        """Rounds done."""
+        return int(self.server.round)
+
+    def run(self, rounds: int | None = None) -> list[dict[str, Any]]:
+        """Runs some rounds, at most up to ``fed.rounds``.
+
+        Args:
+          rounds: how many; None: all that are left.
+
+        Returns:
+          Their rows of :attr:`history`.
+
+        Raises:
+          FloatingPointError: training diverged.
+        """
+        before, last = self.round, self.config.fed.rounds
+        until = last if rounds is None else min(before + rounds, last)
+        with self._timed("rounds"):
+            self.server, self._figures = run_rounds(
+                self.sim, self._writer, self._checkpoints, self._store, self.server,
+                self.pretrained, until=until, programs=self._programs)
+        return [row for row in self.history if row["kind"] == "round" and row["round"] > before]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.jsonl``: pretraining, rounds, evaluations."""
+        path = self._writer.workdir / workdir.METRICS
+        return workdir.read_metrics(self._writer.workdir) if path.exists() else []
+
+    def head(self, client: int) -> dict[str, Any]:
+        """What a client keeps to itself, as arrays; see :class:`fedfr_jax.state.Heads`.
+
+        Raises:
+          KeyError: the client has not taken part yet.
+        """
+        number = np.array([client])
+        if not self._store.known(number)[0]:
+            raise KeyError(f"client {client} has not taken part in a round yet")
+        head = jax.tree.map(lambda x: np.asarray(x[0]), self._store.read(number))
+        return {name: getattr(head, name) for name in head.__dataclass_fields__}
+
+    def embed(self, images: np.ndarray, client: int | None = None) -> np.ndarray:
+        """(N, d) features of (N, S, S, 3) uint8 images: of the global or a client's own model."""
+        if client is None:
+            return make_embed(self.sim)(self.server.backbone, images)
+        return make_personal_embed(self.sim)(self._personal()(client), images)
+
+    def _personal(self):
+        return personal_models(self.sim, self._store, self.pretrained, self.server.backbone)
+
+    def _run(self) -> dict[str, Any]:
+        return describe_run(self.config, self.folder.resolve().name, self.round) | (
+            self._figures | {"seconds": dict(self._seconds)})
+
+    def write_run(self) -> dict[str, Any]:
+        """Writes a summary without results, where they come later; returns it."""
+        summary = {"run": self._run()}
+        self._writer.write_summary(summary)
+        return summary
+
+    def evaluate(self, *, show: bool = False) -> dict[str, Any]:
+        """All protocols on the present state; writes summary, curves and report.
+
+        Args:
+          show: print the tables.
+
+        Returns:
+          What ``summary.json`` holds.
+        """
+        with self._timed("evaluation"):
+            return write_results(self.sim, self._writer, self._run(), self.pretrained,
+                                 self.server.backbone, self._personal(), show=show)
+
+    def faces(self, rows: int = 6, columns: int = 10) -> np.ndarray | None:
+        """One image of public identities, one per row: (height, width, 3) uint8."""
+        sheet = assess.identity_sheet(self.sim, rows, columns)
+        return None if sheet is None else np.concatenate(np.concatenate(sheet, axis=1), axis=1)
+
+
+class Result:
+    """A finished run, read from its work directory; plain dictionaries, arrays and plots.
+
+    Attributes:
+      folder: the work directory.
+      summary: as in ``summary.json``.
+      history: rows of ``metrics.jsonl``.
+      rocs: protocol -> model -> (far, tar).
+      per_client: metric -> model -> (C,) values.
+    """
+
+    def __init__(self, folder: str | pathlib.Path):
+        self.folder = pathlib.Path(folder)
+        self._data = report.load_report_data(self.folder)
+        self.summary = dict(self._data.summary)
+        self.history = list(self._data.metrics)
+        self.rocs, self.per_client = self._data.rocs, self._data.per_client
+
+    def tables(self) -> list[tables.ResultTable]:
+        """The closing tables; a notebook shows each as a table."""
+        return tables.closing_tables(self.summary)
+
+    def plots(self) -> dict[str, plots.Plot]:
+        """Name -> plot, those of the report; a notebook shows each as an image."""
+        with plots.style():
+            found = report.all_plots(self._data)
+        return {plot.name: plot for drawn in found.values() for plot in drawn}
+
+
+def run(method: str | None = None, config: Settings | None = None,
+        folder: str | pathlib.Path | None = None, **changes: Any) -> Result:
+    """A whole run in one call: pretraining, rounds, evaluation.
+
+    Args:
+      method: a key of :data:`fedfr_jax.methods.METHODS`; None: what ``config`` says.
+      config: settings to start from; None: the defaults.
+      folder: the work directory, which is taken up if it holds this run; None: a new one among
+        the system's temporary files.
+      **changes: as for :func:`settings_of`.
+    """
+    folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="fedfr_"))
+    with Experiment(config, folder, method=method, resume=True, **changes) as experiment:
+        experiment.run()
+        experiment.evaluate()
+    return Result(folder)

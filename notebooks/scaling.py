@@ -1,0 +1,94 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # From ten clients to a hundred thousand
+#
+# Population and cohort are different numbers: all clients' heads rest in a memory-mapped file, and
+# only the round's cohort travels to the devices. So the cost of a round follows the cohort, and
+# clients that never took part cost nothing.
+
+# %%
+import os
+import resource
+import time
+
+import jax
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from fedfr_jax.experiment import Experiment
+from fedfr_jax.simulation import use_cpu_devices
+
+use_cpu_devices(0)
+SMALL = os.environ.get("FEDFR_NOTEBOOK") == "small"
+jax.devices()
+
+# %% [markdown]
+# ## Settings
+#
+# Each client has 24 images of 4 people, rendered on the device when its turn comes.
+
+
+# %%
+def settings(population, cohort, rounds):
+    people, public = 4 * population, 60
+    return {
+        "data": {"image_size": 32, "images": "render", "generated": {
+                     "identities": people + public, "images_per_identity": (8, 8)},
+                 "split": {"client_fraction": people / (people + public),
+                           "identities_per_client": (4, 4), "verification_images": 2}},
+        "model": {"depth": 10, "widths": (8, 16, 32, 32), "embedding": 64},
+        "pretrain": {"epochs": 1 if SMALL else 15, "batch_size": 32, "lr": 0.02},
+        "fed": {"num_clients": population, "rounds": rounds, "batch_size": 8, "lr": 0.01,
+                "local_epochs": (2,), "lr_decay_epochs": (), "hard_threshold": 0.8},
+        "population": {"cohort": cohort}, "eval": {"clients": min(10, population)},
+        "engine": {"lanes": 1 if jax.default_backend() == "cpu" else 0}}
+
+
+# %%
+def measure(population, cohort, rounds):
+    started = time.time()
+    with Experiment(settings(population, cohort, rounds)) as experiment:
+        ready = time.time() - started
+        history = experiment.run()
+        summary = experiment.evaluate()
+        used = os.stat(experiment.folder / "heads" / "process-0-of-1.rows").st_blocks * 512
+    warm = sorted(row["seconds"] for row in history[1:])
+    tar = summary["models"]["personalized"]["personalized"]["verification_tar"]["0.01"]["mean"]
+    return {"clients": population, "cohort": cohort, "start (s)": ready,
+            "round (s)": warm[len(warm) // 2], "1:1 TAR @ FAR 1e-2": tar, "heads (MB)": used / 1e6,
+            "memory so far (GB)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+
+
+# %% [markdown]
+# ## More clients, the same cohort
+
+# %%
+populations = [10, 100] if SMALL else [10, 100, 1_000, 10_000, 100_000]
+rounds = 2 if SMALL else 6
+by_population = pd.DataFrame([measure(n, 10, rounds) for n in populations])
+by_population.round(3)
+
+# %% [markdown]
+# ## Larger cohorts of one population
+
+# %%
+cohorts = [4, 8] if SMALL else [8, 16, 32, 64, 128]
+by_cohort = pd.DataFrame([measure(populations[-1], n, rounds) for n in cohorts])
+by_cohort.round(3)
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+axes[0].plot(by_population["clients"], by_population["round (s)"], "o-")
+axes[0].set(xscale="log", ylim=(0, None), xlabel="clients", ylabel="seconds per round",
+            title="cohort of 10")
+axes[1].plot(by_cohort["cohort"], by_cohort["round (s)"] / by_cohort["cohort"], "o-")
+axes[1].set(ylim=(0, None), xlabel="cohort", ylabel="seconds per client and round",
+            title=f"{populations[-1]:,} clients")
+plt.show()

@@ -1,0 +1,80 @@
+"""The interface for notebooks: step by step, in one call, and what comes out."""
+import jax
+import numpy as np
+import pytest
+from test_train import SETTINGS, final_state, settings
+
+from fedfr_jax.config import ConfigError, default_config, resolve
+from fedfr_jax.experiment import Experiment, Result, run, settings_of
+from fedfr_jax.train import train
+
+
+def test_settings_of_any_kind():
+    assert settings_of(method="moon").method.name == "moon"
+    config = default_config()
+    config.fed.rounds = 3
+    assert settings_of(config, fed={"lr": 0.5}).fed == settings_of(
+        fed={"lr": 0.5, "rounds": 3}).fed
+    assert settings_of(resolve({"seed": 3})).seed == 3
+    with pytest.raises(ConfigError, match=r"fed\.roundz"):
+        settings_of(fed={"roundz": 3})
+
+
+def test_round_by_round_is_a_run_at_once(tmp_path):
+    train(settings(), tmp_path / "at-once")
+    with Experiment(settings(), tmp_path / "steps") as experiment:
+        assert experiment.round == 0
+        with pytest.raises(KeyError, match="client 1 has not taken part"):
+            experiment.head(1)
+        first = experiment.run(rounds=1)
+        assert [row["round"] for row in first] == [1] and experiment.round == 1
+        assert experiment.head(1)["has_trained"]
+        assert [row["round"] for row in experiment.run()] == [2, 3]
+        assert experiment.run() == []
+        images = experiment.sim.held_out.images[:5]
+        shared, own = experiment.embed(images), experiment.embed(images, client=1)
+        assert shared.shape == own.shape == (5, 8) and np.abs(shared - own).max() > 1e-6
+        assert experiment.faces(2, 3).ndim == 3
+    config = settings()
+    states = [final_state(tmp_path / name, config) for name in ("at-once", "steps")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_a_method_in_one_call(tmp_path):
+    result = run("fedavg", SETTINGS, tmp_path / "x", fed={"rounds": 2})
+    assert result.summary["run"]["method"] == "FedAvg"
+    assert [row["round"] for row in result.history if row["kind"] == "round"] == [1, 2]
+    assert {table.title for table in result.tables()} >= {"Cost of a round for a client"}
+    assert "**model**" in result.tables()[0]._repr_markdown_() or (
+        "| model |" in result.tables()[0]._repr_markdown_())
+    drawn = result.plots()
+    assert drawn["loss"]._repr_png_().startswith(b"\x89PNG")
+    assert set(result.per_client) and set(result.rocs)
+    again = run("fedavg", SETTINGS, tmp_path / "x", fed={"rounds": 2})  # nothing left to do
+    assert again.summary["models"] == Result(tmp_path / "x").summary["models"]
+
+
+def test_temporary_folders_go_with_the_experiment():
+    with Experiment(SETTINGS, fed={"rounds": 1}, pretrain={"epochs": 0}) as experiment:
+        folder = experiment.folder
+        experiment.run()
+        assert (folder / "metrics.jsonl").exists()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("method", ["pretrained", "local", "centralized", "ditto", "fedface",
+                                    "finetune"])
+def test_methods_from_data_to_report(method, tmp_path):
+    result = run(method, SETTINGS, tmp_path / "x", fed={"rounds": 2})
+    models = result.summary["models"]
+    tar = {m: found["personalized"]["verification_tar"] for m, found in models.items()}
+    if method in ("pretrained", "local"):  # the server learns nothing
+        assert tar["global"] == tar["pretrained"]
+    if method == "centralized":  # everybody has the same model
+        assert {k: v["mean"] for k, v in tar["global"].items()} == {
+            k: v["mean"] for k, v in tar["personalized"].items()}
+        assert result.summary["costs"]["up"] == {}
+    if method == "pretrained":
+        assert {k: v["mean"] for k, v in tar["personalized"].items()} == {
+            k: v["mean"] for k, v in tar["global"].items()}
+    assert (tmp_path / "x" / "report.html").exists()
