@@ -53,7 +53,7 @@ print(jax.__version__, jax.devices())
 
 # %%
 SMALL = os.environ.get("FEDFR_NOTEBOOK") == "small"
-size = dict(people=40, clients=3, rounds=2, pretraining=1, pairs=60) if SMALL else dict(
+size = dict(people=56, clients=3, rounds=2, pretraining=1, pairs=60) if SMALL else dict(
     people=240, clients=8, rounds=10, pretraining=12, pairs=1500)
 data = {"image_size": 32 if SMALL else 48,
         "generated": {"identities": size["people"], "images_per_identity": (30, 34)},

@@ -66,6 +66,6 @@ def test_a_round_at_the_papers_shapes(dtype):
 
 
 def test_the_papers_schedule():
-    fed = paper_config().fed
-    schedule = [tuple(int(v) for v in fedfr.epochs_of_round(fed, r)) for r in range(5)]
+    method = fedfr.Method(None, paper_config().fed, None)
+    schedule = [tuple(int(v) for v in fedfr.epochs_of_round(method, r)) for r in range(5)]
     assert schedule == [(10, 8), (8, 6), (6, 4), (4, 3), (4, 3)]
