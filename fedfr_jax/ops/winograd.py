@@ -51,9 +51,12 @@ def is_faster(shape, channels: int) -> bool:
       channels: C of the input.
     """
     n, height, width, out_channels = shape
-    # Additions grow with the channels, the products they save with the square; smaller maps
-    # do not fill a tile; fewer pixels do not pay for transforming the kernel.
-    return (min(channels, out_channels) >= 64 and min(height, width) >= 4
+    side = forward_side(height, width)
+    filled = height * width / (side * side * -(-height // side) * -(-width // side))
+    # Additions grow with the channels, the products they save with the square; what tiles
+    # compute beyond the map is lost (at 6x6 nearly half); fewer pixels do not pay for
+    # transforming the kernel.
+    return (min(channels, out_channels) >= 64 and min(height, width) >= 4 and filled >= 0.7
             and n * height * width >= 512)
 
 
