@@ -62,7 +62,7 @@ found = ablate.run_grid(cells, folder)
 
 # %%
 for table in comparison.result_tables(found):
-    display(table)  # noqa: F821 - a notebook has it
+    display(table)
 
 # %% [markdown]
 # The same as a data frame, one line per cell:
@@ -70,14 +70,14 @@ for table in comparison.result_tables(found):
 # %%
 frame = pd.DataFrame(found.rows())
 means = frame.groupby("method", sort=False).mean(numeric_only=True)
-means.round(2).T  # noqa: B018
+means.round(2).T
 
 # %% [markdown]
 # ## Plots
 
 # %%
 drawn = {plot.title: plot for plot in comparison.drawings(found)}
-display(*list(drawn.values())[:3])  # noqa: F821
+display(*list(drawn.values())[:3])
 
 # %% [markdown]
 # ## Adding a row

@@ -91,8 +91,8 @@ result = run("fedfr", base)
 
 # %%
 for table in result.tables():
-    display(table)  # noqa: F821 - a notebook has it
+    display(table)
 
 # %%
 plots = result.plots()
-display(*[plot for name, plot in plots.items() if name.startswith(("roc", "gains-veri"))])  # noqa: F821
+display(*[plot for name, plot in plots.items() if name.startswith(("roc", "gains-veri"))])

@@ -111,7 +111,7 @@ plots["hard-negatives"]
 
 # %%
 for table in fedfr.tables():
-    display(table)  # noqa: F821 - a notebook has it
+    display(table)
 
 
 # %%
