@@ -6,25 +6,17 @@
 ``FOLDER`` is as in ``configs/lfw.py``. Seeds draw the split too; that of seed 2 would need more
 identities with ten images than there are.
 """
-import importlib.util
 import pathlib
+import runpy
 
 from ml_collections import ConfigDict
 
 from fedfr_jax.ablations import BASELINES, FEDFR, PARTS
 
 
-def _lfw():
-    path = pathlib.Path(__file__).with_name("lfw.py")
-    spec = importlib.util.spec_from_file_location("lfw_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
-
-
 def get_config():
     c = ConfigDict()
-    c.base = _lfw()
+    c.base = runpy.run_path(str(pathlib.Path(__file__).with_name("lfw.py")))["get_config"]()
     c.rows = (FEDFR, *BASELINES, *PARTS)
     c.seeds = (0, 1, 3)
     c.vary = ("seed", "data.seed")

@@ -124,7 +124,7 @@ def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def run_cell(cell: Cell, root: pathlib.Path) -> str | None:
-    """Runs or takes up one cell; returns what went wrong, or None.
+    """Runs or takes up one cell that is not finished; returns what went wrong, or None.
 
     What the run prints is in ``output.txt`` of its folder, an error in ``error.txt``.
     """
@@ -133,8 +133,6 @@ def run_cell(cell: Cell, root: pathlib.Path) -> str | None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").unlink(missing_ok=True)
     try:
-        if is_finished(cell, folder):
-            return None
         _copy(shared, folder / "pretrained")
         with open(folder / "output.txt", "a", encoding="utf-8") as output, \
                 contextlib.redirect_stdout(output):

@@ -12,11 +12,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
-from fedfr_jax import plots, tables
+from fedfr_jax import plots, report, tables
 from fedfr_jax.assess import HEADLINE_FAR, HEADLINE_FPIR, nearest
 
 Summary = Mapping[str, Any]
@@ -210,13 +208,9 @@ def write(found: Comparison, folder: str | os.PathLike, title: str,
     (folder / "table.md").write_text(markdown(found))
     with plots.style():
         drawn = drawings(found)
-    figures = [{"plot": plot, "svg": Markup(plots.svg(plot))} for plot in drawn]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fedfr_jax"), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    text = environment.get_template("ablation.html.j2").render(
+    text = report.template("ablation.html.j2").render(
         title=title, lead=f"{len(found.values)} rows, {len(found.seeds)} seeds, compared with "
-        f"{found.reference}.", tables=result_tables(found), figures=figures,
+        f"{found.reference}.", tables=result_tables(found), figures=report.with_svg(drawn),
         changes=list(changes.items()), failures=list(failures.items()))
     (folder / "report.html").write_text(text, encoding="utf-8")
     (folder / "plots").mkdir(exist_ok=True)

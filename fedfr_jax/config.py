@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fedfr_jax.errors import InputError
-from fedfr_jax.methods import METHODS
+from fedfr_jax.methods import METHODS, Recipe
 
 
 class ConfigError(InputError):
@@ -215,6 +215,11 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
+    def recipe(self) -> Recipe:
+        """What the method does differently from the others."""
+        return METHODS[self.method.name]
+
+    @property
     def options(self) -> Any:
         """The method's own settings; None where it has none."""
         return getattr(self.method, self.method.name, None)
@@ -256,7 +261,7 @@ def resolve(settings: Mapping[str, Any]) -> Config:
 
 def _as_method_says(config: Config) -> Config:
     """The settings with what the method decides."""
-    recipe, fed = METHODS[config.method.name], config.fed
+    recipe, fed = config.recipe, config.fed
     if fed.public_data == "auto":
         fed = dataclasses.replace(fed, public_data=recipe.public_data)
     if not recipe.trains:
@@ -381,7 +386,7 @@ def _check_contradictions(config: Config) -> None:
 
 def _check_method(config: Config) -> None:
     """What a method needs of other settings, and of its own, none of which is negative."""
-    name, recipe = config.method.name, METHODS[config.method.name]
+    name, recipe = config.method.name, config.recipe
     options = config.options
     for field in dataclasses.fields(options) if options is not None else ():
         if getattr(options, field.name) < 0:

@@ -22,7 +22,6 @@ from fedfr_jax.config import Config, resolve
 from fedfr_jax.data.split import describe_split
 from fedfr_jax.heads_at_rest import personal_models
 from fedfr_jax.initialize import server_shapes
-from fedfr_jax.methods import METHODS
 from fedfr_jax.progress import track
 from fedfr_jax.simulation import Simulation, build_simulation, use_cpu_devices
 
@@ -77,7 +76,7 @@ def describe_run(config: Config, name: str, rounds_done: int) -> dict[str, Any]:
     device = jax.devices()[0]
     kind = platform.processor() or platform.machine() if device.platform == "cpu" else (
         device.device_kind)
-    return {"name": f"Run {name}", "method": METHODS[config.method.name].title,
+    return {"name": f"Run {name}", "method": config.recipe.title,
             "seed": config.seed, "clients": config.fed.num_clients,
             "rounds": rounds_done, "device": f"{len(jax.devices())} x {device.platform} ({kind})",
             "jax": jax.__version__}

@@ -26,7 +26,6 @@ from jax.experimental import multihost_utils
 from fedfr_jax import engine, fedfr
 from fedfr_jax.config import Config
 from fedfr_jax.initialize import head_shapes
-from fedfr_jax.methods import METHODS
 from fedfr_jax.models import build
 from fedfr_jax.state import Heads, ServerState
 
@@ -108,7 +107,7 @@ def _agreed(best: Candidate) -> Candidate:
 
 def cohort_size(config: Config) -> int:
     """Clients per round, at most."""
-    if METHODS[config.method.name].union:
+    if config.recipe.union:
         return 1
     return config.population.cohort or config.fed.num_clients
 
@@ -185,7 +184,7 @@ def _program(config: Config, candidate: Candidate, mesh):
     backbone = build(dataclasses.replace(config.model, dtype=candidate.dtype),
                      config.data.image_size, candidate.conv)
     # What stays with the client takes no time; it would need previous backbones.
-    recipe = dataclasses.replace(METHODS[config.method.name], stays=None)
+    recipe = dataclasses.replace(config.recipe, stays=None)
     method = fedfr.Method(backbone, fed, config.loss, recipe, config.options)
     classes = 64 if method.uses_public else 0  # enough to be there, too few to weigh
     identities = config.data.split.identities_per_client[1]
@@ -222,7 +221,7 @@ def _program(config: Config, candidate: Candidate, mesh):
 def _key(config: Config) -> str:
     """What a plan depends on, in short."""
     device = jax.devices()[0]
-    terms = METHODS[config.method.name].terms(config.options, config.loss)
+    terms = config.recipe.terms(config.options, config.loss)
     parts = {
         "version": _VERSION, "jax": jax.__version__, "device": device.device_kind,
         "devices": len(jax.devices()), "cores": os.cpu_count(), "image": config.data.image_size,

@@ -248,6 +248,18 @@ def all_plots(data: ReportData) -> dict[str, list[plots.Plot]]:
     return found
 
 
+def template(name: str) -> jinja2.Template:
+    """One of the package's page templates."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("fedfr_jax"), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined).get_template(name)
+
+
+def with_svg(drawn: Sequence[plots.Plot]) -> list[dict[str, Any]]:
+    """Plots as the templates take them."""
+    return [{"plot": plot, "svg": Markup(plots.svg(plot))} for plot in drawn]
+
+
 def write_report(path: str | os.PathLike, data: ReportData) -> pathlib.Path:
     """Writes the report, and its plots as PNG into ``plots/`` beside it.
 
@@ -289,12 +301,8 @@ def write_report(path: str | os.PathLike, data: ReportData) -> pathlib.Path:
 
 def _html(data: ReportData, drawn: Mapping[str, Sequence[plots.Plot]],
           sheet: Mapping[str, Any] | None) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fedfr_jax"), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    figures = {section: [{"plot": plot, "svg": Markup(plots.svg(plot))} for plot in found]
-               for section, found in drawn.items()}
-    return environment.get_template("report.html.j2").render(
+    figures = {section: with_svg(found) for section, found in drawn.items()}
+    return template("report.html.j2").render(
         data=data, tiles=_tiles(data), tables=tables.closing_tables(data.summary),
         spread=tables.spread_table(data.summary), facts=_facts(data), phases=_phases(data),
         figures=figures, sheet=sheet, hard_negatives=_hard_negative_cards(data.hard_negatives),

@@ -24,7 +24,6 @@ from fedfr_jax.data.types import FederatedSplit, ImageSource, VerificationSet
 from fedfr_jax.data.verification import leave_out, original_labels, read_bin
 from fedfr_jax.evaluation.held_out import HeldOut, evaluated_clients, read_held_out
 from fedfr_jax.initialize import fill_in_new, initial_heads
-from fedfr_jax.methods import METHODS, Recipe
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.ops.conv import default_strategy
 from fedfr_jax.plan import cohort_size, most_lanes, settle
@@ -92,19 +91,13 @@ def make_method(config: Config) -> tuple[Backbone, fedfr.Method]:
     return shared, method_of(config, own)
 
 
-def method_recipe(config: Config) -> Recipe:
-    """The recipe of the method that ``config.method`` names."""
-    return METHODS[config.method.name]
-
-
 def method_of(config: Config, backbone: Backbone) -> fedfr.Method:
     """The method that ``config.method`` names, on this network.
 
     Raises:
       InputError: the method needs something that the network does not have.
     """
-    method = fedfr.Method(backbone, config.fed, config.loss, method_recipe(config),
-                          config.options)
+    method = fedfr.Method(backbone, config.fed, config.loss, config.recipe, config.options)
     method.stays(jax.eval_shape(backbone.init, jax.random.key(0)))
     return method
 
@@ -129,7 +122,7 @@ def build_simulation(config: Config) -> Simulation:
     generic = verification_sets(config, source, split)
     config = settle(config)
     layout = make_layout(config)
-    clients = split.clients.union() if method_recipe(config).union else split.clients
+    clients = split.clients.union() if config.recipe.union else split.clients
     schedule = make_schedule(config, clients, layout.mesh.size)
     backbone, method = make_method(config)
     _check_gradient_batch(config, backbone)
