@@ -182,23 +182,23 @@ def for_each_client(update, shared, clients, count: int, lanes: int = 1):
     devices = min(count, len(jax.devices()))
     mesh = engine.make_mesh(jax.devices()[:devices])
     padding = -count % devices
-    work = np.pad(np.ones(count, np.int32), (0, padding), constant_values=-1)
+    taken = np.arange(count + padding) < count
     clients = jax.tree.map(
         lambda x: np.concatenate([x, np.repeat(np.asarray(x)[:1], padding, 0)]), clients)
     shared = engine.replicate(shared, mesh)
-    clients, work = engine.spread((clients, work), mesh)
+    clients, taken = engine.spread((clients, taken), mesh)
 
     def one(lane, shared, device, client, state):
         model, kept = update(lane.repeat, shared, client)
         return model, jnp.float32(1), state, kept
 
     @jax.jit
-    def step(shared, clients, work):
+    def step(shared, clients, taken):
         average, _, _, kept = engine.for_each_client(
-            one, shared, (), clients, (), work, mesh=mesh, lanes=lanes)
+            one, shared, (), clients, (), taken.astype(int), taken, mesh=mesh, lanes=lanes)
         return average, jax.tree.map(lambda x: x[:count], kept)
 
-    return lambda: step(shared, clients, work)
+    return lambda: step(shared, clients, taken)
 
 
 def build_workload(workload: Workload, problem, *, lanes: int = 1, devices: int = 0) -> Built:

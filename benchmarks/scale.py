@@ -57,7 +57,7 @@ def run(population: int, cohort: int, rounds: int) -> dict[str, Any]:
             with open_store(sim, folder) as store:
                 store.rewind(0)
                 server = driver.starting_server(sim, checkpoints, weights, None)
-                driver.run_rounds(sim, writer, checkpoints, store, server, weights)
+                driver.run_rounds([driver.Run(sim, writer, checkpoints, store, server, weights)])
                 kept = store.read(store.touched())
                 disk = store.nbytes
             rows = workdir.read_metrics(folder)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -27,10 +28,14 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from fedfr_jax import comparison, workdir
+from fedfr_jax import comparison, experiment, workdir
 from fedfr_jax.cli import reports_input_errors
-from fedfr_jax.config import Config, ConfigError, merged, resolve, to_dict
+from fedfr_jax.config import Config, ConfigError, DataConfig, merged, resolve, to_dict
+from fedfr_jax.data import ImageSource, open_source
+from fedfr_jax.data.types import remembering
 from fedfr_jax.errors import InputError
+from fedfr_jax.experiment import Experiment
+from fedfr_jax.plan import seeds_at_once, settle
 from fedfr_jax.plots import slug
 from fedfr_jax.simulation import use_cpu_devices
 from fedfr_jax.train import train
@@ -123,27 +128,82 @@ def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
     os.replace(temporary, target)
 
 
+@functools.lru_cache(maxsize=1)  # cells come seed after seed
+def _source(config: DataConfig) -> ImageSource:
+    """The data of a seed's cells, read once where it may stay in memory."""
+    source = open_source(config)
+    size = len(source.labels) * source.image_size ** 2 * 3
+    return remembering(source) if size <= config.resident_gib * 2 ** 30 else source
+
+
+@contextlib.contextmanager
+def _cell_folder(cell: Cell, root: pathlib.Path):
+    """The cell's folder, with the pretrained backbone if others have one, which they get too."""
+    folder, shared = root / "cells" / cell.folder, pretrained_folder(root, cell.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "error.txt").unlink(missing_ok=True)
+    _copy(shared, folder / "pretrained")
+    try:
+        yield folder
+    finally:
+        _copy(folder / "pretrained", shared)
+
+
+@contextlib.contextmanager
+def _output(folder: pathlib.Path):
+    with open(folder / "output.txt", "a", encoding="utf-8") as output, \
+            contextlib.redirect_stdout(output):
+        yield
+
+
 def run_cell(cell: Cell, root: pathlib.Path) -> str | None:
     """Runs or takes up one cell that is not finished; returns what went wrong, or None.
 
     What the run prints is in ``output.txt`` of its folder, an error in ``error.txt``.
     """
-    folder = root / "cells" / cell.folder
-    shared = pretrained_folder(root, cell.config)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "error.txt").unlink(missing_ok=True)
     try:
-        _copy(shared, folder / "pretrained")
-        with open(folder / "output.txt", "a", encoding="utf-8") as output, \
-                contextlib.redirect_stdout(output):
-            train(cell.config, folder, resume=True)
+        with _cell_folder(cell, root) as folder, _output(folder):
+            train(cell.config, folder, resume=True, source=_source(cell.config.data))
     except Exception as error:
-        (folder / "error.txt").write_text(traceback.format_exc())
+        (root / "cells" / cell.folder / "error.txt").write_text(traceback.format_exc())
         return f"{type(error).__name__}: {error}"
     finally:
-        _copy(folder / "pretrained", shared)
         jax.clear_caches()  # a long grid would keep every cell's programs
     return None
+
+
+def run_side_by_side(cells: Sequence[Cell], root: pathlib.Path) -> None:
+    """Runs cells that differ in nothing but ``seed`` in one program.
+
+    Raises:
+      Exception: any of one run's; what was computed is kept.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.callback(jax.clear_caches)
+        experiments = []
+        for cell in cells:
+            folder = stack.enter_context(_cell_folder(cell, root))
+            with _output(folder):
+                experiments.append(stack.enter_context(Experiment(
+                    cell.config, folder, resume=True, source=_source(cell.config.data))))
+        experiment.run_side_by_side(experiments)
+        for one in experiments:
+            with _output(one.folder):
+                one.evaluate(show=True)
+
+
+def mates(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells that could go in one program with this one, itself first.
+
+    As many as fit are chosen: lanes that a cohort leaves empty, measured unless the setting
+    ``engine.lanes`` says it. On a CPU lanes do not pay, and there is none but itself.
+    """
+    others = [c for c in cells if c.row == cell.row and c.seed != cell.seed and c.config ==
+              dataclasses.replace(cell.config, seed=c.config.seed)]
+    if not others or not cell.config.fed.rounds:
+        return [cell]
+    settled = settle(cell.config, seeds=1 + len(others), report=lambda line: None)
+    return [cell, *others][:seeds_at_once(settled)]
 
 
 def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str = "",
@@ -168,14 +228,27 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
         is_finished(cell, root / "cells" / cell.folder)
     failures: dict[str, str] = {}
     for number, cell in enumerate(cells, start=1):
-        finished = is_finished(cell, root / "cells" / cell.folder)
-        report(f"cell {number}/{len(cells)}: {cell}" + (" (finished before)" if finished else ""))
-        error = None if finished else run_cell(cell, root)
+        where = f"cell {number}/{len(cells)}: {cell}"
+        if is_finished(cell, root / "cells" / cell.folder):
+            report(f"{where} (finished)")
+            continue
+        together = mates(cell, [c for c in cells if not is_finished(
+            c, root / "cells" / c.folder) and str(c) not in failures])
+        if len(together) > 1:
+            report(f"{where}, side by side with {len(together) - 1} other seeds")
+            try:
+                run_side_by_side(together, root)
+            except Exception as error:
+                report(f"  failed: {type(error).__name__}: {error}; now one after the other")
+        else:
+            report(where)
+        error = None
+        if not is_finished(cell, root / "cells" / cell.folder):
+            error = run_cell(cell, root)
         if error:
             failures[str(cell)] = error
             report(f"  failed: {error}")
-        if not finished:
-            write_comparison(cells, root, reference, failures, title)
+        write_comparison(cells, root, reference, failures, title)
     return write_comparison(cells, root, reference, failures, title)
 
 

@@ -107,20 +107,20 @@ def local_rows(tree: PyTree) -> PyTree:
     return jax.tree.map(rows, tree)
 
 
-def _chunk_order(work, lanes):
+def _chunk_order(work, taken, lanes):
     """(positions (chunks * lanes,), chunks that have work to do): longest first.
 
     Positions that fill up the last chunk lie beyond the slots.
     """
     slots = work.shape[0]
-    order = jnp.argsort(-work)
+    order = jnp.argsort(jnp.where(taken, -work, jnp.iinfo(work.dtype).max))
     filler = -slots % lanes
     order = jnp.concatenate([order, jnp.full(filler, slots, order.dtype)])
-    return order, -(-jnp.sum(work >= 0) // lanes)
+    return order, -(-jnp.sum(taken) // lanes)
 
 
 def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, clients: PyTree,
-                    state: PyTree, work: jax.Array, *, mesh: Mesh, lanes: int
+                    state: PyTree, work: jax.Array, taken: jax.Array, *, mesh: Mesh, lanes: int
                     ) -> tuple[PyTree, jax.Array, PyTree, PyTree]:
     """Runs ``update`` for every client and averages what they send.
 
@@ -133,8 +133,10 @@ def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, client
         the clients of one device share.
       clients, state: pytrees of arrays with a leading axis C, the slots; device k has the
         k-th part of them. C is a multiple of the number of devices.
-      work: (C,) how much each client has to do, in any unit; -1 for an empty slot. Clients
-        with alike work share a chunk, so that little of it is padding.
+      work: (C,) int, how much each client has to do, in any unit. Clients with alike work share
+        a chunk, so that little of it is padding.
+      taken: (C,) bool, False for an empty slot. It says how many chunks there are: under an
+        outer vmap leave it unbatched, or every chunk would copy all ``state``.
       mesh: from :func:`make_mesh`.
       lanes: clients side by side on one device.
 
@@ -154,9 +156,9 @@ def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, client
     side_by_side = alone if lanes == 1 else jax.vmap(
         one, (None, None, 0, 0, 0), axis_name=_LANES)
 
-    def on_one_device(shared, device, clients, state, work):
+    def on_one_device(shared, device, clients, state, work, taken):
         slots = work.shape[0]
-        order, chunks = _chunk_order(work, lanes)
+        order, chunks = _chunk_order(work, taken, lanes)
 
         def rows(tree, at):
             return jax.tree.map(lambda x: x.at[at].get(mode="clip"), tree)
@@ -164,7 +166,7 @@ def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, client
         def one_chunk(i, carry):
             total, weights, state, metrics = carry
             at = lax.dynamic_slice_in_dim(order, i * lanes, lanes)
-            active = (at < slots) & (work.at[at].get(mode="clip") >= 0)
+            active = (at < slots) & taken.at[at].get(mode="clip")
             sent, weight, new, measured = side_by_side(
                 shared, device, rows(clients, at), rows(state, at), active)
             total = jax.tree.map(lambda t, s: t + jnp.tensordot(weight, s.astype(jnp.float32), 1),
@@ -186,8 +188,8 @@ def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, client
     # check_vma=False: with it on, jax.grad inside would sum the gradient of the
     # replicated model over devices, and local training would stop being local.
     (total, weight), state, metrics = jax.shard_map(
-        on_one_device, mesh=mesh, in_specs=(P(), P(AXIS), P(AXIS), P(AXIS), P(AXIS)),
-        out_specs=(P(), P(AXIS), P(AXIS)), check_vma=False)(shared, device, clients, state, work)
+        on_one_device, mesh=mesh, in_specs=(P(), *[P(AXIS)] * 5), out_specs=(P(), P(AXIS), P(AXIS)),
+        check_vma=False)(shared, device, clients, state, work, taken)
     average = jax.tree.map(lambda t: t / jnp.where(weight > 0, weight, 1), total)
     return average, weight, state, metrics
 

@@ -16,7 +16,7 @@ import contextlib
 import pathlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,11 +28,14 @@ from fedfr_jax.checkpoints import RoundCheckpoints
 from fedfr_jax.cli import folder_of_process
 from fedfr_jax.config import Config, merged, resolve, to_dict
 from fedfr_jax.data.split import save_split
+from fedfr_jax.data.types import ImageSource
 from fedfr_jax.evaluate import describe_run, write_results
 from fedfr_jax.heads_at_rest import open_store, personal_models
 from fedfr_jax.plan import keep_settled
 from fedfr_jax.rounds import (
+    Run,
     compile_programs,
+    go_together,
     pretrained_model,
     run_rounds,
     starting_server,
@@ -72,6 +75,7 @@ class Experiment:
       config: settings, of any kind that :func:`settings_of` takes.
       folder: the work directory; None: a temporary one that goes with the experiment.
       resume: take up the run that is there.
+      source: what ``config.data`` opens, where it is open already.
       method, changes: as for :func:`settings_of`.
 
     Attributes:
@@ -87,7 +91,8 @@ class Experiment:
     """
 
     def __init__(self, config: Settings | None = None, folder: str | pathlib.Path | None = None, *,
-                 method: str | None = None, resume: bool = False, **changes: Any):
+                 method: str | None = None, resume: bool = False,
+                 source: ImageSource | None = None, **changes: Any):
         config = settings_of(config, method, **changes)
         use_cpu_devices(config.engine.cpu_devices)
         self._files = contextlib.ExitStack()
@@ -99,14 +104,14 @@ class Experiment:
         self._seconds: dict[str, float] = {}
         self._figures: dict[str, Any] = {}
         try:
-            self._start(config, resume)
+            self._start(config, resume, source)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, config: Config, resume: bool) -> None:
+    def _start(self, config: Config, resume: bool, source: ImageSource | None) -> None:
         with self._timed("data"):
-            self.sim = build_simulation(config)
+            self.sim = build_simulation(config, source)
             self.config = self.sim.config
             weights = starting_weights(self.sim)
             self._writer = self._files.enter_context(workdir.open_run(
@@ -161,10 +166,18 @@ class Experiment:
         before, last = self.round, self.config.fed.rounds
         until = last if rounds is None else min(before + rounds, last)
         with self._timed("rounds"):
-            self.server, self._figures = run_rounds(
-                self.sim, self._writer, self._checkpoints, self._store, self.server,
-                self.pretrained, until=until, programs=self._programs)
+            [(self.server, self._figures)] = run_rounds([self.state()], until=until,
+                                                        programs=self._programs)
         return [row for row in self.history if row["kind"] == "round" and row["round"] > before]
+
+    def state(self) -> Run:
+        """What :func:`fedfr_jax.rounds.run_rounds` works on."""
+        return Run(self.sim, self._writer, self._checkpoints, self._store, self.server,
+                   self.pretrained)
+
+    def _take(self, server: ServerState, figures: dict[str, Any], seconds: float) -> None:
+        self.server, self._figures = server, figures
+        self._seconds["rounds"] = self._seconds.get("rounds", 0.0) + seconds
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -220,6 +233,27 @@ class Experiment:
         """One image of public identities, one per row: (height, width, 3) uint8."""
         sheet = assess.identity_sheet(self.sim, rows, columns)
         return None if sheet is None else np.concatenate(np.concatenate(sheet, axis=1), axis=1)
+
+
+def run_side_by_side(experiments: Sequence[Experiment]) -> None:
+    """All rounds that are left of experiments that differ in nothing but ``seed``.
+
+    They run in one program, vmapped over the seeds: where one seed's clients do not fill the
+    device. The results are those of running one after the other, up to float reassociation.
+
+    Raises:
+      ValueError: they differ in more than the seed.
+      FloatingPointError: training diverged.
+    """
+    runs = [experiment.state() for experiment in experiments]
+    if not go_together(runs):
+        raise ValueError("these experiments differ in more than seed, or in how far they are; "
+                         "run them one after the other")
+    started = time.monotonic()
+    results = run_rounds(runs)
+    seconds = (time.monotonic() - started) / len(runs)
+    for experiment, (server, figures) in zip(experiments, results, strict=True):
+        experiment._take(server, figures | {"side_by_side": len(runs)}, seconds)
 
 
 class Result:

@@ -611,7 +611,7 @@ def run_round(method: Method, layout: Layout, server: ServerState, heads: Heads,
     steps = (cohort.sizes + kept_public.sum(1)) // method.fed.batch_size
     average, weight, new_heads, metrics = engine.for_each_client(
         lambda *args: local_update(method, layout, *args), shared, device, clients, heads,
-        jnp.where(cohort.clients >= 0, steps, -1), mesh=layout.mesh, lanes=layout.lanes)
+        steps, cohort.clients >= 0, mesh=layout.mesh, lanes=layout.lanes)
     if method.recipe.server_embeddings is not None:
         new_heads = new_heads.replace(class_embeddings=_embeddings_at_server(
             method, new_heads.class_embeddings, cohort))

@@ -24,12 +24,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fedfr_jax import engine, fedfr
-from fedfr_jax.config import Config
+from fedfr_jax.config import Config, LossConfig
 from fedfr_jax.initialize import head_shapes
 from fedfr_jax.models import build
 from fedfr_jax.state import Heads, ServerState
 
-_VERSION = 2  # of what is measured; a new one makes old files worthless
+_VERSION = 3  # of what is measured; a new one makes old files worthless
 _STEPS = 3  # per client and timed call
 _WORTH = 0.97  # more lanes must take at most this share of the time
 
@@ -69,11 +69,13 @@ def is_automatic(config: Config) -> bool:
     return settings.lanes == 0 or settings.conv == "auto" or config.model.dtype == "auto"
 
 
-def settle(config: Config, *, report=print) -> Config:
+def settle(config: Config, *, seeds: int = 1, report=print) -> Config:
     """Replaces automatic settings by what is fastest here.
 
     Args:
       config: the settings.
+      seeds: runs that could go side by side; ``engine.lanes`` may then be more than the
+        clients that one of them has, see :func:`seeds_at_once`.
       report: called with a line that tells the outcome.
 
     Returns:
@@ -82,11 +84,11 @@ def settle(config: Config, *, report=print) -> Config:
     """
     if not is_automatic(config):
         return config
-    key, known = _key(config), _read()
+    key, known = _key(config, seeds), _read()
     if key in known:
         best, note = Candidate(**known[key]), f"measured before, kept in {cache_file()}"
     else:
-        best, note = measure(config)
+        best, note = measure(config, seeds)
         _write(known | {key: dataclasses.asdict(best)})
     best = _agreed(best)
     report(f"plan: {best} ({note})")
@@ -117,9 +119,18 @@ def most_lanes(config: Config, devices: int) -> int:
     return max(1, -(-cohort_size(config) // devices))
 
 
-def candidates(config: Config, devices: int, backend: str) -> Iterator[list[Candidate]]:
+def seeds_at_once(config: Config) -> int:
+    """Runs side by side in one program: where one leaves lanes empty, others fill them."""
+    if jax.process_count() > 1:
+        return 1
+    devices = min(len(jax.devices()), cohort_size(config))
+    return max(1, config.engine.lanes // most_lanes(config, devices))
+
+
+def candidates(config: Config, devices: int, backend: str,
+               seeds: int = 1) -> Iterator[list[Candidate]]:
     """Groups of candidates that differ in nothing but lanes, fewest first."""
-    settings, limit = config.engine, most_lanes(config, devices)
+    settings, limit = config.engine, most_lanes(config, devices) * seeds
     on_cpu = backend == "cpu"
     lanes = [1, 4] if on_cpu else [1, 2, 4, 8, 16, 32, 64, 128]
     lanes = [n for n in lanes if n <= limit] if not settings.lanes else [min(settings.lanes, limit)]
@@ -134,11 +145,11 @@ def candidates(config: Config, devices: int, backend: str) -> Iterator[list[Cand
             yield [Candidate(n, conv, settings.gradient_batch, dtype) for n in fewer]
 
 
-def measure(config: Config) -> tuple[Candidate, str]:
-    """(the fastest candidate, how it compares)."""
+def measure(config: Config, seeds: int = 1) -> tuple[Candidate, str]:
+    """(the fastest candidate, how it compares); ``seeds`` as for :func:`settle`."""
     devices = jax.local_devices()[:cohort_size(config)]
     mesh, found = engine.make_mesh(devices), {}
-    for group in candidates(config, mesh.size, jax.default_backend()):
+    for group in candidates(config, mesh.size, jax.default_backend(), seeds):
         best = np.inf
         for candidate in group:
             seconds = seconds_per_step(config, candidate, mesh)
@@ -180,13 +191,13 @@ def seconds_per_step(config: Config, candidate: Candidate, mesh) -> float:
 
 def _program(config: Config, candidate: Candidate, mesh):
     """A compiled function that trains ``lanes`` clients per device for a few steps."""
-    fed = config.fed
     backbone = build(dataclasses.replace(config.model, dtype=candidate.dtype),
                      config.data.image_size, candidate.conv)
-    # What stays with the client takes no time; it would need previous backbones.
-    recipe = dataclasses.replace(config.recipe, stays=None)
-    method = fedfr.Method(backbone, fed, config.loss, recipe, config.options)
-    classes = 64 if method.uses_public else 0  # enough to be there, too few to weigh
+    # FedFR whatever the method: the network weighs, and the rows of a comparison should share
+    # their layout.
+    fed = dataclasses.replace(config.fed, public_data="hard")
+    method = fedfr.Method(backbone, fed, LossConfig())
+    classes = 64  # enough to be there, too few to weigh
     identities = config.data.split.identities_per_client[1]
     head = head_shapes(method, identities, "float32").replace(previous=None)
     head = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), head)
@@ -213,23 +224,20 @@ def _program(config: Config, candidate: Candidate, mesh):
     heads = engine.spread(jax.tree.map(lambda x: jnp.stack([x] * slots), head), mesh)
     work = engine.spread(jnp.ones(slots, jnp.int32), mesh)
     run = jax.jit(lambda shared, heads, work: engine.for_each_client(
-        update, shared, work[:mesh.size], work, heads, work, mesh=mesh,
+        update, shared, work[:mesh.size], work, heads, work, work > 0, mesh=mesh,
         lanes=candidate.lanes)[::3])
     return run, (engine.replicate((server, batch), mesh), heads, work)
 
 
-def _key(config: Config) -> str:
+def _key(config: Config, seeds: int) -> str:
     """What a plan depends on, in short."""
     device = jax.devices()[0]
-    terms = config.recipe.terms(config.options, config.loss)
     parts = {
         "version": _VERSION, "jax": jax.__version__, "device": device.device_kind,
         "devices": len(jax.devices()), "cores": os.cpu_count(), "image": config.data.image_size,
         "model": dataclasses.asdict(config.model) | {"weights": ""},
         "engine": dataclasses.asdict(config.engine), "batch": config.fed.batch_size,
-        "lanes": most_lanes(config, len(jax.devices())),
-        "terms": [terms.contrastive > 0, terms.binary > 0, config.fed.public_data == "off",
-                  config.fed.transform],
+        "lanes": most_lanes(config, len(jax.devices())) * seeds,
         "identities": config.data.split.identities_per_client[1]}
     text = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]

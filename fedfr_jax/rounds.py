@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,11 +22,11 @@ from fedfr_jax.pretrain import pretrain
 from fedfr_jax.progress import track
 from fedfr_jax.simulation import (
     Simulation,
-    compile_round,
+    compile_rounds,
     compile_start,
     round_key,
 )
-from fedfr_jax.state import CohortData, ServerState
+from fedfr_jax.state import CohortData, Heads, ServerState
 
 PyTree = Any
 
@@ -120,22 +120,19 @@ def round_row(sim: Simulation, round_index: int, clients: np.ndarray,
 
 @dataclasses.dataclass(frozen=True)
 class RoundInputs:
-    """What a round needs besides the server: read ahead while the round before runs.
+    """Who takes part in a round: read ahead while the round before runs.
 
     Attributes:
       assigned: (C,) client in each slot of all devices; ``mine``: of this process' devices.
       cohort: their data, on the devices.
-      stored: their heads as the store has them.
     """
 
     assigned: np.ndarray
     mine: np.ndarray
     cohort: CohortData
-    stored: tuple
 
 
-def read_ahead(sim: Simulation, heads: CohortHeads, round_index: int,
-               last: RoundInputs | None = None) -> RoundInputs:
+def read_ahead(sim: Simulation, round_index: int, last: RoundInputs | None = None) -> RoundInputs:
     """The inputs of a round; those of the last one again where the cohort is the same."""
     assigned = sim.schedule.assigned(round_index)
     if last is not None and np.array_equal(assigned, last.assigned):
@@ -143,122 +140,186 @@ def read_ahead(sim: Simulation, heads: CohortHeads, round_index: int,
     rows = sim.schedule.rows(assigned)
     size = len(assigned) // sim.schedule.processes
     mine = assigned[jax.process_index() * size:][:size]
-    return RoundInputs(assigned, mine, sim.client_images.cohort_data(rows),
-                       heads.read_ahead(mine))
+    return RoundInputs(assigned, mine, sim.client_images.cohort_data(rows))
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The compiled functions of :func:`compile_round` and :func:`compile_start`."""
+    """The compiled functions of :func:`compile_rounds` and :func:`compile_start`."""
 
     round: Callable
     start: Callable
 
 
-def compile_programs(sim: Simulation) -> Programs:
-    """The programs of a simulation; each compiles when it is first called."""
-    return Programs(compile_round(sim), compile_start(sim))
+def compile_programs(sim: Simulation, seeds: int = 1) -> Programs:
+    """The programs of so many runs side by side; each compiles when it is first called."""
+    return Programs(compile_rounds(sim, seeds), compile_start(sim))
 
 
-def run_rounds(sim: Simulation, writer: workdir.RunWriter, checkpoints: RoundCheckpoints,
-               store: RowStore, server: ServerState, pretrained: PyTree, *,
-               until: int | None = None, programs: Programs | None = None
-               ) -> tuple[ServerState, dict[str, Any]]:
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the rounds of one run need and move on.
+
+    Attributes:
+      sim: the simulation.
+      writer, checkpoints: of its work directory.
+      store: the heads of this process' clients, as after ``server.round`` rounds.
+      server: the state, on the devices; its memory is given away.
+      pretrained: variables before the first round, on the host.
+    """
+
+    sim: Simulation
+    writer: workdir.RunWriter
+    checkpoints: RoundCheckpoints
+    store: RowStore
+    server: ServerState
+    pretrained: PyTree
+
+
+def go_together(runs: Sequence[Run]) -> bool:
+    """Whether runs can go side by side: they differ in nothing but the seed, and are equally far.
+
+    Their clients then have the same images, and in every round the same ones take part.
+    """
+    def but_seed(run):
+        return dataclasses.replace(run.sim.config, seed=0)
+
+    first = runs[0]
+    return jax.process_count() == 1 and all(
+        but_seed(run) == but_seed(first) and int(run.server.round) == int(first.server.round)
+        and np.array_equal(run.sim.schedule.cohorts, first.sim.schedule.cohorts) for run in runs)
+
+
+def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Programs | None = None
+               ) -> list[tuple[ServerState, dict[str, Any]]]:
     """The rounds that are left, with checkpoints and the evaluations that ``eval.every`` asks for.
 
     Args:
-      store: the heads of this process' clients, as after ``server.round`` rounds.
-      pretrained: variables before the first round, on the host.
+      runs: one, or several that :func:`go_together`.
       until: rounds done after which to stop; None: ``fed.rounds``.
-      programs: from :func:`compile_programs`, where they serve several calls.
+      programs: from :func:`compile_programs` for as many runs, where they serve several calls.
 
     Returns:
-      (server, figures for the summary).
+      For each run: (server, figures for the summary).
+
+    Raises:
+      FloatingPointError: training diverged.
     """
-    config, key, programs = sim.config, round_key(sim.config), programs or compile_programs(sim)
-    first, rows, last = int(server.round), [], config.fed.rounds if until is None else until
-    heads = CohortHeads(sim, store, programs.start,
-                        engine.replicate(pretrained, sim.layout.mesh),
-                        jax.random.key(config.seed + 1))
-    between = _Between(sim, writer, checkpoints, store, heads, pretrained, last)
+    sim, programs = runs[0].sim, programs or compile_programs(runs[0].sim, len(runs))
+    first = int(runs[0].server.round)
+    last = sim.config.fed.rounds if until is None else until
+    courses = [_Course(run, programs.start, last) for run in runs]
+    keys = [round_key(run.sim.config) for run in runs]
     compiled = {"first round": 0, "later rounds": 0}
-    inputs = read_ahead(sim, heads, first) if first < last else None
+    inputs = read_ahead(sim, first) if first < last else None
     with track("federated rounds", last - first, "round") as bar:
         for r in range(first, last):
-            between.evaluate(r, server)
+            for course in courses:
+                course.evaluate(r)
             before, started = compilations(), time.monotonic()
-            mine = heads.fetch(inputs.mine, inputs.stored, inputs.cohort)
-            server, mine, metrics = programs.round(server, mine, sim.public, inputs.cohort, key)
+            results = programs.round([course.server for course in courses],
+                                     [course.fetch(inputs) for course in courses],
+                                     sim.public, inputs.cohort, keys)
             # The devices are at work; meanwhile the host writes the last round and reads the next.
-            between.save()
-            following = read_ahead(sim, heads, r + 1, inputs) if r + 1 < last else None
-            metrics = jax.device_get(metrics)
-            row = round_row(sim, r + 1, inputs.assigned, metrics, time.monotonic() - started)
+            for course in courses:
+                course.save()
+            following = read_ahead(sim, r + 1, inputs) if r + 1 < last else None
+            for course in courses:
+                course.read_ahead(inputs, following)
+            results = [(*state, jax.device_get(metrics)) for *state, metrics in results]
+            seconds = (time.monotonic() - started) / len(runs)
             compiled["first round" if r == first else "later rounds"] += compilations() - before
-            between.keep(r + 1, server, inputs, mine, following)
-            writer.append(row)
-            rows.append(row)
-            bar.update(1, images=row["images"], loss=row.get("loss"))
+            rows = [course.keep(r + 1, *result, inputs, following, seconds)
+                    for course, result in zip(courses, results, strict=True)]
+            bar.update(1, images=sum(row["images"] for row in rows), loss=rows[0].get("loss"))
             inputs = following
-        if not last:
-            checkpoints.save(0, jax.device_get(server))
-        between.save()
-    warm = rows[1:] or rows
-    seconds = sum(row["seconds"] for row in warm)
-    return server, {
-        "compilations": compiled,
-        "clients_per_round": int((sim.schedule.cohorts >= 0).sum(1).max()),
-        "images_per_second": sum(r["images"] for r in warm) / seconds if warm else None}
+        return [course.finish(compiled) for course in courses]
 
 
-class _Between:
-    """What the host does between rounds: write heads, save checkpoints, evaluate."""
+class _Course:
+    """One run through its rounds, and what the host does between them."""
 
-    def __init__(self, sim, writer, checkpoints, store, heads, pretrained, last):
-        self._sim, self._writer, self._checkpoints, self._last = sim, writer, checkpoints, last
-        self._store, self._heads, self._pretrained = store, heads, pretrained
-        self._assessor = assess.make_assessor(sim) if sim.config.eval.every else None
-        self._server: tuple[int, ServerState] | None = None  # to be saved
+    def __init__(self, run: Run, start: Callable, last: int):
+        self.server = run.server
+        self._run, self._last, self._rows = run, last, []
+        self._heads = CohortHeads(run.sim, run.store, start,
+                                  engine.replicate(run.pretrained, run.sim.layout.mesh),
+                                  jax.random.key(run.sim.config.seed + 1))
+        self._stored: tuple | None = None
+        self._assessor = assess.make_assessor(run.sim) if run.sim.config.eval.every else None
+        self._unsaved: tuple[int, ServerState] | None = None
+
+    def fetch(self, inputs: RoundInputs) -> Heads:
+        """The heads of a round, on the devices."""
+        return self._heads.fetch(inputs.mine, self._stored, inputs.cohort)
+
+    def read_ahead(self, inputs: RoundInputs, following: RoundInputs | None) -> None:
+        """Reads the next round's heads, unless they are on the devices already."""
+        if following is not None and following is not inputs:
+            self._stored = self._heads.read_ahead(following.mine)
 
     def _is_due(self, done: int) -> bool:
-        every = self._sim.config.checkpoint.every
+        every = self._run.sim.config.checkpoint.every
         return done % every == 0 or done == self._last or self._evaluates_at(done)
 
     def _evaluates_at(self, done: int) -> bool:
-        return self._assessor is not None and done % self._sim.config.eval.every == 0
+        return self._assessor is not None and done % self._run.sim.config.eval.every == 0
 
-    def keep(self, done: int, server, inputs: RoundInputs, heads, following) -> None:
-        """Copies to the host what a later round would overwrite on the devices."""
+    def keep(self, done: int, server: ServerState, heads: Heads, metrics, inputs: RoundInputs,
+             following: RoundInputs | None, seconds: float) -> dict[str, Any]:
+        """Takes a round's results; copies to the host what a later round would overwrite.
+
+        Returns:
+          The row of ``metrics.jsonl``.
+        """
+        row = round_row(self._run.sim, done, inputs.assigned, metrics, seconds)
+        self.server = server
         due = self._is_due(done)
         stays = following is not None and np.array_equal(following.mine, inputs.mine)
         self._heads.keep(inputs.mine, heads, done, to_host=due or not stays)
         if due:
-            self._server = (done, jax.device_get(server))
+            self._unsaved = (done, jax.device_get(server))
+        self._run.writer.append(row)
+        self._rows.append(row)
+        return row
 
     def save(self) -> None:
         """Writes the heads, then the checkpoint that counts on them."""
         self._heads.write()
-        if self._server is None:
+        if self._unsaved is None:
             return
-        done, server = self._server
-        self._store.flush()
-        self._checkpoints.save(done, server)
-        self._checkpoints.wait()
-        self._store.commit(done)
-        self._server = None
+        done, server = self._unsaved
+        self._run.store.flush()
+        self._run.checkpoints.save(done, server)
+        self._run.checkpoints.wait()
+        self._run.store.commit(done)
+        self._unsaved = None
 
-    def evaluate(self, done: int, server) -> None:
+    def evaluate(self, done: int) -> None:
         """The evaluations of ``eval.every`` after ``done`` rounds."""
         if not self._evaluates_at(done):
             return
         self.save()
+        run, backbone = self._run, self.server.backbone
         if done == 0:
-            models = {"pretrained": assess.assess_shared(self._assessor, self._pretrained)}
+            models = {"pretrained": assess.assess_shared(self._assessor, run.pretrained)}
         else:
-            personal = personal_models(self._sim, self._store, self._pretrained, server.backbone)
-            models = {"global": assess.assess_shared(self._assessor, server.backbone),
+            personal = personal_models(run.sim, run.store, run.pretrained, backbone)
+            models = {"global": assess.assess_shared(self._assessor, backbone),
                       "personalized": assess.assess_personalized(self._assessor, personal)}
-        append_evaluation(self._writer, done, {n: assess.summarize(a) for n, a in models.items()})
+        append_evaluation(run.writer, done, {n: assess.summarize(a) for n, a in models.items()})
+
+    def finish(self, compiled: dict[str, int]) -> tuple[ServerState, dict[str, Any]]:
+        """Saves what is left; returns (server, figures for the summary)."""
+        if not self._last:
+            self._run.checkpoints.save(0, jax.device_get(self.server))
+        self.save()
+        warm = self._rows[1:] or self._rows
+        seconds = sum(row["seconds"] for row in warm)
+        return self.server, {
+            "compilations": compiled,
+            "clients_per_round": int((self._run.sim.schedule.cohorts >= 0).sum(1).max()),
+            "images_per_second": sum(r["images"] for r in warm) / seconds if warm else None}
 
 
 def starting_server(sim: Simulation, checkpoints: RoundCheckpoints, pretrained: PyTree,

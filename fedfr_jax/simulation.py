@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -28,7 +29,7 @@ from fedfr_jax.models import Backbone, build
 from fedfr_jax.ops.conv import default_strategy
 from fedfr_jax.plan import cohort_size, most_lanes, settle
 from fedfr_jax.schedule import Schedule, make_schedule
-from fedfr_jax.state import PublicData
+from fedfr_jax.state import PublicData, ServerState
 
 PyTree = Any
 
@@ -102,16 +103,17 @@ def method_of(config: Config, backbone: Backbone) -> fedfr.Method:
     return method
 
 
-def build_simulation(config: Config) -> Simulation:
+def build_simulation(config: Config, source: ImageSource | None = None) -> Simulation:
     """Opens the data, splits it, settles the plan, reads the images and builds the model.
 
     Args:
       config: from :func:`fedfr_jax.config.resolve`; what it leaves on automatic is measured.
+      source: what ``config.data`` opens, where it is open already.
 
     Raises:
       ConfigError, InputError: a setting or a file does not fit, before any long work.
     """
-    source = data_sources.open_source(config.data)
+    source = source or data_sources.open_source(config.data)
     split = make_split(source.labels, config.fed.num_clients, config.data.split,
                        config.data.seed, min_client_images=config.fed.batch_size)
     uses_public = config.fed.public_data != "off"
@@ -173,6 +175,42 @@ def compile_round(sim: Simulation) -> Callable[..., tuple]:
         lambda server, heads, public, cohort, key: fedfr.run_round(
             sim.method, sim.layout, server, heads, public, cohort, key),
         donate_argnums=(0, 1), out_shardings=(everywhere, by_client, everywhere))
+
+
+def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:
+    """``(servers, heads, public, cohort, keys) -> [(server, heads, metrics)]``, runs side by side.
+
+    Arguments are lists with one entry per run but for ``public`` and ``cohort``, which they share;
+    the servers have done the same number of rounds. Servers and heads are donated.
+    """
+    if seeds == 1:
+        one = compile_round(sim)
+        return lambda servers, heads, public, cohort, keys: [
+            one(servers[0], heads[0], public, cohort, keys[0])]
+    everywhere = NamedSharding(sim.layout.mesh, P())
+    by_client = NamedSharding(sim.layout.mesh, P(engine.AXIS))
+    stacked = ServerState(round=None, backbone=0, public_embeddings=0, optimizer=0)
+    each = jax.vmap(
+        lambda server, heads, public, cohort, key: fedfr.run_round(
+            sim.method, sim.layout, server, heads, public, cohort, key),
+        in_axes=(stacked, 0, None, None, 0), out_axes=(stacked, 0, 0))
+
+    def run(servers, heads, public, cohort, keys):
+        def stack(trees):
+            return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+        server = stack(servers).replace(round=servers[0].round)
+        server, heads, metrics = each(server, stack(heads), public, cohort, stack(keys))
+
+        def of(i, tree):
+            return jax.tree.map(lambda x: x[i], tree)
+
+        rest = server.replace(round=None)
+        return [(of(i, rest).replace(round=server.round), of(i, heads), of(i, metrics))
+                for i in range(seeds)]
+
+    return jax.jit(run, donate_argnums=(0, 1), out_shardings=[(everywhere, by_client, everywhere)]
+                   * seeds)
 
 
 def compile_start(sim: Simulation) -> Callable[..., PyTree]:

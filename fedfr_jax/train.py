@@ -15,17 +15,20 @@ from ml_collections import config_flags
 
 from fedfr_jax.cli import define_distributed_flags, join_processes, reports_input_errors
 from fedfr_jax.config import Config, ConfigError, resolve
+from fedfr_jax.data.types import ImageSource
 from fedfr_jax.experiment import Experiment
 from fedfr_jax.simulation import use_cpu_devices
 
 
-def train(config: Config, folder: str | pathlib.Path, *, resume: bool = False) -> dict[str, Any]:
+def train(config: Config, folder: str | pathlib.Path, *, resume: bool = False,
+          source: ImageSource | None = None) -> dict[str, Any]:
     """A whole run: pretraining, rounds, evaluation, report.
 
     Args:
       config: from :func:`fedfr_jax.config.resolve`.
       folder: the work directory.
       resume: go on from the newest checkpoint in it.
+      source: what ``config.data`` opens, where it is open already.
 
     Returns:
       What ``summary.json`` holds.
@@ -37,7 +40,7 @@ def train(config: Config, folder: str | pathlib.Path, *, resume: bool = False) -
     if config.eval.every and jax.process_count() > 1:
         raise ConfigError(f"eval.every is {config.eval.every}, but with several processes there "
                           "is no evaluation between rounds; set it to 0")
-    with Experiment(config, folder, resume=resume) as experiment:
+    with Experiment(config, folder, resume=resume, source=source) as experiment:
         experiment.run()
         if jax.process_count() == 1:
             return experiment.evaluate(show=True)

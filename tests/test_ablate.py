@@ -12,7 +12,7 @@ from fedfr_jax import ablate, comparison
 from fedfr_jax.ablations import BASELINES, BATCH_NORM, FEDFR, PARTS, SWITCHES, fixed_epochs
 from fedfr_jax.config import Config, ConfigError, merged, resolve, to_dict
 from fedfr_jax.errors import InputError
-from fedfr_jax.workdir import read_summary
+from fedfr_jax.workdir import read_metrics, read_summary
 
 ROWS = (FEDFR, ("FedAvg", {"method": {"name": "fedavg"}}),
         ("pretrained", {"method": {"name": "pretrained"}}))
@@ -51,11 +51,11 @@ def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
     cells = ablate.make_cells(base(), ROWS, (0, 1), vary=("seed",))
     real, calls, lines = ablate.train, [], []
 
-    def train(config, folder, *, resume):
+    def train(config, folder, **options):
         calls.append((config.method.name, config.seed))
         if calls[-1] == ("fedavg", 1) and len(calls) < 7:
             raise MemoryError("no room")
-        return real(config, folder, resume=resume)
+        return real(config, folder, **options)
 
     monkeypatch.setattr(ablate, "train", train)
     found = ablate.run_grid(cells, tmp_path, report=lines.append)
@@ -86,6 +86,38 @@ def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
     changed = ablate.make_cells(base() | {"loss": {"margin": 0.1}}, ROWS, (0,), vary=("seed",))
     with pytest.raises(InputError, match=r"other settings \(loss.margin: 0.4 -> 0.1\)"):
         ablate.run_grid(changed, tmp_path)
+
+
+def test_seeds_side_by_side_give_what_they_give_alone(tmp_path):
+    lines, found = [], {}
+    momentum = {"server_optimizer": "momentum", "server_lr": 0.7, "server_momentum": 0.5}
+    for name, lanes in (("alone", 1), ("together", 64)):
+        cells = ablate.make_cells(
+            merged(base(), {"engine": {"lanes": lanes, "conv": "patches"}, "fed": {"rounds": 2}}),
+            [("row", {"method": {"name": "ditto"}, "fed": momentum})], (0, 1), vary=("seed",))
+        lines.clear()
+        ablate.run_grid(cells, tmp_path / name, report=lines.append)
+        assert ("side by side" in " ".join(lines)) == (name == "together")
+        assert not list((tmp_path / name).rglob("error.txt"))
+        found[name] = [read_metrics(tmp_path / name / "cells" / cell.folder) for cell in cells]
+    for alone, together in zip(found["alone"], found["together"], strict=True):
+        rows = [[r for r in rows if r["kind"] == "round"] for rows in (alone, together)]
+        assert len(rows[0]) == cells[0].config.fed.rounds
+        for a, b in zip(*rows, strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    losses = [rows[-len(rows)]["loss"] for rows in found["together"]]
+    assert losses[0] != losses[1]  # the seeds are different runs
+
+
+def test_mates_differ_in_nothing_but_the_seed(monkeypatch):
+    monkeypatch.setattr(ablate, "settle", lambda config, **unused: config)
+    settings = merged(base(), {"engine": {"lanes": 64}})
+    cells = ablate.make_cells(settings, ROWS, (0, 1, 2), vary=("seed",))
+    assert [str(c) for c in ablate.mates(cells[1], cells)] == [
+        "FedAvg, seed 0", "FedAvg, seed 1", "FedAvg, seed 2"]
+    assert ablate.mates(cells[2], cells) == [cells[2]]  # no rounds to share
+    other_data = ablate.make_cells(settings, ROWS, (0, 1))
+    assert ablate.mates(other_data[0], other_data) == [other_data[0]]
 
 
 def summary(accuracy, tar, worse=0.25):

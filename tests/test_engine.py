@@ -27,22 +27,22 @@ def expected():
 
 
 def cohort(devices, empty=1):
-    """Five clients and empty slots, as (clients, state, work)."""
+    """Five clients and empty slots, as (clients, state, work, taken)."""
     slots = -(-5 // devices) * devices + empty * devices
 
     def pad(x, fill):
         return jnp.concatenate([jnp.asarray(x), jnp.full(slots - 5, fill, jnp.asarray(x).dtype)])
 
     return ({"times": pad(COUNTS, 9), "id": pad(np.arange(5, dtype=np.int32), 77)},
-            {"x": pad(START, 7)}, pad(COUNTS, -1))
+            {"x": pad(START, 7)}, pad(COUNTS, 1000), jnp.arange(slots) < 5)
 
 
 def run(devices, lanes, update=update, empty=1):
-    clients, state, work = cohort(devices, empty)
+    arguments = cohort(devices, empty)
     mesh = engine.make_mesh(jax.devices()[:devices])
     return jax.jit(lambda *args: engine.for_each_client(
         update, jnp.float32(0.25), jnp.full(devices, 0.25), *args, mesh=mesh, lanes=lanes))(
-            *engine.spread((clients, state, work), mesh))
+            *engine.spread(arguments, mesh))
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -61,9 +61,9 @@ def test_results_come_back_in_place_and_averaged(devices, lanes, empty):
 
 
 def test_the_average_of_nobody_is_zero():
-    clients, state, work = cohort(1)
+    clients, state, work, taken = cohort(1)
     average, weight, _, _ = engine.for_each_client(
-        update, 0.0, jnp.zeros(1), clients, state, jnp.full_like(work, -1),
+        update, 0.0, jnp.zeros(1), clients, state, work, jnp.zeros_like(taken),
         mesh=engine.make_mesh(jax.devices()[:1]), lanes=2)
     assert float(weight) == 0 and float(average["x"]) == 0
 
@@ -97,7 +97,7 @@ def test_padding_stays_small_for_log_normal_clients():
     work = np.sort(np.ceil(20 * np.random.default_rng(0).lognormal(0, 1, 128)).astype(int))
     work = np.random.default_rng(1).permutation(work)
     for lanes in (4, 8):
-        order, chunks = engine._chunk_order(jnp.asarray(work), lanes)
+        order, chunks = engine._chunk_order(jnp.asarray(work), jnp.ones(128, bool), lanes)
         by_chunk = work[np.asarray(order)][:int(chunks) * lanes].reshape(-1, lanes)
         assert by_chunk.max(1).sum() * lanes <= 1.15 * work.sum()
 

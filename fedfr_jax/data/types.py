@@ -41,6 +41,22 @@ class ImageSource:
         return len(self.identity_names)
 
 
+def remembering(source: ImageSource) -> ImageSource:
+    """The same source, with every image kept in memory once it was read: for several runs."""
+    size = source.image_size
+    images = np.empty((len(source.labels), size, size, 3), np.uint8)  # touched as it fills
+    there = np.zeros(len(source.labels), bool)
+
+    def read(numbers: np.ndarray) -> np.ndarray:
+        missing = np.unique(numbers[~there[numbers]])
+        if len(missing):
+            images[missing] = source.read(missing)
+            there[missing] = True
+        return images[numbers]
+
+    return dataclasses.replace(source, read=read)
+
+
 @dataclasses.dataclass(frozen=True)
 class VerificationSet:
     """Image pairs with the answer whether both show the same person.
