@@ -17,7 +17,8 @@ from fedfr_jax.ablations import BASELINES, BATCH_NORM, FEDFR, PARTS, SWITCHES, f
 def get_config():
     c = ConfigDict()
     c.base = runpy.run_path(str(pathlib.Path(__file__).with_name("quickstart.py")))["get_config"]()
-    c.base.fed.rounds = 8
+    c.base.data.image_size = 32
+    c.base.fed.rounds = 6
     c.rows = (FEDFR, *BASELINES, *PARTS, *SWITCHES, fixed_epochs(2), *BATCH_NORM)
     c.seeds = (0, 1, 2)
     c.vary = ("seed", "data.seed")

@@ -206,9 +206,26 @@ def mates(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
     return [cell, *others][:seeds_at_once(settled)]
 
 
+def run_with_mates(cell: Cell, cells: Sequence[Cell], root: pathlib.Path,
+                   report=print) -> str | None:
+    """Runs a cell, side by side with others that fit; returns what went wrong with it, or None.
+
+    Args:
+      cells: those that are not finished, ``cell`` among them.
+    """
+    together = mates(cell, cells)
+    if len(together) > 1:
+        report(f"  side by side with seeds {', '.join(str(c.seed) for c in together[1:])}")
+        try:
+            return run_side_by_side(together, root)
+        except Exception as error:
+            report(f"  failed: {type(error).__name__}: {error}; now one after the other")
+    return run_cell(cell, root)
+
+
 def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str = "",
              title: str = "Ablation", report=print) -> comparison.Comparison:
-    """Runs what is not finished yet and writes the comparison after every cell.
+    """Runs what is not finished yet; writes tables after every cell, the report after a seed.
 
     Args:
       cells: from :func:`make_cells`.
@@ -224,47 +241,49 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
       InputError: a finished cell had other settings.
     """
     root = pathlib.Path(root)
+
+    def finished(cell):
+        return is_finished(cell, root / "cells" / cell.folder)
+
     for cell in cells:  # before any long work
-        is_finished(cell, root / "cells" / cell.folder)
+        finished(cell)
     failures: dict[str, str] = {}
     for number, cell in enumerate(cells, start=1):
-        where = f"cell {number}/{len(cells)}: {cell}"
-        if is_finished(cell, root / "cells" / cell.folder):
-            report(f"{where} (finished)")
+        report(f"cell {number}/{len(cells)}: {cell}" + (" (finished)" if finished(cell) else ""))
+        if finished(cell):
             continue
-        together = mates(cell, [c for c in cells if not is_finished(
-            c, root / "cells" / c.folder) and str(c) not in failures])
-        if len(together) > 1:
-            report(f"{where}, side by side with {len(together) - 1} other seeds")
-            try:
-                run_side_by_side(together, root)
-            except Exception as error:
-                report(f"  failed: {type(error).__name__}: {error}; now one after the other")
-        else:
-            report(where)
-        error = None
-        if not is_finished(cell, root / "cells" / cell.folder):
-            error = run_cell(cell, root)
+        open_cells = [c for c in cells if not finished(c) and str(c) not in failures]
+        error = run_with_mates(cell, open_cells, root, report)
         if error:
             failures[str(cell)] = error
             report(f"  failed: {error}")
-        write_comparison(cells, root, reference, failures, title)
-    return write_comparison(cells, root, reference, failures, title)
+        found = compare(cells, root, reference)
+        comparison.write_tables(found, root)
+        if number < len(cells) and cells[number].seed != cell.seed:  # plots take seconds
+            write_report(found, cells, root, failures, title)
+    found = compare(cells, root, reference)
+    comparison.write_tables(found, root)
+    write_report(found, cells, root, failures, title)
+    return found
 
 
-def write_comparison(cells: Sequence[Cell], root: pathlib.Path, reference: str,
-                     failures: Mapping[str, str], title: str) -> comparison.Comparison:
-    """Tables, plots and report of the cells that are finished."""
+def compare(cells: Sequence[Cell], root: pathlib.Path, reference: str = "") -> (
+        comparison.Comparison):
+    """The cells that are finished, compared; ``reference`` as for :func:`run_grid`."""
     summaries = {}
     for cell in cells:
         path = root / "cells" / cell.folder
         if (path / workdir.SUMMARY).exists():
             summaries.setdefault(cell.row, {})[cell.seed] = workdir.read_summary(path)
     rows = list(dict.fromkeys(cell.row for cell in cells))
-    found = comparison.compare({row: summaries[row] for row in rows if row in summaries},
-                               reference or rows[0])
-    comparison.write(found, root, title, _changes(cells, reference or rows[0]), failures)
-    return found
+    return comparison.compare({row: summaries[row] for row in rows if row in summaries},
+                              reference or rows[0])
+
+
+def write_report(found: comparison.Comparison, cells: Sequence[Cell], root: pathlib.Path,
+                 failures: Mapping[str, str], title: str) -> None:
+    """``report.html`` and ``plots/`` of a comparison."""
+    comparison.write_report(found, root, title, _changes(cells, found.reference), failures)
 
 
 def _changes(cells: Sequence[Cell], reference: str) -> dict[str, str]:

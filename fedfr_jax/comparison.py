@@ -127,6 +127,25 @@ def difference(found: Comparison, row: str, metric: str) -> tuple[float, float] 
     return _mean_std(found.values[row][metric] - reference)
 
 
+def is_beyond_noise(found: Comparison, row: str, metric: str) -> bool:
+    """Whether a row's gain over the reference has one sign in every seed, of at least two, and a
+    mean beyond its standard deviation over the seeds."""
+    reference = found.values.get(found.reference, {}).get(metric)
+    if row == found.reference or reference is None:
+        return False
+    gains = found.values[row][metric] - reference
+    gains = gains[~np.isnan(gains)]
+    return (len(gains) > 1 and len(set(np.sign(gains))) == 1
+            and abs(gains.mean()) > gains.std(ddof=1))
+
+
+def _label(found: Comparison, row: str) -> str:
+    """A row's name, and how many seeds it has where that is not all of them."""
+    there = sum(not all(np.isnan(v[i]) for v in found.values[row].values())
+                for i in range(len(found.seeds)))
+    return row if there == len(found.seeds) else f"{row} ({there} of {len(found.seeds)} seeds)"
+
+
 def _cell(found: Comparison, row: str, metric: str, best: set[str]) -> tables.Cell:
     stats = _mean_std(found.values[row][metric])
     if stats is None:
@@ -136,7 +155,8 @@ def _cell(found: Comparison, row: str, metric: str, best: set[str]) -> tables.Ce
     text = f"{stats[0]:.2f} ± {stats[1]:.2f}"
     gain = difference(found, row, metric)
     if gain is not None:
-        text += f" ({gain[0]:+.2f} ± {gain[1]:.2f})"
+        mark = "*" if is_beyond_noise(found, row, metric) else ""
+        text += f" ({gain[0]:+.2f} ± {gain[1]:.2f}{mark})"
     return tables.Cell(text, row in best)
 
 
@@ -154,7 +174,8 @@ def result_tables(found: Comparison) -> list[tables.ResultTable]:
     """One table per group of metrics, rows in the order of the grid."""
     result = []
     spread = (f"Mean ± standard deviation over {len(found.seeds)} seeds; in brackets the "
-              f"difference to {found.reference}, seed by seed. ")
+              f"difference to {found.reference}, seed by seed; * beyond the noise of seeds: of one "
+              "sign in all of them, its mean above its standard deviation. ")
     notes = {"Accuracy": spread + "In percent. Accuracy is that of the global model on people "
                          "nobody trained on; what follows is of the personalized models.",
              "Cost of a round for a client": "By the tensors' sizes in float32 and the passes of "
@@ -163,7 +184,8 @@ def result_tables(found: Comparison) -> list[tables.ResultTable]:
                          "lower is better there and in std.")
     for title, metrics in found.groups.items():
         best = {metric: _best(found, metric) for metric in metrics}
-        rows = tuple((row, tuple(_cell(found, row, metric, best[metric]) for metric in metrics))
+        rows = tuple((_label(found, row),
+                      tuple(_cell(found, row, metric, best[metric]) for metric in metrics))
                      for row in found.values)
         result.append(tables.ResultTable(title, metrics, rows, (notes.get(title, fairness),)))
     return result
@@ -194,18 +216,23 @@ def drawings(found: Comparison) -> list[plots.Plot]:
     return [plot for plot in drawn if plot is not None]
 
 
-def write(found: Comparison, folder: str | os.PathLike, title: str,
-          changes: Mapping[str, str], failures: Mapping[str, str]) -> None:
-    """Writes ``table.csv``, ``table.md``, ``report.html`` and ``plots/``.
+def write_tables(found: Comparison, folder: str | os.PathLike) -> None:
+    """Writes ``table.csv`` and ``table.md``."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.csv").write_text(csv_text(found))
+    (folder / "table.md").write_text(markdown(found))
+
+
+def write_report(found: Comparison, folder: str | os.PathLike, title: str,
+                 changes: Mapping[str, str], failures: Mapping[str, str]) -> None:
+    """Writes ``report.html`` and ``plots/``.
 
     Args:
       changes: row -> the settings it changes, for the report.
       failures: cell -> what went wrong.
     """
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.csv").write_text(csv_text(found))
-    (folder / "table.md").write_text(markdown(found))
     with plots.style():
         drawn = drawings(found)
     text = report.template("ablation.html.j2").render(

@@ -139,12 +139,22 @@ def test_differences_are_paired_and_the_best_is_marked():
     assert comparison.difference(found, "A", "lfw: accuracy") is None
     table = comparison.result_tables(found)[0]
     cells = dict(table.rows)
-    assert cells["B"][0].text == "86.00 ± 7.07 (+1.00 ± 0.00)" and cells["B"][0].best
+    assert cells["B"][0].text == "86.00 ± 7.07 (+1.00 ± 0.00*)" and cells["B"][0].best
     assert cells["A"][1].best and not cells["B"][1].best
     fairness = comparison.result_tables(found)[1]
     assert dict(fairness.rows)["A"][fairness.columns.index("1:1: worse off")].best
     assert dict(comparison.result_tables(found)[2].rows)["A"][1].text == "2"
     assert json.loads(json.dumps(found.rows()))[0]["method"] == "A"
+    assert comparison.is_beyond_noise(found, "B", "lfw: accuracy")
+    assert not comparison.is_beyond_noise(found, "A", "lfw: accuracy")
+    tar = found.groups["Accuracy"][1]  # -10 and -20: of one sign, 15 in the mean, 7.07 apart
+    assert comparison.is_beyond_noise(found, "B", tar)
+    noisy = comparison.compare({"A": {0: summary(0.9, 0.5), 1: summary(0.9, 0.6)},
+                                "B": {0: summary(0.9, 0.6), 1: summary(0.9, 0.5)},
+                                "C": {1: summary(0.9, 0.9)}}, "A")
+    assert not comparison.is_beyond_noise(noisy, "B", tar)
+    assert not comparison.is_beyond_noise(noisy, "C", tar)  # one seed tells nothing about seeds
+    assert "C (1 of 2 seeds)" in dict(comparison.result_tables(noisy)[0].rows)
     # A row that has not run yet is left out, and so is its comparison.
     only = comparison.compare({"B": {0: summary(0.9, 0.4)}}, "A")
     assert dict(comparison.result_tables(only)[0].rows)["B"][0].text == "90.00 ± 0.00"
