@@ -195,12 +195,13 @@ def run_side_by_side(cells: Sequence[Cell], root: pathlib.Path) -> None:
 def mates(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
     """The cells that could go in one program with this one, itself first.
 
-    As many as fit are chosen: lanes that a cohort leaves empty, measured unless the setting
-    ``engine.lanes`` says it. On a CPU lanes do not pay, and there is none but itself.
+    As many as fit into the lanes that one cohort leaves empty; how many lanes pay is measured
+    unless ``engine.lanes`` says it. On a CPU they do not, and nothing is measured.
     """
     others = [c for c in cells if c.row == cell.row and c.seed != cell.seed and c.config ==
               dataclasses.replace(cell.config, seed=c.config.seed)]
-    if not others or not cell.config.fed.rounds:
+    unmeasured = not cell.config.engine.lanes and jax.default_backend() == "cpu"
+    if not others or not cell.config.fed.rounds or unmeasured:
         return [cell]
     settled = settle(cell.config, seeds=1 + len(others), report=lambda line: None)
     return [cell, *others][:seeds_at_once(settled)]

@@ -227,7 +227,7 @@ def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Progr
             for course in courses:
                 course.read_ahead(inputs, following)
             results = [(*state, jax.device_get(metrics)) for *state, metrics in results]
-            seconds = (time.monotonic() - started) / len(runs)
+            seconds = (time.monotonic() - started) / len(runs)  # a run's share
             compiled["first round" if r == first else "later rounds"] += compilations() - before
             rows = [course.keep(r + 1, *result, inputs, following, seconds)
                     for course, result in zip(courses, results, strict=True)]
