@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from fedfr_jax import plots, report, tables
 from fedfr_jax.assess import HEADLINE_FAR, HEADLINE_FPIR, nearest
@@ -128,15 +129,16 @@ def difference(found: Comparison, row: str, metric: str) -> tuple[float, float] 
 
 
 def is_beyond_noise(found: Comparison, row: str, metric: str) -> bool:
-    """Whether a row's gain over the reference has one sign in every seed, of at least two, and a
-    mean beyond its standard deviation over the seeds."""
+    """Whether a row's gain over the reference is one in a paired t-test over the seeds (5 %)."""
     reference = found.values.get(found.reference, {}).get(metric)
     if row == found.reference or reference is None:
         return False
     gains = found.values[row][metric] - reference
     gains = gains[~np.isnan(gains)]
-    return (len(gains) > 1 and len(set(np.sign(gains))) == 1
-            and abs(gains.mean()) > gains.std(ddof=1))
+    if len(gains) < 2:
+        return False
+    bound = stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains))
+    return bool(abs(gains.mean()) > bound)
 
 
 def _label(found: Comparison, row: str) -> str:
@@ -147,12 +149,12 @@ def _label(found: Comparison, row: str) -> str:
 
 
 def _cell(found: Comparison, row: str, metric: str, best: set[str]) -> tables.Cell:
-    stats = _mean_std(found.values[row][metric])
-    if stats is None:
+    spread = _mean_std(found.values[row][metric])
+    if spread is None:
         return tables.Cell("–")
     if metric in _COST:
-        return tables.Cell(f"{stats[0]:.3g}")
-    text = f"{stats[0]:.2f} ± {stats[1]:.2f}"
+        return tables.Cell(f"{spread[0]:.3g}")
+    text = f"{spread[0]:.2f} ± {spread[1]:.2f}"
     gain = difference(found, row, metric)
     if gain is not None:
         mark = "*" if is_beyond_noise(found, row, metric) else ""
@@ -162,8 +164,8 @@ def _cell(found: Comparison, row: str, metric: str, best: set[str]) -> tables.Ce
 
 def _best(found: Comparison, metric: str) -> set[str]:
     """Rows with the best mean; nobody where that says nothing or the metric is a cost."""
-    means = {row: round(stats[0], 2) for row, m in found.values.items()
-             if (stats := _mean_std(m[metric])) is not None}
+    means = {row: round(spread[0], 2) for row, m in found.values.items()
+             if (spread := _mean_std(m[metric])) is not None}
     if metric in _COST or len(set(means.values())) < 2:
         return set()
     best = (min if _lower_is_better(metric) else max)(means.values())
@@ -174,8 +176,8 @@ def result_tables(found: Comparison) -> list[tables.ResultTable]:
     """One table per group of metrics, rows in the order of the grid."""
     result = []
     spread = (f"Mean ± standard deviation over {len(found.seeds)} seeds; in brackets the "
-              f"difference to {found.reference}, seed by seed; * beyond the noise of seeds: of one "
-              "sign in all of them, its mean above its standard deviation. ")
+              f"difference to {found.reference}, seed by seed; * beyond their noise (paired "
+              "t-test, 5 %). ")
     notes = {"Accuracy": spread + "In percent. Accuracy is that of the global model on people "
                          "nobody trained on; what follows is of the personalized models.",
              "Cost of a round for a client": "By the tensors' sizes in float32 and the passes of "

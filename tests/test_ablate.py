@@ -147,8 +147,14 @@ def test_differences_are_paired_and_the_best_is_marked():
     assert json.loads(json.dumps(found.rows()))[0]["method"] == "A"
     assert comparison.is_beyond_noise(found, "B", "lfw: accuracy")
     assert not comparison.is_beyond_noise(found, "A", "lfw: accuracy")
-    tar = found.groups["Accuracy"][1]  # -10 and -20: of one sign, 15 in the mean, 7.07 apart
-    assert comparison.is_beyond_noise(found, "B", tar)
+    tar = found.groups["Accuracy"][1]  # -10 and -20: two seeds of that spread tell nothing
+    assert not comparison.is_beyond_noise(found, "B", tar)
+    # -10, -12, -14: t = 12 / (2 / sqrt(3)) = 10.4, against 4.30; but not -2, -12, -22 (2.08).
+    seeds = [dict(enumerate(summary(0.9, t) for t in values)) for values in (
+        (0.5, 0.5, 0.5), (0.4, 0.38, 0.36), (0.48, 0.38, 0.28))]
+    three = comparison.compare(dict(zip("ABC", seeds, strict=True)), "A")
+    assert comparison.is_beyond_noise(three, "B", tar)
+    assert not comparison.is_beyond_noise(three, "C", tar)
     noisy = comparison.compare({"A": {0: summary(0.9, 0.5), 1: summary(0.9, 0.6)},
                                 "B": {0: summary(0.9, 0.6), 1: summary(0.9, 0.5)},
                                 "C": {1: summary(0.9, 0.9)}}, "A")
