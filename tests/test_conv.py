@@ -1,5 +1,6 @@
 """Every convolution strategy equals the ordinary convolution, values and gradients."""
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -86,6 +87,8 @@ def test_custom_gradients_of_large_and_small_shapes(shape, dtype, tolerance):
 
 # (images, height, width, channels, features, padding): odd sizes, images that do not divide
 # into equal pieces, tiles of both sizes, windows that stay inside or leave the map.
+# jax.experimental's until 0.8
+enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
 WINOGRAD_SHAPES = [(13, 14, 14, 64, 66, 1), (3, 33, 19, 65, 64, 1), (23, 7, 4, 64, 64, 1),
                    (5, 16, 16, 64, 64, 0), (7, 9, 12, 64, 70, 2),
                    (1, 40, 41, 64, 64, 1), (40, 4, 4, 64, 64, 1)]
@@ -108,7 +111,7 @@ def _pulled(strategy, padding, x, kernel, dy):
 def test_winograd_equals_ordinary_convolution_in_float64(shape):
     operands = _winograd_case(shape)
     assert winograd.is_faster(operands[2].shape, shape[3])
-    with jax.enable_x64(True):
+    with enable_x64(True):
         expected = _pulled("grouped", shape[-1], *operands)
         assert expected[0].dtype == np.float64
     actual = jax.jit(_pulled, static_argnums=(0, 1))(
