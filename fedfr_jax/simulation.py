@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -68,12 +69,20 @@ class Simulation:
 def use_cpu_devices(count: int) -> None:
     """Makes ``count`` XLA devices of this machine's CPU (0: one per core).
 
-    On a CPU devices, not vmap lanes, are what runs clients side by side. Must
-    be called before JAX is used; has no effect where a GPU or TPU is found.
+    On a CPU devices, not vmap lanes, are what runs clients side by side. Has no effect after
+    JAX was first used, or where a GPU or TPU is found.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return  # the user has chosen
-    jax.config.update("jax_num_cpu_devices", count or len(os.sched_getaffinity(0)))
+    count = count or len(os.sched_getaffinity(0))
+    if jax.config.jax_num_cpu_devices == count:
+        return  # jax 0.7 refuses even this once it is in use
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        if jax.default_backend() == "cpu":
+            logging.warning("JAX is in use already: it keeps %d CPU device(s), not %d",
+                            len(jax.devices()), count)
 
 
 def make_layout(config: Config) -> fedfr.Layout:

@@ -6,6 +6,7 @@ from test_train import SETTINGS, final_state, settings
 
 from fedfr_jax.config import ConfigError, default_config, resolve
 from fedfr_jax.experiment import Experiment, Result, run, settings_of
+from fedfr_jax.simulation import use_cpu_devices
 from fedfr_jax.train import train
 
 
@@ -78,3 +79,11 @@ def test_methods_from_data_to_report(method, tmp_path):
         assert {k: v["mean"] for k, v in tar["personalized"].items()} == {
             k: v["mean"] for k, v in tar["global"].items()}
     assert (tmp_path / "x" / "report.html").exists()
+
+
+def test_asking_for_devices_when_jax_is_in_use_changes_nothing(caplog):
+    there = len(jax.devices())
+    use_cpu_devices(there)  # what it has
+    assert not caplog.records
+    use_cpu_devices(there + 1)
+    assert len(jax.devices()) == there
