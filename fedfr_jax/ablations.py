@@ -33,6 +33,7 @@ PARTS: tuple[Row, ...] = (
     ("FedFR without contrastive", {"loss": {"contrastive_weight": 0.0}}),
     ("FedFR without DFC", {"loss": {"binary_weight": 0.0}}),
     ("FedFR, DFC detached", {"loss": {"binary_detached": True}}),
+    ("FedFR, DFC without transform", {"fed": {"transform": "none"}}),
     ("FedAvg with hard negatives", {"method": {"name": "fedavg"}, "fed": {"public_data": "hard"}}),
 )
 # Its other switches.

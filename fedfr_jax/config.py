@@ -143,7 +143,7 @@ class FedConfig:
     public_data: str = "auto"
     hard_threshold: float = 0.4  # cosine above which a public image is a hard negative
     class_embedding_init: str = "mean_feature"  # or random (normal, std 0.01)
-    transform: str = "linear"  # linear | bottleneck
+    transform: str = "linear"  # linear | bottleneck | none
     aggregation: str = "images"  # weights of the average: images | uniform
     # What the server does with the average: takes it (average), or takes its difference to
     # the old model as a gradient for SGD with momentum or for Adam (Reddi et al., ICLR 2021).
@@ -308,7 +308,7 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16", "auto"),
     "fed.public_data": ("auto", "hard", "all", "off"),
     "fed.class_embedding_init": ("mean_feature", "random"),
-    "fed.transform": ("linear", "bottleneck"),
+    "fed.transform": ("linear", "bottleneck", "none"),
     "fed.aggregation": ("images", "uniform"),
     "fed.server_optimizer": ("average", "momentum", "adam"),
     "data.images": ("auto", "resident", "stream", "render"),

@@ -53,8 +53,10 @@ def _bottleneck_apply(params, features):
 
 
 # FedFR, section 3.3: a linear layer; the ablation's deeper transform is four parallel
-# two-layer branches of width d/4, concatenated, a linear layer, and a residual path.
+# two-layer branches of width d/4, concatenated, a linear layer, and a residual path. "none"
+# leaves the binary classifiers on the backbone's features.
 TRANSFORMS = {
+    "none": Transform(lambda key, d: {}, lambda params, features: features),
     "linear": Transform(_linear_init, _linear_apply),
     "bottleneck": Transform(_bottleneck_init, _bottleneck_apply),
 }

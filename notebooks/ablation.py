@@ -49,7 +49,7 @@ seeds = (0, 1) if SMALL else (0, 1, 2)
 
 # %%
 rows = [FEDFR, ("FedAvg", {"method": {"name": "fedavg"}})]
-rows += [row for row in PARTS if "without" in row[0] or "no public" in row[0]]
+rows += [row for row in PARTS if row[0].startswith(("FedFR without", "FedFR, no public"))]
 rows = rows[:3] if SMALL else rows
 folder = pathlib.Path(os.environ.get("FEDFR_ABLATION") or tempfile.mkdtemp())
 cells = ablate.make_cells(base, rows, seeds)

@@ -15,6 +15,7 @@ from fedfr_jax.errors import InputError
 from fedfr_jax.methods import METHODS
 from fedfr_jax.methods.fedface import spread_out_loss
 from fedfr_jax.methods.recipe import half_squared_distance, in_output_layer
+from fedfr_jax.transforms import TRANSFORMS
 
 LAYOUT = small.layout(lanes=2)
 
@@ -306,6 +307,23 @@ def test_arcface_and_balanced_classes():
     weights = losses.class_weights(jnp.array([0, 0, 0, 2, 2]), valid, 4)
     np.testing.assert_allclose(weights, [2 / 3, 2 / 3, 2 / 3, 2, 0], rtol=1e-6)
     assert float(weights.sum() / valid.sum()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", sorted(TRANSFORMS))
+def test_transforms_start_as_the_identity_and_belong_to_the_client(name):
+    method = make("fedfr", fed={"transform": name})
+    _, heads, _, after, _ = run(method, count=1)
+    images = small.federation().public.images[:4]
+    variables = jax.tree.map(lambda v: v[0], after.previous)
+
+    def own(transform):
+        return fedfr.personal_features(method, variables, jax.tree.map(lambda v: v[0], transform),
+                                       images)
+
+    plain = fedfr.features(method.backbone, variables, images)
+    assert_same(own(heads.transform), plain, rtol=1e-5, atol=1e-6)
+    assert differs(own(after.transform), plain) == (name != "none")
+    assert differs(after.binary_weight, heads.binary_weight)  # trained with any of them
 
 
 def test_penalties_are_half_squared_distances():
