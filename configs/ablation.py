@@ -6,7 +6,7 @@
     --config.base.fed.rounds=4        another base
     --config.seeds='(0,)'             other seeds
 
-About a minute a cell on one core, but for the two rows of iresnet (a quarter of an hour each) and
+About a minute a cell on one core, but for the two rows of iresnet (ten times slower) and
 the one with all public data (five minutes).
 """
 import pathlib
