@@ -153,7 +153,7 @@ def _cell(found: Comparison, row: str, metric: str, best: set[str]) -> tables.Ce
     if spread is None:
         return tables.Cell("–")
     if metric in _COST:
-        return tables.Cell(f"{spread[0]:.3g}")
+        return tables.Cell(f"{spread[0]:,.0f}" if spread[0] >= 1000 else f"{spread[0]:.3g}")
     text = f"{spread[0]:.2f} ± {spread[1]:.2f}"
     gain = difference(found, row, metric)
     if gain is not None:
