@@ -9,6 +9,9 @@ from fedfr_jax.models import layers
 from fedfr_jax.ops import winograd
 from fedfr_jax.ops.conv import STRATEGIES, conv2d
 
+# jax 0.7 has it in jax.experimental only
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+
 # (size, kernel, stride, padding, depthwise)
 GEOMETRIES = [(8, 3, 1, 1, False), (9, 3, 2, 1, False), (8, 3, 2, 1, False), (6, 1, 1, 0, False),
               (7, 1, 2, 0, False), (7, 5, 3, 2, False), (8, 3, 1, 1, True), (9, 3, 2, 1, True),
@@ -87,8 +90,6 @@ def test_custom_gradients_of_large_and_small_shapes(shape, dtype, tolerance):
 
 # (images, height, width, channels, features, padding): odd sizes, images that do not divide
 # into equal pieces, tiles of both sizes, windows that stay inside or leave the map.
-# jax.experimental's until 0.8
-enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
 WINOGRAD_SHAPES = [(13, 14, 14, 64, 66, 1), (3, 33, 19, 65, 64, 1), (23, 7, 4, 64, 64, 1),
                    (5, 16, 16, 64, 64, 0), (7, 9, 12, 64, 70, 2),
                    (1, 40, 41, 64, 64, 1), (40, 4, 4, 64, 64, 1)]
