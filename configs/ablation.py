@@ -6,15 +6,15 @@
     --config.base.fed.rounds=4        another base
     --config.seeds='(0,)'             other seeds
 
-About a minute a cell on one core, but for the two rows of iresnet (ten times slower) and
-the one with all public data (five minutes).
+About a minute a cell on one core, but for the rows of iresnet and the one with all public
+data (five minutes).
 """
 import pathlib
 import runpy
 
 from ml_collections import ConfigDict
 
-from fedfr_jax.ablations import BASELINES, BATCH_NORM, FEDFR, PARTS, SWITCHES, fixed_epochs
+from fedfr_jax.ablations import BASELINES, FEDFR, PARTS, SWITCHES, batch_norm, fixed_epochs
 
 
 def get_config():
@@ -22,7 +22,8 @@ def get_config():
     c.base = runpy.run_path(str(pathlib.Path(__file__).with_name("quickstart.py")))["get_config"]()
     c.base.data.image_size = 32
     c.base.fed.rounds = 6
-    c.rows = (FEDFR, *BASELINES, *PARTS, *SWITCHES, fixed_epochs(2), *BATCH_NORM)
+    c.rows = (FEDFR, *BASELINES, *PARTS, *SWITCHES, fixed_epochs(2),
+              *batch_norm((8, 16, 32, 64)))
     c.seeds = (0, 1, 2)
     c.vary = ("seed", "data.seed")
     c.reference = FEDFR[0]

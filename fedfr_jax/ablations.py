@@ -20,12 +20,6 @@ FEDFR: Row = _method("fedfr")
 # The baselines, in their papers' default settings.
 BASELINES: tuple[Row, ...] = tuple(_method(name) for name, recipe in METHODS.items()
                                    if name not in ("fedfr", "fedbn"))
-# FedBN needs a network with batch normalization, and FedAvg on it to be compared with.
-_IRESNET = {"model": {"name": "iresnet", "depth": 18}}
-BATCH_NORM: tuple[Row, ...] = (
-    ("FedAvg, iresnet", {"method": {"name": "fedavg"}, **_IRESNET}),
-    ("FedBN, iresnet", {"method": {"name": "fedbn"}, **_IRESNET}))
-
 # FedFR without each of its parts (AAAI 2022, section 4.3).
 PARTS: tuple[Row, ...] = (
     ("FedFR, all public data", {"fed": {"public_data": "all"}}),
@@ -52,3 +46,14 @@ SWITCHES: tuple[Row, ...] = (
 def fixed_epochs(epochs: int) -> Row:
     """FedFR with the same number of local epochs in every round."""
     return f"FedFR, E = {epochs} in all rounds", {"fed": {"local_epochs": (epochs,)}}
+
+
+def batch_norm(widths: tuple[int, ...]) -> tuple[Row, ...]:
+    """FedBN on the network it needs, one with batch normalization, and what to compare it with.
+
+    Args:
+      widths: channels of the four stages of iresnet-18.
+    """
+    network = {"model": {"name": "iresnet", "depth": 18, "widths": tuple(widths)}}
+    return tuple((f"{METHODS[name].title}, iresnet", {"method": {"name": name}, **network})
+                 for name in ("fedfr", "fedavg", "fedbn"))

@@ -9,7 +9,7 @@ from test_config import CONFIGS, load
 from test_train import settings
 
 from fedfr_jax import ablate, comparison
-from fedfr_jax.ablations import BASELINES, BATCH_NORM, FEDFR, PARTS, SWITCHES, fixed_epochs
+from fedfr_jax.ablations import BASELINES, FEDFR, PARTS, SWITCHES, batch_norm, fixed_epochs
 from fedfr_jax.config import Config, ConfigError, merged, resolve, to_dict
 from fedfr_jax.errors import InputError
 from fedfr_jax.workdir import read_metrics, read_summary
@@ -23,7 +23,7 @@ def base():
 
 
 def test_all_rows_are_settings_that_resolve():
-    rows = (FEDFR, *BASELINES, *BATCH_NORM, *PARTS, *SWITCHES, fixed_epochs(2))
+    rows = (FEDFR, *BASELINES, *batch_norm((8, 8, 8, 8)), *PARTS, *SWITCHES, fixed_epochs(2))
     cells = ablate.make_cells({}, rows, (0, 3))
     assert len(cells) == 2 * len(rows)
     assert len({cell.folder for cell in cells}) == len(cells)
