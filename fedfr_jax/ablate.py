@@ -319,6 +319,7 @@ def grid_of(config: ConfigDict, only: str = "") -> tuple[list[Cell], str]:
 
 
 def main(argv):
+    """Runs the grid that the flags ask for."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
     with reports_input_errors():

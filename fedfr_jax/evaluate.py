@@ -140,12 +140,12 @@ def evaluate(folder: str | pathlib.Path) -> dict[str, Any]:
     if (folder / workdir.SUMMARY).exists():
         run = workdir.read_summary(folder).get("run", {}) | run
     with workdir.RunWriter(folder) as writer:
-        return write_results(sim, writer, run, pretrained,
-                             server.backbone,
-                             personal_models(sim, folder, pretrained, server.backbone))
+        return write_results(sim, writer, run, pretrained, server.backbone,
+                             personal_models(sim, folder, server.backbone))
 
 
 def main(argv):
+    """Evaluates the run in the work directory of the flags again."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
     with reports_input_errors():

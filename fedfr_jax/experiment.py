@@ -204,7 +204,7 @@ class Experiment:
         return make_personal_embed(self.sim)(self._personal()(client), images)
 
     def _personal(self):
-        return personal_models(self.sim, self._store, self.pretrained, self.server.backbone)
+        return personal_models(self.sim, self._store, self.server.backbone)
 
     def _run(self) -> dict[str, Any]:
         return describe_run(self.config, self.folder.resolve().name, self.round) | (

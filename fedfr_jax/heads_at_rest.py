@@ -127,17 +127,18 @@ def _put_newer(clients, known, rows, newer_clients, newer_rows):
     return known, jax.tree.map(put, rows, newer_rows)
 
 
-def personal_models(sim: Simulation, workdir, pretrained: PyTree,
+def personal_models(sim: Simulation, workdir,
                     backbone: PyTree) -> Callable[[int], tuple[PyTree, PyTree]]:
     """``client number -> (variables, transform)`` of its personalized model.
 
-    A client that never took part has the pretrained backbone; where one client trains for all
-    (``Recipe.union``) everybody has the global one. Where previous backbones
-    are not kept, a client's transform follows the global backbone.
+    A client that never took part has what it would begin its first round with: the global
+    backbone (in which what stays with the clients is as pretrained) and an untrained transform.
+    Where one client trains for all (``Recipe.union``) everybody has the global backbone. Where
+    previous backbones are not kept, a client's transform follows the global one.
 
     Args:
       workdir: of the run, or an open :class:`RowStore`.
-      pretrained, backbone: variables before the first and after the last round.
+      backbone: the global variables after the last round.
     """
     transform = TRANSFORMS[sim.config.fed.transform]
     untrained = transform.init(jax.random.key(0), sim.backbone.embedding)
@@ -148,7 +149,7 @@ def personal_models(sim: Simulation, workdir, pretrained: PyTree,
     def model(client):
         store = stores[client % len(stores)]
         if not store.known(np.array([client]))[0]:
-            return pretrained, untrained
+            return backbone, untrained
         row = jax.tree.map(lambda x: x[0], store.read(np.array([client])))
         if row.previous is None:
             return backbone, row.transform

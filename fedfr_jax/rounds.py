@@ -275,7 +275,7 @@ class _Course:
         row = round_row(self._run.sim, done, inputs.assigned, metrics, seconds)
         self.server = server
         due = self._is_due(done)
-        stays = following is not None and np.array_equal(following.mine, inputs.mine)
+        stays = following is inputs  # the same cohort again, see read_ahead()
         self._heads.keep(inputs.mine, heads, done, to_host=due or not stays)
         if due:
             self._unsaved = (done, jax.device_get(server))
@@ -304,7 +304,7 @@ class _Course:
         if done == 0:
             models = {"pretrained": assess.assess_shared(self._assessor, run.pretrained)}
         else:
-            personal = personal_models(run.sim, run.store, run.pretrained, backbone)
+            personal = personal_models(run.sim, run.store, backbone)
             models = {"global": assess.assess_shared(self._assessor, backbone),
                       "personalized": assess.assess_personalized(self._assessor, personal)}
         append_evaluation(run.writer, done, {n: assess.summarize(a) for n, a in models.items()})

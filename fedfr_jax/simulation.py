@@ -173,17 +173,25 @@ def verification_sets(config: Config, source: ImageSource,
     return tuple(sets)
 
 
+def _round(sim: Simulation) -> tuple[Callable[..., tuple], tuple]:
+    """(one run's round of pure arrays, how its results lie on the devices).
+
+    Heads stay divided over the devices, server and metrics are on all.
+    """
+    def run_round(server, heads, public, cohort, key):
+        return fedfr.run_round(sim.method, sim.layout, server, heads, public, cohort, key)
+
+    everywhere = NamedSharding(sim.layout.mesh, P())
+    return run_round, (everywhere, NamedSharding(sim.layout.mesh, P(engine.AXIS)), everywhere)
+
+
 def compile_round(sim: Simulation) -> Callable[..., tuple]:
     """``(server, heads, public, cohort, key) -> (server, heads, metrics)``.
 
-    Server and heads are donated. Heads stay divided over the devices, the rest is on all.
+    Server and heads are donated.
     """
-    everywhere = NamedSharding(sim.layout.mesh, P())
-    by_client = NamedSharding(sim.layout.mesh, P(engine.AXIS))
-    return jax.jit(
-        lambda server, heads, public, cohort, key: fedfr.run_round(
-            sim.method, sim.layout, server, heads, public, cohort, key),
-        donate_argnums=(0, 1), out_shardings=(everywhere, by_client, everywhere))
+    run_round, shardings = _round(sim)
+    return jax.jit(run_round, donate_argnums=(0, 1), out_shardings=shardings)
 
 
 def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:
@@ -196,13 +204,9 @@ def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:
         one = compile_round(sim)
         return lambda servers, heads, public, cohort, keys: [
             one(servers[0], heads[0], public, cohort, keys[0])]
-    everywhere = NamedSharding(sim.layout.mesh, P())
-    by_client = NamedSharding(sim.layout.mesh, P(engine.AXIS))
+    run_round, shardings = _round(sim)
     stacked = ServerState(round=None, backbone=0, public_embeddings=0, optimizer=0)
-    each = jax.vmap(
-        lambda server, heads, public, cohort, key: fedfr.run_round(
-            sim.method, sim.layout, server, heads, public, cohort, key),
-        in_axes=(stacked, 0, None, None, 0), out_axes=(stacked, 0, 0))
+    each = jax.vmap(run_round, in_axes=(stacked, 0, None, None, 0), out_axes=(stacked, 0, 0))
 
     def run(servers, heads, public, cohort, keys):
         def stack(trees):
@@ -218,8 +222,7 @@ def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:
         return [(of(i, rest).replace(round=server.round), of(i, heads), of(i, metrics))
                 for i in range(seeds)]
 
-    return jax.jit(run, donate_argnums=(0, 1), out_shardings=[(everywhere, by_client, everywhere)]
-                   * seeds)
+    return jax.jit(run, donate_argnums=(0, 1), out_shardings=[shardings] * seeds)
 
 
 def compile_start(sim: Simulation) -> Callable[..., PyTree]:

@@ -252,7 +252,9 @@ def render(tables: list[ResultTable], console: Console | None = None) -> None:
 
     Where stdout is not a terminal nothing is cut off to fit its width.
     """
-    console = Console() if console is None else console
+    # In Jupyter, too, what is printed is text, which can be redirected; there, results are shown
+    # by displaying the tables themselves.
+    console = Console(force_jupyter=False) if console is None else console
     for table in tables:
         if not console.is_terminal:
             console.width = max(console.width, 40 + sum(

@@ -50,6 +50,7 @@ def train(config: Config, folder: str | pathlib.Path, *, resume: bool = False,
 
 
 def main(argv):
+    """Trains and evaluates what the flags ask for."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
     with reports_input_errors():

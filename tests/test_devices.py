@@ -110,7 +110,7 @@ def test_two_processes_with_two_devices_equal_one_device(tmp_path):
     for name in ("one", "two"):
         with RoundCheckpoints(tmp_path / name) as checkpoints:
             server = checkpoints.restore(server_shapes(sim.method, sim.public.identities))
-        models = personal_models(sim, tmp_path / name, server.backbone, server.backbone)
+        models = personal_models(sim, tmp_path / name, server.backbone)
         found.append(jax.device_get((server, [models(i) for i in range(5)])))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
     summary = evaluate(tmp_path / "two")

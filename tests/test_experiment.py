@@ -6,7 +6,7 @@ from test_train import SETTINGS, final_state, settings
 
 from fedfr_jax.config import ConfigError, default_config, resolve
 from fedfr_jax.experiment import Experiment, Result, run, settings_of
-from fedfr_jax.simulation import use_cpu_devices
+from fedfr_jax.simulation import make_embed, use_cpu_devices
 from fedfr_jax.train import train
 
 
@@ -39,6 +39,19 @@ def test_round_by_round_is_a_run_at_once(tmp_path):
     config = settings()
     states = [final_state(tmp_path / name, config) for name in ("at-once", "steps")]
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_a_client_that_never_took_part_has_the_global_model():
+    with Experiment(settings(population={"cohort": 1}, fed={"rounds": 1})) as experiment:
+        [row] = experiment.run()
+        images = experiment.sim.held_out.images[:5]
+        shared = experiment.embed(images)
+        assert row["clients"] == 1
+        same = [bool(np.array_equal(experiment.embed(images, client=i), shared))
+                for i in range(experiment.config.fed.num_clients)]
+        assert sorted(same) == [False] + [True] * (len(same) - 1)
+        before = make_embed(experiment.sim)(experiment.pretrained, images)
+        assert np.abs(before - shared).max() > 1e-6
 
 
 def test_a_method_in_one_call(tmp_path):
