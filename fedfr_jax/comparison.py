@@ -210,6 +210,7 @@ def markdown(found: Comparison) -> str:
                      for table in result_tables(found))
 
 
+@plots.styled
 def drawings(found: Comparison) -> list[plots.Plot]:
     """One plot per metric of accuracy and fairness."""
     drawn = [plots.comparison(metric, {row: m[metric] for row, m in found.values.items()},
@@ -235,8 +236,7 @@ def write_report(found: Comparison, folder: str | os.PathLike, title: str,
       failures: cell -> what went wrong.
     """
     folder = pathlib.Path(folder)
-    with plots.style():
-        drawn = drawings(found)
+    drawn = drawings(found)
     text = report.template("ablation.html.j2").render(
         title=title, lead=f"{len(found.values)} rows, {len(found.seeds)} seeds, compared with "
         f"{found.reference}.", tables=result_tables(found), figures=report.with_svg(drawn),

@@ -280,8 +280,7 @@ class Result:
 
     def plots(self) -> dict[str, plots.Plot]:
         """Name -> plot, those of the report; a notebook shows each as an image."""
-        with plots.style():
-            found = report.all_plots(self._data)
+        found = report.all_plots(self._data)
         return {plot.name: plot for drawn in found.values() for plot in drawn}
 
 

@@ -7,12 +7,13 @@ variables, so that one drawing suits light and dark pages.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
 
 import matplotlib
 import numpy as np
@@ -45,6 +46,16 @@ _WIDTH, _HEIGHT = 5.3, 3.2  # inches
 _MANY_POINTS, _MANY_CLIENTS = 600, 150  # above this, averages and outlines are drawn
 
 
+def styled(draw: Callable) -> Callable:
+    """Decorator of what makes or saves figures: they look alike whatever the user's settings."""
+    @functools.wraps(draw)
+    def wrapper(*args, **kwargs):
+        with matplotlib.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
 @dataclasses.dataclass(frozen=True)
 class Plot:
     """A drawing: file name without ending, figure, title, and texts for those who read it.
@@ -61,10 +72,14 @@ class Plot:
     def _repr_png_(self) -> bytes:
         """The figure under its title, for notebooks."""
         buffer = io.BytesIO()
-        with style():
-            self.figure.suptitle(self.title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
-            self.figure.savefig(buffer, format="png", metadata={"Software": None})
+        _save_png(self, buffer)
         return buffer.getvalue()
+
+
+@styled
+def _save_png(plot: Plot, target: str | IO[bytes]) -> None:
+    plot.figure.suptitle(plot.title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
+    plot.figure.savefig(target, format="png", metadata={"Software": None})
 
 
 def slug(text: str) -> str:
@@ -381,17 +396,12 @@ def comparison(metric: str, rows: Mapping[str, np.ndarray], reference: str) -> P
                 f"A dot is a seed, a bar the mean; the dotted line is {reference}.")
 
 
-def style():
-    """The context in which figures are made and saved."""
-    return matplotlib.rc_context(_STYLE)
-
-
+@styled
 def svg(plot: Plot) -> str:
     """The figure as an ``<svg>`` element to stand in an HTML page, in its CSS colours."""
     buffer = io.StringIO()
-    with style():
-        plot.figure.savefig(buffer, format="svg", transparent=True, metadata={
-            "Date": None, "Creator": None, "Format": None, "Type": None})
+    plot.figure.savefig(buffer, format="svg", transparent=True, metadata={
+        "Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg"):]
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
@@ -411,7 +421,5 @@ def png(plot: Plot, folder: str | os.PathLike) -> str:
     It gets its title, which in a page stands above it: draw :func:`svg` first.
     """
     path = os.path.join(folder, f"{plot.name}.png")
-    with style():
-        plot.figure.suptitle(plot.title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
-        plot.figure.savefig(path, metadata={"Software": None})
+    _save_png(plot, path)
     return path

@@ -225,8 +225,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
+@plots.styled
 def all_plots(data: ReportData) -> dict[str, list[plots.Plot]]:
-    """Section -> plots, without the empty ones; call it in :func:`plots.style`."""
+    """Section -> plots, without the empty ones."""
     training = [plots.pretraining(data.metrics), plots.loss_terms(data.metrics),
                 plots.hard_negatives(data.metrics), *plots.evaluations(data.metrics)]
     curves = [plots.roc(protocol, models) for protocol, models in data.rocs.items()]
@@ -285,8 +286,7 @@ def write_report(path: str | os.PathLike, data: ReportData) -> pathlib.Path:
         sheet = {"uri": _jpeg(_contact_sheet(faces)), "rows": faces.shape[0],
                  "cols": faces.shape[1]}
     folder = path.parent / "plots"
-    with plots.style():
-        drawn = all_plots(data)
+    drawn = all_plots(data)
     text = _html(data, drawn, sheet)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -166,6 +166,14 @@ def test_differences_are_paired_and_the_best_is_marked():
     assert dict(comparison.result_tables(only)[0].rows)["B"][0].text == "90.00 ± 0.00"
 
 
+def test_plots_make_room_for_long_names():
+    name = "FedFR, DFC without transform"
+    found = comparison.compare({"A": {0: summary(0.90, 0.5)}, name: {0: summary(0.91, 0.4)}}, "A")
+    for plot in comparison.drawings(found):
+        assert plot._repr_png_().startswith(b"\x89PNG")
+        assert plot.figure.axes[0].get_position().x0 > 0.25  # matplotlib's 0.125 would cut it off
+
+
 def test_settings_of_rows_reach_the_runs():
     cell = ablate.make_cells(base(), [("x", {"loss": {"temperature": 0.25}})], (5,))[0]
     assert cell.config.loss.temperature == 0.25
