@@ -40,7 +40,7 @@ jax.devices()
 # %%
 def generated_recordio(folder, people):
     source = open_source(resolve({"data": {"image_size": 48, "generated": {
-        "identities": people, "images_per_identity": (16, 20)}}}).data)
+        "identities": people, "images_per_identity": (32, 36)}}}).data)
     write_recordio(folder, source.read(np.arange(len(source.labels))), source.labels)
     return folder
 
