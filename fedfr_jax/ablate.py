@@ -74,7 +74,7 @@ def make_cells(base: Mapping[str, Any], rows: Sequence[tuple[str, Mapping[str, A
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"rows: two of them would be in the folder {name!r}; give them names "
-                              "that differ in letters or digits")
+                              "that differ in their letters a to z or digits")
     if not rows or not seeds:
         raise ConfigError("rows and seeds: an ablation needs at least one of each")
     cells = []
@@ -95,17 +95,17 @@ def is_finished(cell: Cell, folder: pathlib.Path) -> bool:
     """Whether the cell was run to its end.
 
     Raises:
-      InputError: it was, but with other settings.
+      InputError: it was run or begun with other settings.
     """
-    if not (folder / workdir.SUMMARY).exists():
+    if not (folder / workdir.CONFIG).exists():
         return False
     changed = workdir.changed_settings(workdir.read_config(folder), to_dict(cell.config))
     changed = {k: v for k, v in changed.items() if not k.startswith(_RESETTLED)}
     if changed:
         what = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
-        raise InputError(f"{folder} holds a finished run with other settings ({what}); choose "
+        raise InputError(f"{folder} holds a run with other settings ({what}); choose "
                          "another --workdir, or delete that folder to run it again")
-    return True
+    return (folder / "report.html").exists()  # the last that a run writes
 
 
 def pretrained_folder(root: pathlib.Path, config: Config) -> pathlib.Path:
@@ -201,7 +201,10 @@ def mates(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
     others = [c for c in cells if c.row == cell.row and c.seed != cell.seed and c.config ==
               dataclasses.replace(cell.config, seed=c.config.seed)]
     unmeasured = not cell.config.engine.lanes and jax.default_backend() == "cpu"
-    if not others or not cell.config.fed.rounds or unmeasured:
+    fed, population = cell.config.fed, cell.config.population
+    # Seeds draw other cohorts, unless everybody takes part.
+    drawn = 0 < population.cohort < fed.num_clients and population.sampling != "schedule"
+    if not others or not fed.rounds or unmeasured or drawn:
         return [cell]
     settled = settle(cell.config, seeds=1 + len(others), report=lambda line: None)
     return [cell, *others][:seeds_at_once(settled)]
@@ -214,18 +217,18 @@ def run_with_mates(cell: Cell, cells: Sequence[Cell], root: pathlib.Path,
     Args:
       cells: those that are not finished, ``cell`` among them.
     """
-    together = mates(cell, cells)
-    if len(together) > 1:
-        report(f"  side by side with seeds {', '.join(str(c.seed) for c in together[1:])}")
-        try:
+    try:
+        together = mates(cell, cells)
+        if len(together) > 1:
+            report(f"  side by side with seeds {', '.join(str(c.seed) for c in together[1:])}")
             return run_side_by_side(together, root)
-        except Exception as error:
-            report(f"  failed: {type(error).__name__}: {error}; now one after the other")
+    except Exception as error:
+        report(f"  failed: {type(error).__name__}: {error}; now one after the other")
     return run_cell(cell, root)
 
 
 def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str = "",
-             title: str = "Ablation", report=print) -> comparison.Comparison:
+             only: str = "", title: str = "Ablation", report=print) -> comparison.Comparison:
     """Runs what is not finished yet; writes tables after every cell, the report after a seed.
 
     Args:
@@ -233,15 +236,23 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
       root: the work directory: ``cells/<row>/seed<n>/``, ``pretrained/``, ``table.csv``,
         ``table.md``, ``report.html``, ``plots/``.
       reference: the row that the others are compared with; "": the first.
+      only: regular expression; of the rows whose name it does not match only the reference is run.
+        What is finished of the others is in the tables all the same.
       report: called with a line per cell.
 
     Returns:
       The comparison of what is there.
 
     Raises:
-      InputError: a finished cell had other settings.
+      ConfigError: the reference is none of the rows.
+      InputError: a cell in the work directory has other settings.
     """
     root = pathlib.Path(root)
+    names = list(dict.fromkeys(cell.row for cell in cells))
+    reference = reference or names[0]
+    if reference not in names:
+        raise ConfigError(f"reference is {reference!r}, which is none of the rows: "
+                          f"{', '.join(names)}")
 
     def finished(cell):
         return is_finished(cell, root / "cells" / cell.folder)
@@ -249,18 +260,19 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
     for cell in cells:  # before any long work
         finished(cell)
     failures: dict[str, str] = {}
-    for number, cell in enumerate(cells, start=1):
-        report(f"cell {number}/{len(cells)}: {cell}" + (" (finished)" if finished(cell) else ""))
+    wanted = [c for c in cells if c.row == reference or re.search(only, c.row)]
+    for number, cell in enumerate(wanted, start=1):
+        report(f"cell {number}/{len(wanted)}: {cell}" + (" (finished)" if finished(cell) else ""))
         if finished(cell):
             continue
-        open_cells = [c for c in cells if not finished(c) and str(c) not in failures]
+        open_cells = [c for c in wanted if not finished(c) and str(c) not in failures]
         error = run_with_mates(cell, open_cells, root, report)
         if error:
             failures[str(cell)] = error
             report(f"  failed: {error}")
         found = compare(cells, root, reference)
         comparison.write_tables(found, root)
-        if number < len(cells) and cells[number].seed != cell.seed:  # plots take seconds
+        if number < len(wanted) and wanted[number].seed != cell.seed:  # plots take seconds
             write_report(found, cells, root, failures, title)
     found = compare(cells, root, reference)
     comparison.write_tables(found, root)
@@ -295,12 +307,11 @@ def _changes(cells: Sequence[Cell], reference: str) -> dict[str, str]:
         base, settings).items()) or "–" for row, settings in reversed(first.items())}
 
 
-def grid_of(config: ConfigDict, only: str = "") -> tuple[list[Cell], str]:
+def grid_of(config: ConfigDict) -> tuple[list[Cell], str]:
     """(cells, reference) of a configuration file.
 
     Args:
       config: as the module's docstring says.
-      only: regular expression; rows whose name it matches, besides the reference.
 
     Raises:
       ConfigError: a part is missing or wrong.
@@ -308,14 +319,8 @@ def grid_of(config: ConfigDict, only: str = "") -> tuple[list[Cell], str]:
     missing = [name for name in ("base", "rows", "seeds") if name not in config]
     if missing:
         raise ConfigError(f"{missing[0]} is missing; an ablation has base, rows and seeds")
-    reference = config.get("reference", "") or config.rows[0][0]
-    rows = [(name, changes) for name, changes in config.rows
-            if name == reference or re.search(only, name)]
-    if reference not in [name for name, _ in rows]:
-        raise ConfigError(f"reference is {reference!r}, which is none of the rows: "
-                          f"{', '.join(name for name, _ in config.rows)}")
-    return make_cells(config.base.to_dict(), rows, config.seeds,
-                      config.get("vary", ("seed", "data.seed"))), reference
+    return make_cells(config.base.to_dict(), config.rows, config.seeds,
+                      config.get("vary", ("seed", "data.seed"))), config.get("reference", "")
 
 
 def main(argv):
@@ -324,15 +329,16 @@ def main(argv):
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
     with reports_input_errors():
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
-        cells, reference = grid_of(flags.FLAGS.config, flags.FLAGS.only)
+        cells, reference = grid_of(flags.FLAGS.config)
         root = pathlib.Path(flags.FLAGS.workdir)
         use_cpu_devices(cells[0].config.engine.cpu_devices)
         if not jax.config.jax_compilation_cache_dir:
             jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))
-        found = run_grid(cells, root, reference=reference)
+        found = run_grid(cells, root, reference=reference, only=flags.FLAGS.only)
         comparison.show(found)
         print(f"report: {root / 'report.html'}")
-        failed = sum((root / "cells" / cell.folder / "error.txt").exists() for cell in cells)
+        failed = sum((root / "cells" / cell.folder / "error.txt").exists() and not is_finished(
+            cell, root / "cells" / cell.folder) for cell in cells)
         if failed:
             sys.exit(f"{failed} of {len(cells)} cells failed; see error.txt in their folders and "
                      "run the command again to take them up")

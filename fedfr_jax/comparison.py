@@ -21,6 +21,7 @@ from fedfr_jax.assess import HEADLINE_FAR, HEADLINE_FPIR, nearest
 Summary = Mapping[str, Any]
 FLOPS, SENT, RECEIVED = "arithmetic (GFLOP)", "sent (MB)", "received (MB)"
 _COST = (RECEIVED, SENT, FLOPS)
+_NOT_RANKED = ("std over clients", "worse off")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +34,14 @@ class Comparison:
         is not there or the metric undefined.
       seeds: in the order of the values.
       groups: title -> the metrics of one table.
+      sent: row -> what a client sends.
     """
 
     reference: str
     values: dict[str, dict[str, np.ndarray]]
     seeds: tuple[int, ...]
     groups: dict[str, tuple[str, ...]]
+    sent: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dictionary per row and seed, as pandas and ``table.csv`` take them."""
@@ -68,15 +71,15 @@ def metrics_of(summary: Summary) -> dict[str, dict[str, float]]:
             ("1:N open set TPIR @ FPIR", "1:N", "identification_openset", HEADLINE_FPIR),
             ("1:N pair rule TPIR @ FPIR", "", "identification_pair", HEADLINE_FPIR)):
         rate = _headline(own[key], aim)
-        accuracy[f"{label} {tables.rate_label(rate)}"] = 100 * own[key][rate]["mean"]
+        accuracy[f"{label} {tables.rate_label(rate)}"] = 100 * _number(own[key][rate]["mean"])
         if short:
             fairness |= {f"{short}: {name}": 100 * _number(own[key][rate].get(part))
                          for name, part in (("std over clients", "std"),
                                             ("worst tenth", "worst10"), ("worse off", "worse"))}
-    accuracy["rank-1"] = 100 * own["rank1"]["mean"]
+    accuracy["rank-1"] = 100 * _number(own["rank1"]["mean"])
     rate = _headline(shared["verification_tar"], HEADLINE_FAR)
     accuracy[f"global model, 1:1 TAR @ FAR {tables.rate_label(rate)}"] = (
-        100 * shared["verification_tar"][rate]["mean"])
+        100 * _number(shared["verification_tar"][rate]["mean"]))
     return {"Accuracy": accuracy, "Fairness: how the clients differ": fairness,
             "Cost of a round for a client": {
                 RECEIVED: sum(costs["down"].values()) / 1e6,
@@ -106,22 +109,23 @@ def compare(summaries: Mapping[str, Mapping[int, Summary]], reference: str) -> C
                                       for seed in seeds])
                     for title, metrics in groups.items() for metric in metrics}
               for row, runs in found.items()}
-    return Comparison(reference, values, seeds, {t: tuple(m) for t, m in groups.items()})
-
-
-def _lower_is_better(metric: str) -> bool:
-    return metric in _COST or metric.endswith(("std over clients", "worse off"))
+    sent = {row: ", ".join(next(iter(runs.values())).get("costs", {}).get("up", {})) or "nothing"
+            for row, runs in summaries.items()}
+    return Comparison(reference, values, seeds, {t: tuple(m) for t, m in groups.items()}, sent)
 
 
 def _mean_std(values: np.ndarray) -> tuple[float, float] | None:
     values = values[~np.isnan(values)]
     if not len(values):
         return None
-    return values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0
+    return values.mean(), values.std(ddof=1) if len(values) > 1 else float("nan")
 
 
 def difference(found: Comparison, row: str, metric: str) -> tuple[float, float] | None:
-    """(mean, standard deviation) over seeds of a row's gain over the reference, seed by seed."""
+    """(mean, standard deviation) over seeds of a row's gain over the reference, seed by seed.
+
+    The standard deviation of one seed is NaN.
+    """
     reference = found.values.get(found.reference, {}).get(metric)
     if row == found.reference or reference is None:
         return None
@@ -154,21 +158,28 @@ def _cell(found: Comparison, row: str, metric: str, best: set[str]) -> tables.Ce
         return tables.Cell("–")
     if metric in _COST:
         return tables.Cell(f"{spread[0]:,.0f}" if spread[0] >= 1000 else f"{spread[0]:.3g}")
-    text = f"{spread[0]:.2f} ± {spread[1]:.2f}"
-    gain = difference(found, row, metric)
+    text, gain = _plus_minus(*spread), difference(found, row, metric)
     if gain is not None:
         mark = "*" if is_beyond_noise(found, row, metric) else ""
-        text += f" ({gain[0]:+.2f} ± {gain[1]:.2f}{mark})"
+        text += f" ({_plus_minus(*gain, sign='+')}{mark})"
     return tables.Cell(text, row in best)
 
 
+def _plus_minus(mean: float, std: float, sign: str = "") -> str:
+    return f"{mean:{sign}.2f}" + ("" if np.isnan(std) else f" ± {std:.2f}")
+
+
 def _best(found: Comparison, metric: str) -> set[str]:
-    """Rows with the best mean; nobody where that says nothing or the metric is a cost."""
+    """Rows with the best mean; nobody where that says nothing.
+
+    It does not of costs, nor of how much clients differ, where a model that is equally bad for all
+    would win, nor of losers, of which a model that is the same for all has none.
+    """
     means = {row: round(spread[0], 2) for row, m in found.values.items()
              if (spread := _mean_std(m[metric])) is not None}
-    if metric in _COST or len(set(means.values())) < 2:
+    if metric in _COST or metric.endswith(_NOT_RANKED) or len(set(means.values())) < 2:
         return set()
-    best = (min if _lower_is_better(metric) else max)(means.values())
+    best = max(means.values())
     return {row for row, mean in means.items() if mean == best}
 
 
@@ -179,17 +190,23 @@ def result_tables(found: Comparison) -> list[tables.ResultTable]:
               f"difference to {found.reference}, seed by seed; * beyond their noise (paired "
               "t-test, 5 %). ")
     notes = {"Accuracy": spread + "In percent. Accuracy is that of the global model on people "
-                         "nobody trained on; what follows is of the personalized models.",
+                         "nobody trained on, and so is the last column; the others are of the "
+                         "personalized models.",
              "Cost of a round for a client": "By the tensors' sizes in float32 and the passes of "
                                              "the backbone, mean over rounds and clients."}
-    fairness = spread + ("In percent. Worse off: clients whose own model is below the global one; "
-                         "lower is better there and in std.")
+    fairness = spread + "In percent. Worse off: clients whose own model is below the global one."
     for title, metrics in found.groups.items():
         best = {metric: _best(found, metric) for metric in metrics}
-        rows = tuple((_label(found, row),
-                      tuple(_cell(found, row, metric, best[metric]) for metric in metrics))
-                     for row in found.values)
-        result.append(tables.ResultTable(title, metrics, rows, (notes.get(title, fairness),)))
+        rows = {row: tuple(_cell(found, row, metric, best[metric]) for metric in metrics)
+                for row in found.values}
+        columns = metrics
+        if SENT in metrics:
+            columns = (*metrics, "what is sent")
+            rows = {row: (*cells, tables.Cell(found.sent.get(row, "")))
+                    for row, cells in rows.items()}
+        result.append(tables.ResultTable(
+            title, columns, tuple((_label(found, row), cells) for row, cells in rows.items()),
+            (notes.get(title, fairness),)))
     return result
 
 

@@ -148,7 +148,7 @@ class FedConfig:
     # What the server does with the average: takes it (average), or takes its difference to
     # the old model as a gradient for SGD with momentum or for Adam (Reddi et al., ICLR 2021).
     server_optimizer: str = "average"  # average | momentum | adam
-    server_lr: float = 1.0  # for momentum and adam
+    server_lr: float = 0.0  # for momentum and adam; 0 = 1 for momentum, 1e-3 for adam
     server_momentum: float = 0.9  # for momentum; adam's beta_1
     server_beta2: float = 0.99
     server_epsilon: float = 1e-3
@@ -319,7 +319,7 @@ _CHOICES = {
 _POSITIVE = (
     "data.image_size", "model.embedding", "loss.scale", "loss.temperature", "loss.binary_scale",
     "loss.binary_power", "pretrain.batch_size", "pretrain.lr", "pretrain.scale",
-    "fed.num_clients", "fed.batch_size", "fed.lr", "fed.server_lr",
+    "fed.num_clients", "fed.batch_size", "fed.lr",
     "fed.server_epsilon", "eval.batch_size", "eval.block", "engine.feature_batch",
     "checkpoint.every", "checkpoint.keep")
 _NOT_NEGATIVE = (
@@ -327,7 +327,7 @@ _NOT_NEGATIVE = (
     "loss.contrastive_weight", "loss.binary_weight",
     "loss.binary_margin", "pretrain.epochs", "pretrain.momentum", "pretrain.weight_decay",
     "pretrain.warmup_epochs", "pretrain.margin", "fed.momentum", "fed.weight_decay",
-    "fed.lr_decay", "data.resident_gib", "population.cohort", "eval.clients",
+    "fed.lr_decay", "fed.server_lr", "data.resident_gib", "population.cohort", "eval.clients",
     "eval.every", "eval.examples", "engine.lanes", "engine.cpu_devices",
     "engine.gradient_batch")
 
@@ -389,11 +389,18 @@ def _check_method(config: Config) -> None:
     name, recipe = config.method.name, config.recipe
     options = config.options
     for field in dataclasses.fields(options) if options is not None else ():
-        if getattr(options, field.name) < 0:
-            raise ConfigError(f"method.{name}.{field.name} is {getattr(options, field.name)}; "
-                              "it must not be negative")
+        value = getattr(options, field.name)
+        if isinstance(value, (int, float)) and value < 0:
+            raise ConfigError(f"method.{name}.{field.name} is {value}; it must not be negative")
     population = config.population
     terms = recipe.terms(options, config.loss)
+    if terms.contrastive > 0 and not terms.temperature > 0:
+        raise ConfigError(f"the temperature of method.name={name!r} is {terms.temperature}; it "
+                          "must be above 0")
+    if recipe.isolated and config.fed.public_data not in ("auto", "off"):
+        raise ConfigError(f"fed.public_data is {config.fed.public_data!r}, but with method.name="
+                          f"{name!r} nothing is shared, and the class embeddings of public "
+                          "identities would be; set it to 'off'")
     own = recipe.stays is not None or recipe.copy_penalty is not None
     if population.previous == "off" and (terms.contrastive > 0 or own):
         need = ("keeps part of the backbone with the clients" if own else

@@ -22,9 +22,9 @@ def _bytes(tree: PyTree) -> int:
     return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
-def communication(method: fedfr.Method, public_identities: int,
-                  identities: float) -> dict[str, dict[str, float]]:
-    """Bytes that a client receives and sends in a round, by what they are.
+def communication(method: fedfr.Method, public_identities: int, identities: float,
+                  rounds: int = 1) -> dict[str, dict[str, float]]:
+    """Bytes that a client receives and sends in a round, by what they are; mean over rounds.
 
     Counted as the float32 tensors that they are, without compression. What is the same for
     everybody and never changes (public images) is not counted.
@@ -32,6 +32,7 @@ def communication(method: fedfr.Method, public_identities: int,
     Args:
       public_identities: K_0.
       identities: of a client, on average.
+      rounds: of the run; in some a method's server may take nothing.
 
     Returns:
       {"down": {what: bytes}, "up": {what: bytes}}.
@@ -49,7 +50,10 @@ def communication(method: fedfr.Method, public_identities: int,
     if method.recipe.server_embeddings is not None:
         parts["class embeddings"] = row * identities
     parts = {what: size for what, size in parts.items() if size}
-    return {"down": dict(parts), "up": dict(parts)}
+    averages = method.recipe.averages
+    taken = 1.0 if averages is None else np.mean(
+        [bool(averages(method.options, r, rounds)) for r in range(rounds)])
+    return {"down": parts, "up": {what: taken * size for what, size in parts.items()}}
 
 
 @functools.cache
@@ -73,7 +77,8 @@ def local_flops(config: Config, method: fedfr.Method, metrics: dict[str, np.ndar
     backbones are taken once per image and view (``engine.cache_features``) or once per image
     and step; hard negatives need those of the client's own images. The features of the public
     images under the global backbone are the same for all clients and counted with each, as
-    each would compute them.
+    each would compute them. A client's first round is counted as the others, though the contrastive
+    term is off in it.
 
     Args:
       metrics: of the round, (C,) arrays.

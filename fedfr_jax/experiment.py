@@ -13,7 +13,9 @@ A thin shell: the state is plain pytrees, and all work is done by the pure funct
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
+import runpy
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +31,7 @@ from fedfr_jax.cli import folder_of_process
 from fedfr_jax.config import Config, merged, resolve, to_dict
 from fedfr_jax.data.split import save_split
 from fedfr_jax.data.types import ImageSource
+from fedfr_jax.errors import InputError
 from fedfr_jax.evaluate import describe_run, write_results
 from fedfr_jax.heads_at_rest import open_store, personal_models
 from fedfr_jax.plan import keep_settled
@@ -45,7 +48,7 @@ from fedfr_jax.simulation import build_simulation, make_embed, make_personal_emb
 from fedfr_jax.state import ServerState
 
 PyTree = Any
-Settings = Config | ConfigDict | Mapping[str, Any]
+Settings = Config | ConfigDict | Mapping[str, Any] | str | os.PathLike
 
 
 def settings_of(config: Settings | None = None, method: str | None = None,
@@ -53,13 +56,19 @@ def settings_of(config: Settings | None = None, method: str | None = None,
     """Checked settings.
 
     Args:
-      config: settings to start from; None: the defaults.
+      config: settings to start from; None: the defaults, the paper's; a path: what
+        ``get_config()`` of that file returns, as for the command line.
       method: name of the method, for short.
       **changes: settings or groups of them, such as ``fed={"rounds": 4}``.
 
     Raises:
       ConfigError: a setting is wrong.
+      InputError: there is no such file.
     """
+    if isinstance(config, (str, os.PathLike)):
+        if not pathlib.Path(config).is_file():
+            raise InputError(f"{config} is not there; give a file such as configs/quickstart.py")
+        config = runpy.run_path(os.fspath(config))["get_config"]()
     if isinstance(config, Config):
         config = to_dict(config)
     elif isinstance(config, ConfigDict):
@@ -125,6 +134,10 @@ class Experiment:
                 self.sim, self._writer, self.folder / "pretrained", weights, resume)
         self.server: ServerState = starting_server(self.sim, self._checkpoints, pretrained,
                                                    embeddings)
+        if self.round > self.config.fed.rounds:
+            raise InputError(f"{self.folder} has done {self.round} rounds, more than "
+                             f"fed.rounds={self.config.fed.rounds}; raise it, or choose another "
+                             "work directory")
         self._writer.truncate_after(self.round)
         self._store.rewind(self.round)
         self.pretrained: PyTree = jax.device_get(pretrained)

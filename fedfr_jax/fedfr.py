@@ -171,12 +171,17 @@ def hard_negatives(local_features, local_mask, public_features, *, threshold: fl
 
 
 def epochs_of_round(method: Method, round_index) -> tuple[jax.Array, jax.Array]:
-    """(E, epoch from which the learning rate is decayed) of a round (FedFR, section 4.1)."""
+    """(E, epoch from which the learning rate is decayed) of a round (FedFR, section 4.1).
+
+    Where head and body take turns there is no decay: it would fall on the last turn alone.
+    """
     fed = method.fed
     epochs = jnp.asarray(fed.local_epochs)[
         jnp.minimum(round_index, len(fed.local_epochs) - 1)]
     if method.recipe.epochs is not None:
         epochs = method.recipe.epochs(method.options, round_index, fed.rounds, epochs)
+    if method.recipe.heads_turn is not None:
+        return epochs, epochs
     later = jnp.maximum(1, (0.75 * epochs).astype(int))
     first = jnp.asarray((*fed.lr_decay_epochs, 0))[
         jnp.minimum(round_index, len(fed.lr_decay_epochs))]
@@ -629,9 +634,9 @@ def _embeddings_at_server(method: Method, embeddings, cohort: CohortData):
 def server_optimizer(fed: FedConfig) -> optax.GradientTransformation | None:
     """What turns the average into a step of the server; None: the average is taken as it is."""
     if fed.server_optimizer == "momentum":
-        return optax.sgd(fed.server_lr, momentum=fed.server_momentum)
+        return optax.sgd(fed.server_lr or 1.0, momentum=fed.server_momentum)
     if fed.server_optimizer == "adam":
-        return optax.adam(fed.server_lr, fed.server_momentum, fed.server_beta2,
+        return optax.adam(fed.server_lr or 1e-3, fed.server_momentum, fed.server_beta2,
                           fed.server_epsilon)
     return None
 

@@ -33,7 +33,8 @@ class ServerState:
 
 @struct.dataclass
 class Heads:
-    """Personal to each client, never averaged, never sent (K = most identities of a client).
+    """Personal to each client, never averaged, and sent by no method but FedFace, which sends the
+    class embeddings (K = most identities of a client).
 
     Attributes:
       class_embeddings: (C, K, d), rows beyond a client's own identities are zero.

@@ -167,7 +167,7 @@ def _table(title: str, columns: _Columns, names: list[str], notes: tuple[str, ..
 
 
 def closing_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
-    """The tables of a run: one per generic set, then personalized 1:1 and 1:N.
+    """The tables of a run: one per generic set, personalized 1:1 and 1:N, fairness and cost.
 
     Args:
       summary: see the module's docstring.
@@ -185,8 +185,8 @@ def closing_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
     tables += [_table(title, columns, names, ("In percent; mean ± standard deviation over "
                                               "the clients.",))
                for title, columns in personal.items() if columns]
-    costs = cost_table(summary)
-    return tables if costs is None else [*tables, costs]
+    more = (fairness_table(summary), cost_table(summary))
+    return tables + [table for table in more if table is not None]
 
 
 def megabytes(parts: Mapping[str, float]) -> str:
@@ -209,6 +209,29 @@ def cost_table(summary: Mapping[str, Any]) -> ResultTable | None:
         ((method, tuple(map(Cell, cells))),),
         ("Mean over clients and rounds, by the tensors' sizes in float32 and the passes of the "
          "backbone.",))
+
+
+def fairness_table(summary: Mapping[str, Any]) -> ResultTable | None:
+    """How unequal the clients are, per model, at the rates nearest to FAR 1e-3 and FPIR 1e-2."""
+    models = {name: found["personalized"] for name in model_names(summary)
+              if (found := summary["models"][name]).get("personalized")}
+    columns: _Columns = {}
+    for key, label, aim in (("verification_tar", "1:1", 1e-3),
+                            ("identification_openset", "1:N", 1e-2)):
+        for name, found in models.items():
+            if rates := _rates(found.get(key, {})):
+                rate = min(rates, key=lambda r: abs(math.log10(float(r) / aim)))
+                at = f" at {rate_label(rate)}"
+                for what, part in (("worst tenth", "worst10"), ("worse off", "worse")):
+                    columns.setdefault(f"{label}{at}: {what}", {})[name] = (
+                        found[key][rate].get(part), None, False)
+    if not columns:
+        return None
+    cells = tuple((name, tuple(Cell(percent(column.get(name, (None,))[0]))
+                               for column in columns.values())) for name in models)
+    return ResultTable("Fairness: how the clients differ", tuple(columns), cells, (
+        "In percent. Worst tenth: mean of the clients who do worst; worse off: clients whose own "
+        "model is below the global one.",))
 
 
 def spread_table(summary: Mapping[str, Any]) -> ResultTable | None:

@@ -33,9 +33,11 @@ def test_all_rows_are_settings_that_resolve():
 
 def test_grid_of_the_shipped_configuration():
     path = next(p for p in CONFIGS if p.stem == "ablation")
-    cells, reference = ablate.grid_of(load(path), only="^FedAvg$")
+    cells, reference = ablate.grid_of(load(path))
     assert reference == "FedFR"
-    assert {cell.row for cell in cells} == {"FedFR", "FedAvg"}
+    assert {"FedFR", "FedAvg", "FedBN, iresnet"} < {cell.row for cell in cells}
+    with pytest.raises(ConfigError, match="reference is 'FedXY'"):
+        ablate.run_grid(cells, "unused", reference="FedXY")
     with pytest.raises(ConfigError, match="rows is missing"):
         ablate.grid_of(ConfigDict({"base": {}, "seeds": (0,)}))
 
@@ -84,8 +86,20 @@ def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
     assert float(rows[4]["sent (MB)"]) == 0 and float(rows[4]["arithmetic (GFLOP)"]) == 0
 
     changed = ablate.make_cells(base() | {"loss": {"margin": 0.1}}, ROWS, (0,), vary=("seed",))
-    with pytest.raises(InputError, match=r"other settings \(loss.margin: 0.4 -> 0.1\)"):
-        ablate.run_grid(changed, tmp_path)
+    def refused():
+        with pytest.raises(InputError, match=r"other settings \(loss.margin: 0.4 -> 0.1\)"):
+            ablate.run_grid(changed, tmp_path)
+
+    refused()
+    folder = tmp_path / "cells" / "fedfr" / "seed0"
+    for name in ("summary.json", "report.html"):  # as if it had been stopped midway
+        (folder / name).unlink()
+    refused()
+    lines.clear()
+    found = ablate.run_grid(cells, tmp_path, only="^pretrained$", report=lines.append)
+    assert len(calls) == 8 and (folder / "report.html").exists()  # the reference is always run
+    assert not any("FedAvg" in line for line in lines)
+    assert list(found.values) == ["FedFR", "FedAvg", "pretrained"]
 
 
 def test_seeds_side_by_side_give_what_they_give_alone(tmp_path):
@@ -142,7 +156,8 @@ def test_differences_are_paired_and_the_best_is_marked():
     assert cells["B"][0].text == "86.00 ± 7.07 (+1.00 ± 0.00*)" and cells["B"][0].best
     assert cells["A"][1].best and not cells["B"][1].best
     fairness = comparison.result_tables(found)[1]
-    assert dict(fairness.rows)["A"][fairness.columns.index("1:1: worse off")].best
+    assert not any(c.best for _, cells in fairness.rows for c in (
+        cells[fairness.columns.index("1:1: worse off")],))
     assert dict(comparison.result_tables(found)[2].rows)["A"][1].text == "2"
     assert json.loads(json.dumps(found.rows()))[0]["method"] == "A"
     assert comparison.is_beyond_noise(found, "B", "lfw: accuracy")
@@ -161,9 +176,14 @@ def test_differences_are_paired_and_the_best_is_marked():
     assert not comparison.is_beyond_noise(noisy, "B", tar)
     assert not comparison.is_beyond_noise(noisy, "C", tar)  # one seed tells nothing about seeds
     assert "C (1 of 2 seeds)" in dict(comparison.result_tables(noisy)[0].rows)
-    # A row that has not run yet is left out, and so is its comparison.
+    # Where a rate is undefined for every client there is no mean.
+    broken = summary(0.9, 0.5)
+    broken["models"]["personalized"]["personalized"]["rank1"] = {"mean": None}
+    nothing = comparison.compare({"A": {0: broken}}, "A")
+    assert dict(comparison.result_tables(nothing)[0].rows)["A"][-2].text == "–"
+    # A row that has not run yet is left out, and so is its comparison. One seed has no spread.
     only = comparison.compare({"B": {0: summary(0.9, 0.4)}}, "A")
-    assert dict(comparison.result_tables(only)[0].rows)["B"][0].text == "90.00 ± 0.00"
+    assert dict(comparison.result_tables(only)[0].rows)["B"][0].text == "90.00"
 
 
 def test_plots_make_room_for_long_names():

@@ -184,6 +184,13 @@ def test_fedrep_trains_first_the_head_then_the_body():
 
     assert trained_in_one_epoch(0) == [True, False]
     assert trained_in_one_epoch(1) == [False, True]
+    method = make("fedrep", body_epochs=1)
+    turns = [bool(method.recipe.heads_turn(method.options, epoch, 4)) for epoch in range(4)]
+    assert turns == [True, True, True, False]  # Collins et al., algorithm 1
+    # The body's turn comes last, and with the full learning rate.
+    fed = dict(local_epochs=(4,), lr_decay_epochs=(3,))
+    assert fedfr.epochs_of_round(make("fedrep", fed=fed), 0) == (4, 4)
+    assert fedfr.epochs_of_round(make("fedper", fed=fed), 0) == (4, 3)
 
 
 def test_lg_fedavg_is_fedper_the_other_way_round():
@@ -281,6 +288,82 @@ def test_server_optimizers_take_the_difference_for_a_gradient(settings, optimize
     once = dict(settings, server_optimizer="momentum", server_lr=1.0)
     assert_same(run(make("fedavg", fed=once), 1)[2].backbone, average.backbone, rtol=1e-5,
                 atol=1e-6)
+
+
+def test_server_optimizers_keep_their_state_between_rounds():
+    rng = np.random.RandomState(0)
+    for name, optimizer in (("momentum", optax.sgd(1.0, 0.9)), ("adam", optax.adam(
+            1e-3, 0.9, 0.99, 1e-3))):
+        method = make("fedavg", fed=dict(server_optimizer=name))  # default learning rates
+        server = small.start(method, LAYOUT, small.federation().public,
+                             small.federation().cohort())[0]
+        expected, state = server.backbone["params"], optimizer.init(server.backbone["params"])
+        for _ in range(3):
+            average = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape), jax.device_get(
+                {"backbone": server.backbone, "public_embeddings": server.public_embeddings}))
+            difference = jax.tree.map(jnp.subtract, server.backbone["params"],
+                                      average["backbone"]["params"])
+            step, state = optimizer.update(difference, state, expected)
+            expected = optax.apply_updates(expected, step)
+            server = fedfr.update_server(method, server, average, jnp.float32(3))
+            assert_same(server.backbone["params"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["images", "uniform"])
+def test_aggregation_weights(aggregation):
+    _, _, after, heads, metrics = run(make("fedavg", fed=dict(aggregation=aggregation)), 1)
+    sizes = np.array([9, 5, 12] if aggregation == "images" else [1, 1, 1])
+    weights = np.zeros(len(heads.has_trained))
+    weights[:3] = sizes / sizes.sum()
+    assert list(metrics["images"][:3]) == [9, 5, 12]
+    assert_same(after.backbone, jax.tree.map(
+        lambda x: np.tensordot(weights, x, 1), heads.previous), rtol=1e-5, atol=1e-6)
+
+
+def test_class_embeddings_may_start_at_random():
+    data, starts = small.federation(), []
+    for init in ("mean_feature", "random"):
+        method = make("fedfr", fed=dict(class_embedding_init=init))
+        starts.append(np.asarray(small.start(method, LAYOUT, data.public, data.cohort())[1]
+                                 .class_embeddings))
+    exists = np.arange(4) < np.array(data.identities)[:, None]
+    for rows in starts:
+        assert not rows[~exists].any() and rows[exists].all(-1).all()
+    assert differs(*starts)
+    assert 0.003 < starts[1][exists].std() < 0.03  # 0.01 times standard normal
+
+
+def test_a_detached_binary_loss_trains_the_dfc_branch_only():
+    off = LossConfig(binary_weight=0.0)
+    _, _, without, *_ = run(make("fedfr", loss=off), 1)
+    _, start, detached, heads, _ = run(make("fedfr", loss=LossConfig(binary_detached=True)), 1)
+    _, _, attached, *_ = run(make("fedfr"), 1)
+    assert_same(detached.backbone, without.backbone, rtol=1e-5, atol=1e-6)
+    assert differs(attached.backbone, without.backbone)
+    assert differs(heads.transform, start.transform)
+    assert differs(heads.binary_weight, start.binary_weight)
+
+
+@pytest.mark.parametrize("changed", [dict(identification="arcface"), dict(balanced=True)])
+def test_identification_losses_reach_the_training(changed):
+    data = small.federation(identities=(2, 2, 2), sizes=(9, 5, 11))
+    data = dataclasses.replace(data, labels=tuple(
+        np.minimum(np.arange(len(x)), 1) for x in data.images))  # one image of the first person
+    _, _, plain, *_ = run(make("fedavg"), 1, data)
+    _, _, other, *_ = run(make("fedavg", loss=LossConfig(**changed)), 1, data)
+    assert differs(other.backbone, plain.backbone)
+
+
+def test_local_shares_nothing_at_all():
+    for value in ("hard", "all"):
+        with pytest.raises(InputError, match="nothing is shared"):
+            resolve({"method": {"name": "local"}, "fed": {"public_data": value}})
+    assert METHODS["local"].isolated
+
+
+def test_an_upload_that_the_server_does_not_take_costs_nothing():
+    ten = costs.communication(make("finetune"), 4, 3.0, rounds=10)
+    assert ten["up"]["backbone"] == pytest.approx(0.9 * ten["down"]["backbone"])
 
 
 def test_arcface_and_balanced_classes():

@@ -4,6 +4,10 @@ Aggarwal, Zhou, Jain, "FedFace: Collaborative Learning of Face Recognition Model
 equation 7. After every round a few gradient steps on the server lower the mean of
 ``relu(cos_jk - margin)^2`` over pairs j != k of class embeddings. They have to be sent for
 that, unlike in the other methods. Its memory grows with the square of the rows of a round.
+
+The paper's sum over pairs grows with the clients, and its step shrinks with the length of the rows.
+Here a step is on the rows' directions, which is all that the losses see, and of each row's mean
+over the others, so that ``lr`` means the same at any number of clients.
 """
 import dataclasses
 
@@ -17,7 +21,7 @@ from fedfr_jax.methods.recipe import Recipe
 @dataclasses.dataclass(frozen=True)
 class Options:
     margin: float = 0.4  # cosine above which two classes are too near
-    lr: float = 10.0  # of plain gradient steps; the loss is a mean over all pairs, hence small
+    lr: float = 1.0  # of plain gradient steps on unit rows
     steps: int = 10
 
 
@@ -34,11 +38,14 @@ def spread_out_loss(rows, exists, margin: float):
 
 
 def spread_out(options: Options, rows, exists):
-    """The rows after the server's gradient steps."""
-    gradient = jax.grad(spread_out_loss)
-    return jax.lax.fori_loop(
-        0, options.steps,
-        lambda _, r: r - options.lr * gradient(r, exists, options.margin), rows)
+    """The rows after the server's gradient steps; their lengths stay."""
+    lr = options.lr * exists.sum()
+
+    def step(_, unit):
+        return normalize(unit - lr * jax.grad(spread_out_loss)(unit, exists, options.margin))
+
+    unit = jax.lax.fori_loop(0, options.steps, step, normalize(rows))
+    return unit * jnp.linalg.norm(rows, axis=1, keepdims=True)
 
 
 RECIPE = Recipe(title="FedFace", source="Aggarwal et al., IJCB 2021, equation 7", options=Options,

@@ -64,6 +64,7 @@ class Recipe:
         the class embeddings of all clients of a round, which then have to be sent. None: they
         stay with the clients.
       union: one client holds the training images of all.
+      isolated: nothing at all is shared; ``stays`` keeps the whole backbone.
       trains: False: no rounds.
     """
 
@@ -80,6 +81,7 @@ class Recipe:
     copy_penalty: Callable[..., jax.Array] | None = None
     server_embeddings: Callable[..., jax.Array] | None = None
     union: bool = False
+    isolated: bool = False
     trains: bool = True
 
 
