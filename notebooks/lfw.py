@@ -50,8 +50,26 @@ root = REAL or str(generated_recordio(pathlib.Path(tempfile.mkdtemp()), 40 if SM
 root = pathlib.Path(root)
 
 # %% [markdown]
-# `source="folder"` reads `root/person/image.jpg`; `source="tfds"` with `name="lfw"` reads a
-# prepared data set of tensorflow-datasets. Everything below stays the same.
+# Two other sources, with which everything below stays the same:
+# `{"source": "folder", "root": ...}` reads `root/person/image.jpg`, as in the next cell;
+# `{"source": "tfds", "name": "lfw", "root": ...}` reads what tensorflow-datasets has prepared in
+# the folder `root`.
+
+
+# %%
+def as_folders(data, folder, people):
+    source = open_source(resolve({"data": data}).data)
+    for i in np.flatnonzero(source.labels < people):
+        path = pathlib.Path(folder) / f"person {source.labels[i]}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(source.read(np.array([i]))[0]).save(path)
+    return {**data, "source": "folder", "root": str(folder)}
+
+
+some = as_folders({"source": "recordio", "root": str(root), "image_size": 48},
+                  tempfile.mkdtemp(), people=3)
+opened = open_source(resolve({"data": some}).data)
+print(opened.name, "people:", len(set(opened.labels)), "images:", len(opened.labels))
 
 # %%
 data = {"source": "recordio", "root": str(root), "image_size": 48}

@@ -17,20 +17,25 @@
 
 # %% [markdown]
 # On Colab, first clone the repository into `/content`, in a cell of its own:
-# `!git clone ADDRESS /content/fedfr_jax`. Its requirements are ranges that hold what Colab has, so
-# that jax and numpy stay as they are.
+# `!git clone ADDRESS /content/fedfr_jax`. Its requirements are ranges that hold what Colab has;
+# jax, jaxlib and numpy are asked for as they are, so that pip leaves them alone.
 
 # %%
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
 import subprocess
 import sys
 
+# %%
 if importlib.util.find_spec("fedfr_jax") is None:
     places = (pathlib.Path.cwd().parent, pathlib.Path.cwd(), pathlib.Path("/content/fedfr_jax"))
-    checkout = next(place for place in places if (place / "setup.py").exists())
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(checkout)], check=True)
+    checkout = next((place for place in places if (place / "setup.py").exists()), None)
+    assert checkout, "fedfr_jax is not here: clone it to /content/fedfr_jax first"
+    keep = [f"{d.name}=={d.version}" for d in importlib.metadata.distributions()
+            if d.name in ("jax", "jaxlib", "numpy")]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(checkout), *keep], check=True)
     sys.path.insert(0, str(checkout))
 
 # %%
@@ -135,6 +140,8 @@ next(plot for name, plot in plots.items() if name.startswith("roc-personalized")
 # ## Who gains
 #
 # Every bar is a client: its personalized model minus the pretrained one, on the same pairs.
+# Not all clients gain: here a client's transform of the embedding has a few hundred images to learn
+# from. `fed={"transform": "none"}` leaves it out, see `docs/results.md`.
 
 # %%
 next(plot for name, plot in plots.items() if name.startswith("gains-verification"))

@@ -72,6 +72,9 @@ def measure(population, cohort, rounds):
 
 # %% [markdown]
 # ## More clients, the same cohort
+#
+# Own people: those of up to 50 clients drawn from all. Of a large population most never took part;
+# they have the global model. Memory is this process' on the host.
 
 # %%
 populations = [10, 100] if SMALL else [10, 100, 1_000, 10_000, 100_000]
