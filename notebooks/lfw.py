@@ -69,7 +69,7 @@ def as_folders(data, folder, people):
 some = as_folders({"source": "recordio", "root": str(root), "image_size": 48},
                   tempfile.mkdtemp(), people=3)
 opened = open_source(resolve({"data": some}).data)
-print(opened.name, "people:", len(set(opened.labels)), "images:", len(opened.labels))
+print("people:", len(set(opened.labels)), "images:", len(opened.labels))
 
 # %%
 data = {"source": "recordio", "root": str(root), "image_size": 48}

@@ -1,10 +1,13 @@
 """The interface for notebooks: step by step, in one call, and what comes out."""
+import pathlib
+
 import jax
 import numpy as np
 import pytest
 from test_train import SETTINGS, final_state, settings
 
 from fedfr_jax.config import ConfigError, default_config, resolve
+from fedfr_jax.errors import InputError
 from fedfr_jax.experiment import Experiment, Result, run, settings_of
 from fedfr_jax.simulation import make_embed, use_cpu_devices
 from fedfr_jax.train import train
@@ -17,6 +20,11 @@ def test_settings_of_any_kind():
     assert settings_of(config, fed={"lr": 0.5}).fed == settings_of(
         fed={"lr": 0.5, "rounds": 3}).fed
     assert settings_of(resolve({"seed": 3})).seed == 3
+    path = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
+    found = settings_of(path, "fedavg", fed={"rounds": 4})
+    assert (found.method.name, found.fed.rounds, found.data.image_size) == ("fedavg", 4, 48)
+    with pytest.raises(InputError, match=r"nowhere\.py is not there"):
+        settings_of("nowhere.py")
     with pytest.raises(ConfigError, match=r"fed\.roundz"):
         settings_of(fed={"roundz": 3})
 
@@ -36,6 +44,8 @@ def test_round_by_round_is_a_run_at_once(tmp_path):
         shared, own = experiment.embed(images), experiment.embed(images, client=1)
         assert shared.shape == own.shape == (5, 8) and np.abs(shared - own).max() > 1e-6
         assert experiment.faces(2, 3).ndim == 3
+    with pytest.raises(InputError, match=r"has done 3 rounds, more than fed\.rounds=2"):
+        Experiment(settings(fed={"rounds": 2}), tmp_path / "steps", resume=True)
     config = settings()
     states = [final_state(tmp_path / name, config) for name in ("at-once", "steps")]
     jax.tree.map(np.testing.assert_array_equal, *states)
