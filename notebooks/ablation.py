@@ -87,4 +87,4 @@ display(*list(drawn.values())[:3])
 # %%
 rows.append(("FedFR, weak contrast", {"loss": {"contrastive_weight": 0.5}}))
 found = ablate.run_grid(ablate.make_cells(base, rows, seeds), folder)
-comparison.show(found, metrics=found.groups["Accuracy"][:2])
+display(comparison.result_tables(found)[0])
