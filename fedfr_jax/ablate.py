@@ -244,7 +244,7 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
       The comparison of what is there.
 
     Raises:
-      ConfigError: the reference is none of the rows.
+      ConfigError: the reference is none of the rows, or ``only`` no regular expression.
       InputError: a cell in the work directory has other settings.
     """
     root = pathlib.Path(root)
@@ -253,6 +253,10 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
     if reference not in names:
         raise ConfigError(f"reference is {reference!r}, which is none of the rows: "
                           f"{', '.join(names)}")
+    try:
+        wanted = [c for c in cells if c.row == reference or re.search(only, c.row)]
+    except re.error as error:
+        raise ConfigError(f"only is {only!r}, which is no regular expression: {error}") from error
 
     def finished(cell):
         return is_finished(cell, root / "cells" / cell.folder)
@@ -260,7 +264,6 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
     for cell in cells:  # before any long work
         finished(cell)
     failures: dict[str, str] = {}
-    wanted = [c for c in cells if c.row == reference or re.search(only, c.row)]
     for number, cell in enumerate(wanted, start=1):
         report(f"cell {number}/{len(wanted)}: {cell}" + (" (finished)" if finished(cell) else ""))
         if finished(cell):

@@ -38,6 +38,8 @@ def test_grid_of_the_shipped_configuration():
     assert {"FedFR", "FedAvg", "FedBN, iresnet"} < {cell.row for cell in cells}
     with pytest.raises(ConfigError, match="reference is 'FedXY'"):
         ablate.run_grid(cells, "unused", reference="FedXY")
+    with pytest.raises(ConfigError, match="no regular expression"):
+        ablate.run_grid(cells, "unused", only="(")
     with pytest.raises(ConfigError, match="rows is missing"):
         ablate.grid_of(ConfigDict({"base": {}, "seeds": (0,)}))
 
