@@ -74,7 +74,8 @@ def measure(population, cohort, rounds):
 # ## More clients, the same cohort
 #
 # Own people: those of up to 50 clients drawn from all. Of a large population most never took part;
-# they have the global model. Memory is this process' on the host.
+# they have the global model. Memory is this process' on the host. A round's time follows the images
+# it trains on, and how many hard negatives there are differs from one draw of people to the next.
 
 # %%
 populations = [10, 100] if SMALL else [10, 100, 1_000, 10_000, 100_000]
