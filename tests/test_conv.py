@@ -4,6 +4,7 @@ import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from fedfr_jax.models import layers
 from fedfr_jax.ops import winograd
@@ -146,7 +147,7 @@ def test_custom_gradients_lower_for_accelerators(platform, dtype, stride):
     x, kernel = jnp.zeros((2, 12, 23, 23, 64), dtype), jnp.zeros((2, 3, 3, 64, features), dtype)
     f = jax.vmap(jax.grad(lambda x, k: jnp.sum(conv2d(x, k, stride=stride, strategy="custom")),
                           (0, 1)))
-    jax.export.export(jax.jit(f), platforms=[platform])(x, kernel)
+    export.export(jax.jit(f), platforms=[platform])(x, kernel)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
