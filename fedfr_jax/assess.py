@@ -23,10 +23,10 @@ from fedfr_jax.evaluation.personalized import (
 from fedfr_jax.evaluation.verification import PairResult, embed_with_mirror, evaluate_pairs
 from fedfr_jax.losses import normalize
 from fedfr_jax.simulation import Simulation, make_embed, make_personal_embed
+from fedfr_jax.tables import HEADLINE_FAR, HEADLINE_FPIR
 
 PyTree = Any
 VERIFICATION = "personalized 1:1"
-HEADLINE_FAR, HEADLINE_FPIR = 1e-3, 1e-2
 
 
 @dataclasses.dataclass(frozen=True)

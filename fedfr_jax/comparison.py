@@ -9,14 +9,14 @@ import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from fedfr_jax import plots, report, tables
-from fedfr_jax.assess import HEADLINE_FAR, HEADLINE_FPIR, nearest
+from fedfr_jax.tables import HEADLINE_FAR, HEADLINE_FPIR, headline_rate
 
 Summary = Mapping[str, Any]
 FLOPS, SENT, RECEIVED = "arithmetic (GFLOP)", "sent (MB)", "received (MB)"
@@ -50,11 +50,6 @@ class Comparison:
                 if not all(np.isnan(v[i]) for v in metrics.values())]
 
 
-def _headline(spreads: Mapping[str, Any], aim: float) -> str:
-    rates = list(spreads)
-    return rates[nearest([float(r) for r in rates], aim)]
-
-
 def metrics_of(summary: Summary) -> dict[str, dict[str, float]]:
     """Table title -> metric -> value of one run.
 
@@ -70,14 +65,14 @@ def metrics_of(summary: Summary) -> dict[str, dict[str, float]]:
             ("1:1 TAR @ FAR", "1:1", "verification_tar", HEADLINE_FAR),
             ("1:N open set TPIR @ FPIR", "1:N", "identification_openset", HEADLINE_FPIR),
             ("1:N pair rule TPIR @ FPIR", "", "identification_pair", HEADLINE_FPIR)):
-        rate = _headline(own[key], aim)
+        rate = headline_rate(own[key], aim)
         accuracy[f"{label} {tables.rate_label(rate)}"] = 100 * _number(own[key][rate]["mean"])
         if short:
             fairness |= {f"{short}: {name}": 100 * _number(own[key][rate].get(part))
                          for name, part in (("std over clients", "std"),
                                             ("worst tenth", "worst10"), ("worse off", "worse"))}
     accuracy["rank-1"] = 100 * _number(own["rank1"]["mean"])
-    rate = _headline(shared["verification_tar"], HEADLINE_FAR)
+    rate = headline_rate(shared["verification_tar"], HEADLINE_FAR)
     accuracy[f"global model, 1:1 TAR @ FAR {tables.rate_label(rate)}"] = (
         100 * _number(shared["verification_tar"][rate]["mean"]))
     return {"Accuracy": accuracy, "Fairness: how the clients differ": fairness,
@@ -264,13 +259,6 @@ def write_report(found: Comparison, folder: str | os.PathLike, title: str,
         plots.png(plot, folder / "plots")
 
 
-def show(found: Comparison, metrics: Sequence[str] = ()) -> None:
-    """Prints the tables (only these metrics, if any are given)."""
-    shown = result_tables(found)
-    if metrics:
-        keep = [(t, [i for i, c in enumerate(t.columns) if c in metrics]) for t in shown]
-        shown = [dataclasses.replace(
-            t, columns=tuple(t.columns[i] for i in at),
-            rows=tuple((row, tuple(cells[i] for i in at)) for row, cells in t.rows))
-            for t, at in keep if at]
-    tables.render(shown)
+def show(found: Comparison) -> None:
+    """Prints the tables."""
+    tables.render(result_tables(found))

@@ -31,6 +31,7 @@ _MARK, _NONE = "†", "–"
 _UNRESOLVED = (f"{_MARK} fewer than one false accept is allowed at this rate: there are too few "
                "impostor scores to resolve it, and the number is the share of genuine scores "
                "above the highest impostor score.")
+HEADLINE_FAR, HEADLINE_FPIR = 1e-3, 1e-2
 _PERSONAL = {"verification_tar": ("Personalized verification (1:1)", "TAR @ FAR {}"),
              "identification_pair": ("Personalized identification (1:N), pair rule",
                                      "TPIR @ FPIR {}"),
@@ -211,20 +212,25 @@ def cost_table(summary: Mapping[str, Any]) -> ResultTable | None:
          "backbone.",))
 
 
+def headline_rate(spreads: Mapping[str, Any], aim: float) -> str:
+    """The key of a spread per rate that is closest to ``aim``, in orders of magnitude."""
+    return min(spreads, key=lambda rate: abs(math.log(float(rate) / aim)))
+
+
 def fairness_table(summary: Mapping[str, Any]) -> ResultTable | None:
     """How unequal the clients are, per model, at the rates nearest to FAR 1e-3 and FPIR 1e-2."""
     models = {name: found["personalized"] for name in model_names(summary)
               if (found := summary["models"][name]).get("personalized")}
     columns: _Columns = {}
-    for key, label, aim in (("verification_tar", "1:1", 1e-3),
-                            ("identification_openset", "1:N", 1e-2)):
+    for key, label, aim in (("verification_tar", "1:1", HEADLINE_FAR),
+                            ("identification_openset", "1:N", HEADLINE_FPIR)):
         for name, found in models.items():
-            if rates := _rates(found.get(key, {})):
-                rate = min(rates, key=lambda r: abs(math.log10(float(r) / aim)))
+            if spreads := found.get(key):
+                rate = headline_rate(spreads, aim)
                 at = f" at {rate_label(rate)}"
                 for what, part in (("worst tenth", "worst10"), ("worse off", "worse")):
                     columns.setdefault(f"{label}{at}: {what}", {})[name] = (
-                        found[key][rate].get(part), None, False)
+                        spreads[rate].get(part), None, False)
     if not columns:
         return None
     cells = tuple((name, tuple(Cell(percent(column.get(name, (None,))[0]))
