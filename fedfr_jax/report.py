@@ -179,7 +179,7 @@ def _headline_rate(models: Mapping[str, Any], key: str, aim: float) -> str | Non
     marks = {float(rate) for part in found for rate in part.get("unresolvable", {}).get(key, ())}
     rates = {rate for part in found for rate in part.get(key, {})
              if float(rate) not in marks and float(rate) > 0}
-    return min(rates, key=lambda rate: abs(math.log(float(rate) / aim)), default=None)
+    return tables.headline_rate(rates, aim) if rates else None
 
 
 def _tile(label: str, model: str, new: float | None, old: float | None) -> dict[str, str] | None:
@@ -203,8 +203,9 @@ def _tiles(data: ReportData) -> list[dict[str, str]]:
         tiles.append(_tile(f"{set_name}: accuracy", "global", found.get("accuracy"), old))
     personal = models.get("personalized", {}).get("personalized", {})
     before = pretrained.get("personalized", {})
-    for key, aim, label in (("verification_tar", 1e-3, "Personalized 1:1, TAR @ FAR"),
-                            ("identification_openset", 1e-2, "Personalized 1:N, TPIR @ FPIR")):
+    for key, aim, label in (
+            ("verification_tar", tables.HEADLINE_FAR, "Personalized 1:1, TAR @ FAR"),
+            ("identification_openset", tables.HEADLINE_FPIR, "Personalized 1:N, TPIR @ FPIR")):
         rate = _headline_rate(models, key, aim)
         if rate is not None:
             tiles.append(_tile(f"{label} {tables.rate_label(rate)}", "personalized",

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -212,9 +212,9 @@ def cost_table(summary: Mapping[str, Any]) -> ResultTable | None:
          "backbone.",))
 
 
-def headline_rate(spreads: Mapping[str, Any], aim: float) -> str:
-    """The key of a spread per rate that is closest to ``aim``, in orders of magnitude."""
-    return min(spreads, key=lambda rate: abs(math.log(float(rate) / aim)))
+def headline_rate(rates: Iterable[str], aim: float) -> str:
+    """The rate closest to ``aim``, in orders of magnitude; rates are keys of results, as text."""
+    return min(rates, key=lambda rate: abs(math.log(float(rate) / aim)))
 
 
 def fairness_table(summary: Mapping[str, Any]) -> ResultTable | None:
