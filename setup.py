@@ -14,7 +14,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["fedfr_jax", "fedfr_jax.*"]),
-    package_data={"fedfr_jax": ["templates/*"]},
+    package_data={"fedfr_jax": ["reporting/templates/*"]},
     install_requires=[
         "jax>=0.7.2,<0.13",
         "flax>=0.11.2,<0.14",

@@ -13,7 +13,9 @@ import numpy as np
 
 from benchmarks.plain_jax import arrays_of, variables_of
 from benchmarks.problem import Built, Case, Workload, part, previous_weights
-from fedfr_jax import engine, fedfr, simulation
+from fedfr_jax import engine
+from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.state import CohortData, Heads, PublicData, ServerState
 from fedfr_jax.config import (
     Config,
     DataConfig,
@@ -23,8 +25,8 @@ from fedfr_jax.config import (
     ModelConfig,
     SplitConfig,
 )
-from fedfr_jax.plan import settle
-from fedfr_jax.state import CohortData, Heads, PublicData, ServerState
+from fedfr_jax.runtime import simulation
+from fedfr_jax.runtime.autotune import settle
 
 KEY = 7
 

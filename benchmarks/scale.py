@@ -41,10 +41,10 @@ def config(population: int, cohort: int, rounds: int):
 
 def run(population: int, cohort: int, rounds: int) -> dict[str, Any]:
     """Seconds of warm rounds, of the start, memory, and whether the state comes back."""
-    from fedfr_jax import rounds as driver  # noqa: PLC0415
-    from fedfr_jax import simulation, workdir  # noqa: PLC0415
-    from fedfr_jax.checkpoints import RoundCheckpoints  # noqa: PLC0415
-    from fedfr_jax.heads_at_rest import open_store  # noqa: PLC0415
+    from fedfr_jax.runtime import rounds as driver  # noqa: PLC0415
+    from fedfr_jax.runtime import simulation, workdir  # noqa: PLC0415
+    from fedfr_jax.runtime.checkpoints import RoundCheckpoints  # noqa: PLC0415
+    from fedfr_jax.runtime.client_states import open_store  # noqa: PLC0415
 
     simulation.use_cpu_devices(0)
     started = time.perf_counter()

@@ -14,8 +14,8 @@ from jax import lax
 
 from benchmarks.problem import MARGIN, SCALE, Built, Workload
 from fedfr_jax import losses
+from fedfr_jax.engine.convolutions import conv2d
 from fedfr_jax.models.layers import matmul
-from fedfr_jax.ops.conv import conv2d
 
 
 def _swap(array):

@@ -14,7 +14,7 @@ import runpy
 
 from ml_collections import ConfigDict
 
-from fedfr_jax.ablations import BASELINES, FEDFR, PARTS, SWITCHES, batch_norm, fixed_epochs
+from fedfr_jax.ablation.rows import BASELINES, FEDFR, PARTS, SWITCHES, batch_norm, fixed_epochs
 
 
 def get_config():

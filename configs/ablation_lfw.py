@@ -12,7 +12,7 @@ import runpy
 
 from ml_collections import ConfigDict
 
-from fedfr_jax.ablations import BASELINES, FEDFR, PARTS
+from fedfr_jax.ablation.rows import BASELINES, FEDFR, PARTS
 
 
 def get_config():

@@ -28,16 +28,18 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from fedfr_jax import comparison, experiment, workdir
-from fedfr_jax.cli import reports_input_errors
+from fedfr_jax import experiment
+from fedfr_jax.ablation import comparison
 from fedfr_jax.config import Config, ConfigError, DataConfig, merged, resolve, to_dict
 from fedfr_jax.data import ImageSource, open_source
 from fedfr_jax.data.types import remembering
 from fedfr_jax.errors import InputError
 from fedfr_jax.experiment import Experiment
-from fedfr_jax.plan import seeds_at_once, settle
-from fedfr_jax.plots import slug
-from fedfr_jax.simulation import use_cpu_devices
+from fedfr_jax.reporting.plots import slug
+from fedfr_jax.runtime import workdir
+from fedfr_jax.runtime.autotune import seeds_at_once, settle
+from fedfr_jax.runtime.command_line import reports_input_errors
+from fedfr_jax.runtime.simulation import use_cpu_devices
 from fedfr_jax.train import train
 
 _SHARED = ("seed", "data", "model", "pretrain")  # what a pretrained backbone depends on

@@ -181,7 +181,7 @@ class EvalConfig:
 class EngineConfig:
     """How a round is laid out on the hardware; none of it changes results.
 
-    What is left on automatic is measured, see :mod:`fedfr_jax.plan`.
+    What is left on automatic is measured, see :mod:`fedfr_jax.runtime.autotune`.
     """
 
     lanes: int = 0  # clients side by side under vmap on a device; 0 = measured

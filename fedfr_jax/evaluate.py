@@ -15,15 +15,18 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from fedfr_jax import assess, costs, report, tables, workdir
-from fedfr_jax.checkpoints import RoundCheckpoints, load_pytree
-from fedfr_jax.cli import reports_input_errors
+from fedfr_jax.algorithm.initialize import server_shapes
 from fedfr_jax.config import Config, resolve
 from fedfr_jax.data.split import describe_split
-from fedfr_jax.heads_at_rest import personal_models
-from fedfr_jax.initialize import server_shapes
-from fedfr_jax.progress import track
-from fedfr_jax.simulation import Simulation, build_simulation, use_cpu_devices
+from fedfr_jax.evaluation import assess
+from fedfr_jax.reporting import html as report
+from fedfr_jax.reporting import tables
+from fedfr_jax.runtime import costs, workdir
+from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree
+from fedfr_jax.runtime.client_states import personal_models
+from fedfr_jax.runtime.command_line import reports_input_errors
+from fedfr_jax.runtime.progress import track
+from fedfr_jax.runtime.simulation import Simulation, build_simulation, use_cpu_devices
 
 PyTree = Any
 

@@ -8,7 +8,7 @@
         experiment.head(3)["class_embeddings"]
 
 A thin shell: the state is plain pytrees, and all work is done by the pure functions of
-:mod:`fedfr_jax.fedfr` and the functions of :mod:`fedfr_jax.rounds`.
+:mod:`fedfr_jax.algorithm.round` and the functions of :mod:`fedfr_jax.runtime.rounds`.
 """
 from __future__ import annotations
 
@@ -25,17 +25,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedfr_jax import assess, plots, report, tables, workdir
-from fedfr_jax.checkpoints import RoundCheckpoints
-from fedfr_jax.cli import folder_of_process
+from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config, merged, resolve, to_dict
 from fedfr_jax.data.split import save_split
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluate import describe_run, write_results
-from fedfr_jax.heads_at_rest import open_store, personal_models
-from fedfr_jax.plan import keep_settled
-from fedfr_jax.rounds import (
+from fedfr_jax.evaluation import assess
+from fedfr_jax.reporting import html as report
+from fedfr_jax.reporting import plots, tables
+from fedfr_jax.runtime import workdir
+from fedfr_jax.runtime.autotune import keep_settled
+from fedfr_jax.runtime.checkpoints import RoundCheckpoints
+from fedfr_jax.runtime.client_states import open_store, personal_models
+from fedfr_jax.runtime.command_line import folder_of_process
+from fedfr_jax.runtime.rounds import (
     Run,
     compile_programs,
     go_together,
@@ -44,8 +48,12 @@ from fedfr_jax.rounds import (
     starting_server,
     starting_weights,
 )
-from fedfr_jax.simulation import build_simulation, make_embed, make_personal_embed, use_cpu_devices
-from fedfr_jax.state import ServerState
+from fedfr_jax.runtime.simulation import (
+    build_simulation,
+    make_embed,
+    make_personal_embed,
+    use_cpu_devices,
+)
 
 PyTree = Any
 Settings = Config | ConfigDict | Mapping[str, Any] | str | os.PathLike
@@ -89,7 +97,7 @@ class Experiment:
 
     Attributes:
       config: the settings with what was left on automatic decided.
-      sim: data, split, model, layout; see :class:`fedfr_jax.simulation.Simulation`.
+      sim: data, split, model, layout; see :class:`fedfr_jax.runtime.simulation.Simulation`.
       folder: the work directory.
       pretrained: variables of the backbone before the first round, on the host.
       server: the server's state, on the devices. Rounds give its memory away: take
@@ -184,7 +192,7 @@ class Experiment:
         return [row for row in self.history if row["kind"] == "round" and row["round"] > before]
 
     def state(self) -> Run:
-        """What :func:`fedfr_jax.rounds.run_rounds` works on."""
+        """What :func:`fedfr_jax.runtime.rounds.run_rounds` works on."""
         return Run(self.sim, self._writer, self._checkpoints, self._store, self.server,
                    self.pretrained)
 
@@ -199,7 +207,7 @@ class Experiment:
         return workdir.read_metrics(self._writer.workdir) if path.exists() else []
 
     def head(self, client: int) -> dict[str, Any]:
-        """What a client keeps to itself, as arrays; see :class:`fedfr_jax.state.Heads`.
+        """What a client keeps to itself, as arrays; see :class:`fedfr_jax.algorithm.state.Heads`.
 
         Raises:
           KeyError: the client has not taken part yet.

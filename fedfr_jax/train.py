@@ -13,11 +13,15 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fedfr_jax.cli import define_distributed_flags, join_processes, reports_input_errors
 from fedfr_jax.config import Config, ConfigError, resolve
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.experiment import Experiment
-from fedfr_jax.simulation import use_cpu_devices
+from fedfr_jax.runtime.command_line import (
+    define_distributed_flags,
+    join_processes,
+    reports_input_errors,
+)
+from fedfr_jax.runtime.simulation import use_cpu_devices
 
 
 def train(config: Config, folder: str | pathlib.Path, *, resume: bool = False,

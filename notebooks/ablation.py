@@ -20,9 +20,10 @@ import tempfile
 import jax
 import pandas as pd
 
-from fedfr_jax import ablate, comparison
-from fedfr_jax.ablations import FEDFR, PARTS
-from fedfr_jax.simulation import use_cpu_devices
+from fedfr_jax import ablate
+from fedfr_jax.ablation import comparison
+from fedfr_jax.ablation.rows import FEDFR, PARTS
+from fedfr_jax.runtime.simulation import use_cpu_devices
 
 use_cpu_devices(0)
 jax.devices()

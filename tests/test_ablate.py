@@ -8,11 +8,12 @@ from ml_collections import ConfigDict
 from test_config import CONFIGS, load
 from test_train import settings
 
-from fedfr_jax import ablate, comparison
-from fedfr_jax.ablations import BASELINES, FEDFR, PARTS, SWITCHES, batch_norm, fixed_epochs
+from fedfr_jax import ablate
+from fedfr_jax.ablation import comparison
+from fedfr_jax.ablation.rows import BASELINES, FEDFR, PARTS, SWITCHES, batch_norm, fixed_epochs
 from fedfr_jax.config import Config, ConfigError, merged, resolve, to_dict
 from fedfr_jax.errors import InputError
-from fedfr_jax.workdir import read_metrics, read_summary
+from fedfr_jax.runtime.workdir import read_metrics, read_summary
 
 ROWS = (FEDFR, ("FedAvg", {"method": {"name": "fedavg"}}),
         ("pretrained", {"method": {"name": "pretrained"}}))

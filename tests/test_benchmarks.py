@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import cases, compare, ours, plain_jax, problem, run, workloads
 from benchmarks.problem import Case
-from fedfr_jax import flops
+from fedfr_jax.engine import flops
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,
                                  reason="PyTorch is not installed")
@@ -129,7 +129,7 @@ def test_multiply_adds_are_counted(name):
 def tiny_case(settings):
     """Two competitors in two processes and one that ends."""
     competitors = [cases.LOOP, dataclasses.replace(cases.LOOP, name="ours", processes=2),
-                   compare.Competitor("broken", "fedfr_jax.flops:nothing")]
+                   compare.Competitor("broken", "fedfr_jax.engine.flops:nothing")]
     return cases.fedfr_case("tiny", TINY, competitors, settings)
 
 

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from fedfr_jax.cohort import assign, needed_slots, read_schedule, sample_cohorts
 from fedfr_jax.errors import InputError
+from fedfr_jax.population.sampling import assign, needed_slots, read_schedule, sample_cohorts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax import export
 
+from fedfr_jax.engine import winograd
+from fedfr_jax.engine.convolutions import STRATEGIES, conv2d
 from fedfr_jax.models import layers
-from fedfr_jax.ops import winograd
-from fedfr_jax.ops.conv import STRATEGIES, conv2d
 
 # jax 0.7 has it in jax.experimental only
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64

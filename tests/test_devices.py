@@ -16,7 +16,7 @@ EIGHT_DEVICES = """
 import sys; sys.path.insert(0, "tests")
 import jax, numpy as np, small
 assert len(jax.devices()) == 8
-from fedfr_jax import fedfr
+from fedfr_jax.algorithm import round as fedfr
 data, method = small.federation(sizes=(9, 5, 12, 8, 6, 7, 11, 4, 10, 5, 9), identities=(3,) * 11,
                                 public=10), small.method()
 results = []
@@ -58,7 +58,8 @@ ONE_PROCESS = """
 import sys; sys.path.insert(0, "tests")
 from absl import flags
 import test_devices, json
-from fedfr_jax import cli, train
+from fedfr_jax import train
+from fedfr_jax.runtime import command_line as cli
 from fedfr_jax.config import resolve
 cli.define_distributed_flags()
 flags.FLAGS(["x", *sys.argv[2:]])
@@ -96,12 +97,12 @@ def run_processes(folder, count, devices):
 
 
 def test_two_processes_with_two_devices_equal_one_device(tmp_path):
-    from fedfr_jax.checkpoints import RoundCheckpoints  # noqa: PLC0415 - imports orbax
+    from fedfr_jax.algorithm.initialize import server_shapes  # noqa: PLC0415
     from fedfr_jax.config import resolve  # noqa: PLC0415
     from fedfr_jax.evaluate import evaluate  # noqa: PLC0415
-    from fedfr_jax.heads_at_rest import personal_models  # noqa: PLC0415
-    from fedfr_jax.initialize import server_shapes  # noqa: PLC0415
-    from fedfr_jax.simulation import build_simulation  # noqa: PLC0415
+    from fedfr_jax.runtime.checkpoints import RoundCheckpoints  # noqa: PLC0415 - imports orbax
+    from fedfr_jax.runtime.client_states import personal_models  # noqa: PLC0415
+    from fedfr_jax.runtime.simulation import build_simulation  # noqa: PLC0415
 
     run_processes(tmp_path / "one", 1, 1)
     run_processes(tmp_path / "two", 2, 2)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fedfr_jax import engine
+from fedfr_jax.engine import cohort as cohort_engine
 
 COUNTS = np.array([3, 0, 7, 1, 5], np.int32)
 START = np.arange(5, dtype=np.float32)
@@ -97,7 +98,7 @@ def test_padding_stays_small_for_log_normal_clients():
     work = np.sort(np.ceil(20 * np.random.default_rng(0).lognormal(0, 1, 128)).astype(int))
     work = np.random.default_rng(1).permutation(work)
     for lanes in (4, 8):
-        order, chunks = engine._chunk_order(jnp.asarray(work), jnp.ones(128, bool), lanes)
+        order, chunks = cohort_engine._chunk_order(jnp.asarray(work), jnp.ones(128, bool), lanes)
         by_chunk = work[np.asarray(order)][:int(chunks) * lanes].reshape(-1, lanes)
         assert by_chunk.max(1).sum() * lanes <= 1.15 * work.sum()
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from fedfr_jax.config import DataConfig, GeneratedConfig
-from fedfr_jax.data import face_parameters, face_renderer, generated
+from fedfr_jax.data.faces import generated
+from fedfr_jax.data.faces import parameters as face_parameters
+from fedfr_jax.data.faces import renderer as face_renderer
 from fedfr_jax.errors import InputError
 
 SIZE = 32

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfr_jax import fedfr, losses
+from fedfr_jax import losses
+from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.config import FedConfig, LossConfig, ModelConfig
 from fedfr_jax.models import build
 from fedfr_jax.models.weights import from_torch, to_torch
-from fedfr_jax.transforms import TRANSFORMS
 
 FOLDER = pathlib.Path(os.environ.get(
     "FEDFR_GOLDEN_DIR", pathlib.Path(__file__).parents[2] / "shared" / "golden"))

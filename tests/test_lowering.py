@@ -5,7 +5,7 @@ import pytest
 import small
 from jax import export
 
-from fedfr_jax import fedfr
+from fedfr_jax.algorithm import round as fedfr
 from fedfr_jax.config import LossConfig, ModelConfig
 from fedfr_jax.models import build
 

@@ -9,13 +9,14 @@ import pytest
 import small
 from test_round import tiny_backbone
 
-from fedfr_jax import costs, fedfr
+from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.config import LossConfig, resolve
 from fedfr_jax.errors import InputError
 from fedfr_jax.methods import METHODS
 from fedfr_jax.methods.fedface import spread_out_loss
 from fedfr_jax.methods.recipe import half_squared_distance, in_output_layer
-from fedfr_jax.transforms import TRANSFORMS
+from fedfr_jax.runtime import costs
 
 LAYOUT = small.layout(lanes=2)
 

@@ -10,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from fedfr_jax.config import ConfigError, ModelConfig
+from fedfr_jax.engine.convolutions import conv2d
 from fedfr_jax.models import (
     MODELS,
     build,
@@ -20,7 +21,6 @@ from fedfr_jax.models import (
     to_torch,
 )
 from fedfr_jax.models.layers import BatchNorm, PReLU, final_map_side
-from fedfr_jax.ops.conv import conv2d
 
 GOLDEN = pathlib.Path(os.environ.get(
     "FEDFR_GOLDEN_DIR", pathlib.Path(__file__).parents[1].parent / "shared" / "golden"))

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fedfr_jax import engine, fedfr, simulation
+from fedfr_jax import engine
+from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.initialize import initial_heads, server_shapes
+from fedfr_jax.algorithm.state import CohortData, PublicData
 from fedfr_jax.config import resolve
-from fedfr_jax.initialize import initial_heads, server_shapes
-from fedfr_jax.state import CohortData, PublicData
+from fedfr_jax.runtime import simulation
 
 IMAGES_PER_CLIENT, PUBLIC_IMAGES = 6500, 420_671
 

@@ -5,8 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from fedfr_jax import plan
 from fedfr_jax.config import resolve
+from fedfr_jax.runtime import autotune as plan
 
 SETTINGS = {
     "data": {"image_size": 16, "split": {"identities_per_client": (2, 3)}},

@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fedfr_jax import population
 from fedfr_jax.errors import InputError
-from fedfr_jax.population import RowStore
+from fedfr_jax.population import store as population
+from fedfr_jax.population.store import RowStore
 
 EXAMPLE = {"w": jax.ShapeDtypeStruct((3,), np.float32), "n": np.int32(0)}
 
@@ -168,7 +168,7 @@ def test_a_write_that_stops_midway_leaves_the_checkpoint(tmp_path, monkeypatch, 
 KILLED = textwrap.dedent("""
     import os, pathlib, sys
     import numpy as np
-    from fedfr_jax.population import RowStore
+    from fedfr_jax.population.store import RowStore
     folder = pathlib.Path(sys.argv[1])
     def cohort(r):
         return np.random.default_rng(r).permutation(40)[:8]

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from fedfr_jax import plots, tables, workdir
 from fedfr_jax.config import Config
 from fedfr_jax.errors import InputError
-from fedfr_jax.report import ReportData, load_report_data, write_report
+from fedfr_jax.reporting import plots, tables
+from fedfr_jax.reporting.html import ReportData, load_report_data, write_report
+from fedfr_jax.runtime import workdir
 
 HOSTILE = '<script>alert("x")</script>&$a_b$'
 MODELS = {"pretrained": 0.0, "global": 0.06, "personalized": 0.1}

@@ -9,7 +9,7 @@ import pytest
 import small
 from flax import linen as nn
 
-from fedfr_jax import fedfr
+from fedfr_jax.algorithm import round as fedfr
 from fedfr_jax.config import LossConfig
 from fedfr_jax.models import Backbone
 

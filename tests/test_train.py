@@ -11,14 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from fedfr_jax import workdir
-from fedfr_jax.checkpoints import RoundCheckpoints, load_pytree, save_pytree
+from fedfr_jax.algorithm.initialize import server_shapes
 from fedfr_jax.config import resolve
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluate import evaluate
-from fedfr_jax.heads_at_rest import open_store
-from fedfr_jax.initialize import server_shapes
-from fedfr_jax.simulation import build_simulation
+from fedfr_jax.runtime import workdir
+from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree, save_pytree
+from fedfr_jax.runtime.client_states import open_store
+from fedfr_jax.runtime.simulation import build_simulation
 from fedfr_jax.train import train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -116,7 +116,7 @@ def assert_same(a, b):
 COMMAND = """
 import sys; sys.path.insert(0, {tests!r})
 import conftest, test_train, signal, os
-from fedfr_jax import rounds as program
+from fedfr_jax.runtime import rounds as program
 from fedfr_jax.train import train
 real, calls = program.round_row, []
 def round_row(*args):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from fedfr_jax import progress, workdir
 from fedfr_jax.errors import InputError
+from fedfr_jax.runtime import progress, workdir
 
 CONFIG = {"seed": 0, "fed": {"rounds": 3, "lr": 0.1}, "data": {"sets": ("a", "b")}}
 

@@ -32,7 +32,7 @@ def _from_module(module: str) -> Callable[[DataConfig], ImageSource]:
 
 
 SOURCES: dict[str, Callable[[DataConfig], ImageSource]] = {
-    "generated": _from_module("generated"),
+    "generated": _from_module("faces.generated"),
     "recordio": _from_module("recordio"),
     "folder": _from_module("folder"),
     "tfds": _from_module("tfds_source"),

@@ -1,6 +1,6 @@
 """What one federated method does differently from the others.
 
-The round (:mod:`fedfr_jax.fedfr`) is the same for all methods. A :class:`Recipe` states
+The round (:mod:`fedfr_jax.algorithm.round`) is the same for all methods. A :class:`Recipe` states
 where a method departs from its plainest form, federated averaging with private class
 embeddings: every client trains the whole backbone with the identification loss on its own
 images, and the server averages the backbones.

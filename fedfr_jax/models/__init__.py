@@ -64,7 +64,7 @@ def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
     Args:
       config: the ``model`` settings.
       image_size: side of the images, in pixels.
-      conv: convolution strategy, passed on to :func:`fedfr_jax.ops.conv.conv2d`.
+      conv: convolution strategy, passed on to :func:`fedfr_jax.engine.convolutions.conv2d`.
 
     Raises:
       ConfigError: for an unknown network, or settings that it cannot have.

@@ -1,7 +1,7 @@
 """The layers that the backbones share, in NHWC, with float32 parameters.
 
 They are Flax modules rather than ``flax.linen``'s own because every convolution has
-to go through :func:`fedfr_jax.ops.conv.conv2d`: with one set of weights per client,
+to go through :func:`fedfr_jax.engine.convolutions.conv2d`: with one set of weights per client,
 ``nn.Conv`` under ``jax.vmap`` becomes a grouped convolution, which is slow.
 Activations are kept in the compute type of a backbone, sums are taken in float32.
 """
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedfr_jax.config import ConfigError
-from fedfr_jax.ops.conv import conv2d
+from fedfr_jax.engine.convolutions import conv2d
 
 Initializer = Callable[..., jax.Array]
 

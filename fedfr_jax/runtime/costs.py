@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedfr_jax import fedfr
+from fedfr_jax.algorithm import round as fedfr
 from fedfr_jax.config import Config
-from fedfr_jax.flops import multiply_adds
+from fedfr_jax.engine.flops import multiply_adds
 from fedfr_jax.models import build
 
 PyTree = Any

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedfr_jax import engine
+from fedfr_jax.algorithm.initialize import head_shapes
+from fedfr_jax.algorithm.state import Heads
+from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.errors import InputError
-from fedfr_jax.initialize import head_shapes
-from fedfr_jax.population import RowStore
-from fedfr_jax.simulation import Simulation
-from fedfr_jax.state import Heads
-from fedfr_jax.transforms import TRANSFORMS
+from fedfr_jax.population.store import RowStore
+from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
 FOLDER = "heads"
@@ -57,7 +57,7 @@ class CohortHeads:
     Args:
       sim: the simulation.
       store: of this process' clients.
-      start: from :func:`fedfr_jax.simulation.compile_start`.
+      start: from :func:`fedfr_jax.runtime.simulation.compile_start`.
       pretrained: variables, on the devices.
       key: for the random parts of initial heads.
     """

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedfr_jax.config import DataConfig
-from fedfr_jax.data.face_parameters import identity_parameters, noise_key, sample_parameters
-from fedfr_jax.data.face_renderer import photograph, to_bytes
+from fedfr_jax.data.faces.parameters import identity_parameters, noise_key, sample_parameters
+from fedfr_jax.data.faces.renderer import photograph, to_bytes
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 

@@ -10,10 +10,10 @@ import dataclasses
 import jax
 import numpy as np
 
-from fedfr_jax.cohort import assign, needed_slots, sample_cohorts
 from fedfr_jax.config import Config
-from fedfr_jax.data.feed import CohortRows, cohort_rows, needed_capacity
 from fedfr_jax.data.types import Clients
+from fedfr_jax.population.feed import CohortRows, cohort_rows, needed_capacity
+from fedfr_jax.population.sampling import assign, needed_slots, sample_cohorts
 
 _SEED_PURPOSE = 4  # of the cohorts' random stream
 

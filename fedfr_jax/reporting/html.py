@@ -15,9 +15,10 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from fedfr_jax import plots, tables, workdir
 from fedfr_jax.errors import InputError
-from fedfr_jax.progress import duration, quantity
+from fedfr_jax.reporting import plots, tables
+from fedfr_jax.runtime import workdir
+from fedfr_jax.runtime.progress import duration, quantity
 
 _SHEET_PIXELS = 1_500_000  # of the contact sheet; larger ones are scaled down
 _PAIRS = 60  # most pairs of a kind that are shown, so that the file stays small
@@ -33,7 +34,7 @@ class ReportData:
       config: resolved settings, nested dicts.
       split: readable counts, label -> number or text.
       metrics: rows of ``metrics.jsonl``.
-      summary: as in ``summary.json`` (see :mod:`fedfr_jax.tables`), with "run".
+      summary: as in ``summary.json`` (see :mod:`fedfr_jax.reporting.tables`), with "run".
       rocs: protocol -> model -> (far (n,), tar (n,)).
       per_client: metric -> model -> (C,) shares in [0, 1], NaN where undefined.
       faces: (rows, cols, S, S, 3) uint8 contact sheet.
@@ -253,7 +254,7 @@ def all_plots(data: ReportData) -> dict[str, list[plots.Plot]]:
 def template(name: str) -> jinja2.Template:
     """One of the package's page templates."""
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("fedfr_jax"), autoescape=True, trim_blocks=True,
+        loader=jinja2.PackageLoader("fedfr_jax.reporting"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined).get_template(name)
 
 

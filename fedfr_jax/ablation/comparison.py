@@ -1,6 +1,7 @@
 """Compares the results of several methods over several seeds: tables, plots, report.
 
-It reads the plain dictionaries of the runs' ``summary.json`` (see :mod:`fedfr_jax.tables`).
+It reads the plain dictionaries of the runs' ``summary.json``
+(see :mod:`fedfr_jax.reporting.tables`).
 """
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from fedfr_jax import plots, report, tables
-from fedfr_jax.tables import HEADLINE_FAR, HEADLINE_FPIR, headline_rate
+from fedfr_jax.reporting import html as report
+from fedfr_jax.reporting import plots, tables
+from fedfr_jax.reporting.tables import HEADLINE_FAR, HEADLINE_FPIR, headline_rate
 
 Summary = Mapping[str, Any]
 FLOPS, SENT, RECEIVED = "arithmetic (GFLOP)", "sent (MB)", "received (MB)"

@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fedfr_jax.data.face_shapes import (
+from fedfr_jax.data.faces.shapes import (
     band,
     bump,
     cover,

@@ -23,11 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fedfr_jax import engine, fedfr
+from fedfr_jax import engine
+from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.initialize import head_shapes
+from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.config import Config, LossConfig
-from fedfr_jax.initialize import head_shapes
 from fedfr_jax.models import build
-from fedfr_jax.state import Heads, ServerState
 
 _VERSION = 3  # of what is measured; a new one makes old files worthless
 _STEPS = 3  # per client and timed call

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
-from fedfr_jax.tables import metric_label, rate_label
+from fedfr_jax.reporting.tables import metric_label, rate_label
 
 INK, MUTED, GRID = "#1b1d21", "#6b7078", "#e1e4e9"
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = (

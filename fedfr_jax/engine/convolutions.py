@@ -11,7 +11,7 @@ path. Each strategy here computes the same convolution and the same gradients:
 * ``custom``: what XLA:CPU is fast at, also inside loops. Forward and both gradients are
   *forward* convolutions of ordinary kind: no dilation of the input, no grouping, sums of
   about a thousand terms; wide float32 layers of 3x3 windows at stride 1 take fewer products
-  (:mod:`fedfr_jax.ops.winograd`); bfloat16 goes through matrix products where those use AMX.
+  (:mod:`fedfr_jax.engine.winograd`); bfloat16 goes through matrix products where those use AMX.
   Under vmap the clients take turns.
 """
 from __future__ import annotations
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from fedfr_jax.ops import winograd
+from fedfr_jax.engine import winograd
 
 STRATEGIES = ("grouped", "patches", "custom")
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")

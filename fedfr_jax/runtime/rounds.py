@@ -10,23 +10,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedfr_jax import assess, costs, engine, fedfr, workdir
-from fedfr_jax.checkpoints import RoundCheckpoints, load_pytree, save_pytree
-from fedfr_jax.compilations import compilations
+from fedfr_jax import engine
+from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.initialize import initial_server, server_shapes
+from fedfr_jax.algorithm.pretraining import pretrain
+from fedfr_jax.algorithm.state import CohortData, Heads, ServerState
+from fedfr_jax.engine.compilations import compilations
 from fedfr_jax.evaluate import append_evaluation
-from fedfr_jax.heads_at_rest import CohortHeads, personal_models
-from fedfr_jax.initialize import initial_server, server_shapes
+from fedfr_jax.evaluation import assess
 from fedfr_jax.models import load_weights
-from fedfr_jax.population import RowStore
-from fedfr_jax.pretrain import pretrain
-from fedfr_jax.progress import track
-from fedfr_jax.simulation import (
+from fedfr_jax.population.store import RowStore
+from fedfr_jax.runtime import costs, workdir
+from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree, save_pytree
+from fedfr_jax.runtime.client_states import CohortHeads, personal_models
+from fedfr_jax.runtime.progress import track
+from fedfr_jax.runtime.simulation import (
     Simulation,
     compile_rounds,
     compile_start,
     round_key,
 )
-from fedfr_jax.state import CohortData, Heads, ServerState
 
 PyTree = Any
 

@@ -2,7 +2,7 @@
 
 A work directory holds ``pretrained/`` (backbone and public class embeddings before
 the first round) and ``checkpoints/<round>/`` (the server; the clients' heads are in
-:mod:`fedfr_jax.heads_at_rest`).
+:mod:`fedfr_jax.runtime.client_states`).
 """
 from __future__ import annotations
 

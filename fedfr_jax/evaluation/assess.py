@@ -22,8 +22,8 @@ from fedfr_jax.evaluation.personalized import (
 )
 from fedfr_jax.evaluation.verification import PairResult, embed_with_mirror, evaluate_pairs
 from fedfr_jax.losses import normalize
-from fedfr_jax.simulation import Simulation, make_embed, make_personal_embed
-from fedfr_jax.tables import HEADLINE_FAR, HEADLINE_FPIR
+from fedfr_jax.reporting.tables import HEADLINE_FAR, HEADLINE_FPIR
+from fedfr_jax.runtime.simulation import Simulation, make_embed, make_personal_embed
 
 PyTree = Any
 VERIFICATION = "personalized 1:1"
@@ -137,7 +137,7 @@ def _unresolvable(rates, resolvable) -> list[str]:
 
 
 def summarize(assessment: Assessment) -> dict[str, Any]:
-    """The part of ``summary.json`` that one model fills (see :mod:`fedfr_jax.tables`)."""
+    """The part of ``summary.json`` that one model fills (see :mod:`fedfr_jax.reporting.tables`)."""
     result: dict[str, Any] = {}
     if assessment.generic:
         result["generic"] = {name: {

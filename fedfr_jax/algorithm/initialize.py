@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedfr_jax import engine, fedfr
-from fedfr_jax.state import CohortData, Heads, PublicData, ServerState
-from fedfr_jax.transforms import TRANSFORMS
+from fedfr_jax import engine
+from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.state import CohortData, Heads, PublicData, ServerState
+from fedfr_jax.algorithm.transforms import TRANSFORMS
 
 PyTree = Any
 PREVIOUS_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
