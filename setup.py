@@ -1,20 +1,27 @@
 """Package metadata of fedfr_jax; build and tool settings are in pyproject.toml."""
 import pathlib
+import re
 
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "fedfr_jax" / "__init__.py").read_text(),
+                    re.MULTILINE)[1]
 
 setup(
     name="fedfr_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Vectorized simulation of federated, personalized face recognition (FedFR) in JAX",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["fedfr_jax", "fedfr_jax.*"]),
-    package_data={"fedfr_jax": ["reporting/templates/*"]},
+    # The configurations stay at the top level and are found by name when installed.
+    packages=[*find_packages(include=["fedfr_jax", "fedfr_jax.*"]), "fedfr_jax.configs"],
+    package_dir={"fedfr_jax": "fedfr_jax", "fedfr_jax.configs": "configs"},
+    package_data={"fedfr_jax": ["py.typed", "reporting/templates/*"]},
+    entry_points={"console_scripts": [
+        f"fedfr-{name}=fedfr_jax.{name}:command" for name in ("train", "evaluate", "ablate")]},
     install_requires=[
         "jax>=0.7.2,<0.13",
         "flax>=0.11.2,<0.14",
@@ -38,6 +45,7 @@ setup(
     extras_require={
         "notebooks": ["ipykernel>=6,<8", "jupytext>=1.16,<2", "pandas>=2.2,<4"],
         "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.9,<1", "nbmake>=1.5,<2",
+                 "setuptools>=77",  # builds the wheel that a test installs
                  "ipykernel>=6,<8", "jupytext>=1.16,<2", "pandas>=2.2,<4"],
         "bench": ["torch>=2.5"],
     },

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.batches import KEY
 from benchmarks.plain_jax import arrays_of, variables_of
 from benchmarks.problem import Built, Case, Workload, part, previous_weights
 from fedfr_jax import engine
@@ -28,34 +29,6 @@ from fedfr_jax.config import (
 from fedfr_jax.runtime import simulation
 from fedfr_jax.runtime.autotune import settle
 
-KEY = 7
-
-
-def schedule(case: Case) -> dict[str, np.ndarray]:
-    """Positions in a client's pool and mirror flags of every batch, (C, steps, B) each.
-
-    The pool is the client's own images, then the public ones. These are the batches that the
-    round below draws in round 0 with ``KEY``.
-    """
-    size = case.images + case.public
-    per_epoch = size // case.batch
-
-    def epoch(key, index):
-        shuffle_key, flip_key = jax.random.split(jax.random.fold_in(key, index))
-        order = fedfr.epoch_order(shuffle_key, jnp.ones(size, bool))
-        flips = jax.random.bernoulli(flip_key, 0.5, (size,))
-        chosen = order[:per_epoch * case.batch].reshape(per_epoch, case.batch)
-        return chosen, flips[chosen]
-
-    def client(index):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(KEY), 0), index)
-        return jax.vmap(lambda e: epoch(key, e))(jnp.arange(case.epochs))
-
-    chosen, flips = jax.jit(jax.vmap(client))(jnp.arange(case.clients))
-    shape = (case.clients, case.steps, case.batch)
-    return {"positions": np.asarray(chosen).reshape(shape),
-            "flips": np.asarray(flips).reshape(shape)}
-
 
 def _config(case: Case, dtype: str, conv: str, lanes: int, cache_features: bool) -> Config:
     fed = FedConfig(num_clients=case.clients, batch_size=case.batch, lr=case.lr,
@@ -66,7 +39,7 @@ def _config(case: Case, dtype: str, conv: str, lanes: int, cache_features: bool)
                                       ("binary_weight", case.binary)) if not on}
     return Config(
         model=ModelConfig(name=case.model, embedding=case.embedding, dtype=dtype, **model),
-        fed=fed, loss=LossConfig(**off), 
+        fed=fed, loss=LossConfig(**off),
         engine=EngineConfig(lanes=lanes, conv=conv, cache_features=cache_features),
         data=DataConfig(image_size=case.size, split=SplitConfig(
             identities_per_client=(case.identities,) * 2)))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.batches import schedule
 from benchmarks.problem import (
     DECAY,
     HEAD,
@@ -60,12 +61,10 @@ def arrays_of(case: Case, variables):
 
 def problem(case: Case, path: str) -> dict[str, int]:
     """Writes the arrays of a case to ``path``; returns its ``macs`` and ``parameters``."""
-    from benchmarks import ours  # noqa: PLC0415  (ours imports this module)
-
     backbone = backbone_of(case)
     variables = backbone.init(jax.random.key(0))
     found = federation(case)
-    batches = ours.schedule(case)
+    batches = schedule(case)
     pool_rows = np.concatenate([found["client/image_rows"],
                                 np.tile(np.arange(case.public, dtype=np.int32),
                                         (case.clients, 1))], axis=1)

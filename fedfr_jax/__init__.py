@@ -1,0 +1,40 @@
+"""Simulates federated, personalized face recognition at any number of clients, in JAX.
+
+    import fedfr_jax
+    result = fedfr_jax.run("fedavg", "quickstart", fed={"rounds": 4})
+    result.summary
+
+Names are imported when they are first used: importing the package starts nothing of JAX.
+"""
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.2.0"
+
+_HOMES = {  # name -> module that defines it
+    "Experiment": "fedfr_jax.experiment",
+    "METHODS": "fedfr_jax.methods",
+    "Recipe": "fedfr_jax.methods",
+    "Result": "fedfr_jax.experiment",
+    "default_config": "fedfr_jax.config",
+    "load_config": "fedfr_jax.config",
+    "register_backbone": "fedfr_jax.models",
+    "register_method": "fedfr_jax.methods",
+    "run": "fedfr_jax.experiment",
+    "use_cpu_devices": "fedfr_jax.runtime.simulation",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -38,7 +38,7 @@ from fedfr_jax.experiment import Experiment
 from fedfr_jax.reporting.plots import slug
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.autotune import seeds_at_once, settle
-from fedfr_jax.runtime.command_line import reports_input_errors
+from fedfr_jax.runtime.command_line import reports_input_errors, run_command
 from fedfr_jax.runtime.simulation import use_cpu_devices
 from fedfr_jax.train import train
 
@@ -349,10 +349,15 @@ def main(argv):
                      "run the command again to take them up")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The command ``fedfr-ablate``."""
     config_flags.DEFINE_config_file(
         "config", None, "An ablation, such as configs/ablation.py; --config.base.a.b=x changes it.")
     flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
     flags.DEFINE_string("only", "", "Regular expression: run rows whose name it matches.")
     flags.mark_flag_as_required("config")
-    app.run(main)
+    run_command(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -8,6 +8,10 @@ stand. :func:`default_config` turns them into the ``ConfigDict`` that files in
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
+import pathlib
+import runpy
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -22,13 +26,22 @@ class ConfigError(InputError):
     """A setting is unknown, of the wrong type, or contradicts another one."""
 
 
-# Which method is simulated, and a group of settings for each that has its own; see
-# ``fedfr_jax/methods``. ``method.fedprox.weight`` is used if ``method.name`` is "fedprox".
-MethodConfig = dataclasses.make_dataclass(
-    "MethodConfig",
-    [("name", str, "fedfr"), *((name, recipe.options, recipe.options())
-                               for name, recipe in METHODS.items()
-                               if dataclasses.fields(recipe.options))], frozen=True)
+def method_config() -> Any:
+    """Which method is simulated, and a group of settings for each that has its own.
+
+    ``method.fedprox.weight`` is used if ``method.name`` is "fedprox". A method that is registered
+    later has its group from then on.
+    """
+    return _method_config_type(tuple(
+        (name, recipe.options) for name, recipe in METHODS.items()
+        if dataclasses.fields(recipe.options)))()
+
+
+@functools.cache  # equal settings are of one type
+def _method_config_type(groups: tuple[tuple[str, type], ...]) -> type:
+    return dataclasses.make_dataclass(
+        "MethodConfig", [("name", str, "fedfr"), *((name, options, options())
+                                                   for name, options in groups)], frozen=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +216,7 @@ class Config:
     """All settings of a run."""
 
     seed: int = 0  # pretraining, initialization, batches
-    method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
+    method: Any = dataclasses.field(default_factory=method_config)  # see method_config()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -228,6 +241,47 @@ class Config:
 def default_config() -> ConfigDict:
     """All settings at their defaults, as a ``ConfigDict`` that refuses unknown names."""
     return ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def config_path(name: str | os.PathLike) -> pathlib.Path:
+    """The file of a configuration.
+
+    Args:
+      name: a path, or the name of one that comes with the package, such as ``quickstart``.
+
+    Raises:
+      InputError: there is no such file.
+    """
+    path = pathlib.Path(name).expanduser()
+    if path.is_file():
+        return path
+    package = pathlib.Path(__file__).parent
+    # Installed, the configurations lie in the package; in a checkout, beside it.
+    folders = [f for f in (package / "configs", package.parent / "configs") if f.is_dir()]
+    if path.parent == pathlib.Path("."):
+        for folder in folders:
+            found = folder / f"{path.stem if path.suffix == '.py' else path.name}.py"
+            if found.is_file():
+                return found
+    known = sorted({f.stem for folder in folders for f in folder.glob("[!_]*.py")})
+    raise InputError(f"{name} is not there; give a file such as configs/quickstart.py, or one of "
+                     f"the names {', '.join(known)}")
+
+
+def load_config(name: str | os.PathLike, *arguments: Any) -> ConfigDict:
+    """What ``get_config(*arguments)`` of a configuration file returns.
+
+    Args:
+      name: as for :func:`config_path`.
+
+    Raises:
+      InputError: there is no such file, or it has no ``get_config``.
+    """
+    path = config_path(name)
+    found = runpy.run_path(os.fspath(path)).get("get_config")
+    if found is None:
+        raise InputError(f"{path} has no function get_config(), which returns the settings")
+    return found(*arguments)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -271,6 +325,8 @@ def _as_method_says(config: Config) -> Config:
 
 def _build(kind: type, settings: Mapping[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
+    if kind is Config:
+        hints["method"] = type(method_config())
     unknown = set(settings) - set(hints)
     if unknown:
         name = sorted(unknown)[0]
@@ -302,7 +358,6 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 _CHOICES = {
-    "method.name": tuple(METHODS),
     "loss.identification": ("cosface", "arcface"),
     "data.source": ("generated", "recordio", "folder", "tfds"),
     "model.dtype": ("float32", "bfloat16", "auto"),
@@ -340,7 +395,7 @@ def _get(config: Config, name: str) -> Any:
 
 def _check(config: Config) -> None:
     """Raises for values that are out of range or contradict each other."""
-    for name, choices in _CHOICES.items():
+    for name, choices in {"method.name": tuple(METHODS), **_CHOICES}.items():
         if _get(config, name) not in choices:
             raise ConfigError(f"{name} is {_get(config, name)!r}; use one of {', '.join(choices)}")
     for name in _POSITIVE:

@@ -24,7 +24,7 @@ from fedfr_jax.reporting import tables
 from fedfr_jax.runtime import costs, workdir
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree
 from fedfr_jax.runtime.client_states import personal_models
-from fedfr_jax.runtime.command_line import reports_input_errors
+from fedfr_jax.runtime.command_line import reports_input_errors, run_command
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.simulation import Simulation, build_simulation, use_cpu_devices
 
@@ -157,6 +157,11 @@ def main(argv):
         evaluate(flags.FLAGS.workdir)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The command ``fedfr-evaluate``."""
     flags.DEFINE_string("workdir", None, "Work directory of the run to evaluate.", required=True)
-    app.run(main)
+    run_command(main)
+
+
+if __name__ == "__main__":
+    command()

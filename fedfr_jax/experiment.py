@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import runpy
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fedfr_jax.algorithm.state import ServerState
-from fedfr_jax.config import Config, merged, resolve, to_dict
+from fedfr_jax.config import Config, load_config, merged, resolve, to_dict
 from fedfr_jax.data.split import save_split
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
@@ -64,8 +63,9 @@ def settings_of(config: Settings | None = None, method: str | None = None,
     """Checked settings.
 
     Args:
-      config: settings to start from; None: the defaults, the paper's; a path: what
-        ``get_config()`` of that file returns, as for the command line.
+      config: settings to start from; None: the defaults, the paper's; a path, or
+        a name such as "quickstart": what ``get_config()`` of that file returns, as for the
+        command line.
       method: name of the method, for short.
       **changes: settings or groups of them, such as ``fed={"rounds": 4}``.
 
@@ -74,9 +74,7 @@ def settings_of(config: Settings | None = None, method: str | None = None,
       InputError: there is no such file.
     """
     if isinstance(config, (str, os.PathLike)):
-        if not pathlib.Path(config).is_file():
-            raise InputError(f"{config} is not there; give a file such as configs/quickstart.py")
-        config = runpy.run_path(os.fspath(config))["get_config"]()
+        config = load_config(config)
     if isinstance(config, Config):
         config = to_dict(config)
     elif isinstance(config, ConfigDict):

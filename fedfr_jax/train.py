@@ -20,6 +20,7 @@ from fedfr_jax.runtime.command_line import (
     define_distributed_flags,
     join_processes,
     reports_input_errors,
+    run_command,
 )
 from fedfr_jax.runtime.simulation import use_cpu_devices
 
@@ -65,11 +66,16 @@ def main(argv):
         train(config, flags.FLAGS.workdir, resume=flags.FLAGS.resume)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The command ``fedfr-train``."""
     config_flags.DEFINE_config_file(
         "config", None, "Settings, such as configs/quickstart.py; --config.a.b=x changes one.")
     flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
     flags.DEFINE_bool("resume", False, "Go on from the newest checkpoint in the work directory.")
     flags.mark_flag_as_required("config")
     define_distributed_flags()
-    app.run(main)
+    run_command(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -20,10 +20,9 @@ import tempfile
 import jax
 import pandas as pd
 
-from fedfr_jax import ablate
+from fedfr_jax import ablate, use_cpu_devices
 from fedfr_jax.ablation import comparison
 from fedfr_jax.ablation.rows import FEDFR, PARTS
-from fedfr_jax.runtime.simulation import use_cpu_devices
 
 use_cpu_devices(0)
 jax.devices()
@@ -45,7 +44,7 @@ seeds = (0, 1) if SMALL else (0, 1, 2)
 # %% [markdown]
 # ## Rows
 #
-# A row is a name and what it changes of the base. `fedfr_jax.ablations` has those of the paper:
+# A row is a name and what it changes of the base. `fedfr_jax.ablation.rows` has those of the paper:
 # `BASELINES`, `PARTS`, `SWITCHES`.
 
 # %%

@@ -23,11 +23,10 @@ import jax
 import numpy as np
 from PIL import Image
 
+from fedfr_jax import Experiment, run, use_cpu_devices
 from fedfr_jax.config import resolve
 from fedfr_jax.data import open_source
 from fedfr_jax.data.recordio_format import write_recordio
-from fedfr_jax.experiment import Experiment, run
-from fedfr_jax.runtime.simulation import use_cpu_devices
 
 use_cpu_devices(0)
 SMALL = os.environ.get("FEDFR_NOTEBOOK") == "small"

@@ -44,8 +44,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from fedfr_jax.experiment import Experiment, run
-from fedfr_jax.runtime.simulation import use_cpu_devices
+from fedfr_jax import Experiment, run, use_cpu_devices
 
 use_cpu_devices(0)  # on a CPU: one device per core
 print(jax.__version__, jax.devices())

@@ -22,8 +22,7 @@ import jax
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from fedfr_jax.experiment import Experiment
-from fedfr_jax.runtime.simulation import use_cpu_devices
+from fedfr_jax import Experiment, use_cpu_devices
 
 use_cpu_devices(0)
 SMALL = os.environ.get("FEDFR_NOTEBOOK") == "small"

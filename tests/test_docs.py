@@ -10,11 +10,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 TRY = """
 import runpy, sys
-from fedfr_jax.methods import METHODS
-METHODS["fedperprox"] = runpy.run_path({path!r})["RECIPE"]
 sys.path.insert(0, {tests!r})
-from fedfr_jax.experiment import run
 from test_train import SETTINGS
+from fedfr_jax import register_method, run
+register_method("fedperprox", runpy.run_path({path!r})["RECIPE"])  # after everything is imported
 plain = run("fedper", SETTINGS, fed={{"rounds": 2}}).summary["models"]["global"]
 zero = run("fedperprox", {{**SETTINGS, "method": {{"fedperprox": {{"weight": 0.0}}}}}},
            fed={{"rounds": 2}}).summary

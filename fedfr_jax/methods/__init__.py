@@ -1,4 +1,7 @@
 """The federated methods: one file each, and one line here."""
+import dataclasses
+import re
+
 from fedfr_jax.methods import (
     centralized,
     ditto,
@@ -17,7 +20,7 @@ from fedfr_jax.methods import (
 )
 from fedfr_jax.methods.recipe import Recipe, Terms
 
-__all__ = ["METHODS", "Recipe", "Terms"]
+__all__ = ["METHODS", "Recipe", "Terms", "register_method"]
 
 METHODS: dict[str, Recipe] = {
     "fedfr": fedfr.RECIPE,
@@ -35,3 +38,26 @@ METHODS: dict[str, Recipe] = {
     "ditto": ditto.RECIPE,
     "finetune": finetune.RECIPE,
 }
+
+
+def register_method(name: str, recipe: Recipe) -> None:
+    """Adds a method, which is then run by ``method.name``; its settings are ``method.<name>``.
+
+    May be called at any time, also from a notebook whose cell runs again: the last registration
+    of a name counts.
+
+    Args:
+      name: lower-case letters, digits and underscores, such as ``fedperprox``.
+      recipe: what the method does differently from federated averaging.
+
+    Raises:
+      ValueError: the name cannot be a setting, or the options are no frozen dataclass.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "name":
+        raise ValueError(f"{name!r} cannot name a method; use lower-case letters, digits and _, "
+                         "and not 'name', which is a setting")
+    options = recipe.options
+    if not dataclasses.is_dataclass(options) or not options.__dataclass_params__.frozen:
+        raise ValueError(f"the options of method {name!r} must be a frozen dataclass, "
+                         f"@dataclasses.dataclass(frozen=True), not {options!r}")
+    METHODS[name] = recipe

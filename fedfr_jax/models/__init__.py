@@ -21,7 +21,7 @@ from fedfr_jax.models.layers import MIN_IMAGE_SIZE, parameter_count
 from fedfr_jax.models.weights import Published, from_torch, load_weights, to_torch
 
 __all__ = ["MODELS", "Backbone", "build", "from_torch", "load_weights", "parameter_count",
-           "to_torch"]
+           "register_backbone", "to_torch"]
 
 MODELS: dict[str, Callable[[ModelConfig, int, str], tuple[nn.Module, Published | None]]] = {
     "spherenet": spherenet.build,
@@ -81,6 +81,24 @@ def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
                     apply=_apply_function(module, image_size), embedding=config.embedding,
                     image_size=image_size, name=config.name, output_layers=module.output_layers,
                     published=published)
+
+
+def register_backbone(
+        name: str, build: Callable[[ModelConfig, int, str], tuple[nn.Module, Published | None]]
+) -> None:
+    """Adds a network, which is then chosen by ``model.name``; may be called at any time.
+
+    Args:
+      name: of the network; the last registration of a name counts.
+      build: ``(ModelConfig, image_size, conv) -> (module, published weights or None)``, as the
+        files of this folder have it. It reads ``depth``, ``widths``, ``embedding`` and ``dtype``.
+
+    Raises:
+      ValueError: ``build`` cannot be called.
+    """
+    if not callable(build):
+        raise ValueError(f"the backbone {name!r} needs a function that builds it, not {build!r}")
+    MODELS[name] = build
 
 
 def _init_function(module: nn.Module, image_size: int) -> Callable[[jax.Array], dict[str, Any]]:

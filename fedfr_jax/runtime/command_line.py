@@ -4,11 +4,36 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import sys
+from collections.abc import Callable, Sequence
 
 import jax
-from absl import flags
+from absl import app, flags
 
+from fedfr_jax.config import config_path
 from fedfr_jax.errors import InputError
+
+
+def with_config_files(argv: Sequence[str]) -> list[str]:
+    """Command-line arguments with ``--config=quickstart`` turned into that file's path.
+
+    A file that is not there is left as it is: the flag's own error names it.
+    """
+    def found(argument):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config") or not equals:
+            return argument
+        name, colon, rest = value.partition(":")
+        try:
+            return f"{flag}={config_path(name)}{colon}{rest}"
+        except InputError:
+            return argument
+
+    return [found(argument) for argument in argv]
+
+
+def run_command(main: Callable[[list[str]], None]) -> None:
+    """Runs a command's ``main`` once its flags are defined."""
+    app.run(main, argv=with_config_files(sys.argv))
 
 
 def define_distributed_flags() -> None:
