@@ -16,7 +16,7 @@ from benchmarks.plain_jax import arrays_of, variables_of
 from benchmarks.problem import Built, Case, Workload, part, previous_weights
 from fedfr_jax import engine
 from fedfr_jax.algorithm import round as fedfr
-from fedfr_jax.algorithm.state import CohortData, Heads, PublicData, ServerState
+from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.config import (
     Config,
     DataConfig,
@@ -26,6 +26,7 @@ from fedfr_jax.config import (
     ModelConfig,
     SplitConfig,
 )
+from fedfr_jax.population.cohort_data import CohortData, PublicData
 from fedfr_jax.runtime import simulation
 from fedfr_jax.runtime.autotune import settle
 

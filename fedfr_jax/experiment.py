@@ -24,18 +24,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from fedfr_jax.algorithm.initialize import server_shapes
 from fedfr_jax.algorithm.state import ServerState
-from fedfr_jax.config import Config, load_config, merged, resolve, to_dict
+from fedfr_jax.config import Config, ConfigError, load_config, merged, resolve, to_dict
 from fedfr_jax.data.split import save_split
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
-from fedfr_jax.evaluate import describe_run, write_results
 from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting import html as report
 from fedfr_jax.reporting import plots, tables
+from fedfr_jax.reporting.results import describe_run, make_round_evaluation, write_results
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.autotune import keep_settled
-from fedfr_jax.runtime.checkpoints import RoundCheckpoints
+from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree
 from fedfr_jax.runtime.client_states import open_store, personal_models
 from fedfr_jax.runtime.command_line import folder_of_process
 from fedfr_jax.runtime.rounds import (
@@ -148,6 +149,9 @@ class Experiment:
         self._store.rewind(self.round)
         self.pretrained: PyTree = jax.device_get(pretrained)
         self._programs = compile_programs(self.sim)
+        self._evaluate_round = (
+            make_round_evaluation(self.sim, self._writer, self.pretrained)
+            if self.config.eval.every else None)
 
     @contextlib.contextmanager
     def _timed(self, phase: str):
@@ -192,7 +196,7 @@ class Experiment:
     def state(self) -> Run:
         """What :func:`fedfr_jax.runtime.rounds.run_rounds` works on."""
         return Run(self.sim, self._writer, self._checkpoints, self._store, self.server,
-                   self.pretrained)
+                   self.pretrained, self._evaluate_round)
 
     def _take(self, server: ServerState, figures: dict[str, Any], seconds: float) -> None:
         self.server, self._figures = server, figures
@@ -319,3 +323,55 @@ def run(method: str | None = None, config: Settings | None = None,
         experiment.run()
         experiment.evaluate()
     return Result(folder)
+
+
+def train(config: Config, folder: str | pathlib.Path, *, resume: bool = False,
+          source: ImageSource | None = None) -> dict[str, Any]:
+    """A whole run: pretraining, rounds, evaluation, report.
+
+    Args:
+      config: from :func:`fedfr_jax.config.resolve`.
+      folder: the work directory.
+      resume: go on from the newest checkpoint in it.
+      source: what ``config.data`` opens, where it is open already.
+
+    Returns:
+      What ``summary.json`` holds.
+
+    Raises:
+      InputError: bad settings or data, before any long work.
+      FloatingPointError: training diverged.
+    """
+    if config.eval.every and jax.process_count() > 1:
+        raise ConfigError(f"eval.every is {config.eval.every}, but with several processes there "
+                          "is no evaluation between rounds; set it to 0")
+    with Experiment(config, folder, resume=resume, source=source) as experiment:
+        experiment.run()
+        if jax.process_count() == 1:
+            return experiment.evaluate(show=True)
+        # A process has its own clients' heads only.
+        print(f"trained; evaluate with: python -m fedfr_jax.evaluate --workdir={folder}")
+        return experiment.write_run()
+
+
+def evaluate(folder: str | pathlib.Path) -> dict[str, Any]:
+    """Evaluates the newest checkpoint of a work directory; returns the summary.
+
+    Raises:
+      InputError: there is no run or no checkpoint, or its data cannot be read any more.
+    """
+    folder = pathlib.Path(folder)
+    config = resolve(workdir.read_config(folder))
+    use_cpu_devices(config.engine.cpu_devices)
+    sim = build_simulation(config)
+    example = server_shapes(sim.method, sim.public.identities)
+    pretrained = load_pytree(folder / "pretrained" / "backbone", example.backbone)
+    with RoundCheckpoints(folder) as checkpoints:
+        server = checkpoints.restore(example)
+    rounds = int(server.round)
+    run = describe_run(config, folder.resolve().name, rounds)
+    if (folder / workdir.SUMMARY).exists():
+        run = workdir.read_summary(folder).get("run", {}) | run
+    with workdir.RunWriter(folder) as writer:
+        return write_results(sim, writer, run, pretrained, server.backbone,
+                             personal_models(sim, folder, server.backbone))

@@ -20,8 +20,8 @@ import tempfile
 import jax
 import pandas as pd
 
-from fedfr_jax import ablate, use_cpu_devices
-from fedfr_jax.ablation import comparison
+from fedfr_jax import use_cpu_devices
+from fedfr_jax.ablation import comparison, grid
 from fedfr_jax.ablation.rows import FEDFR, PARTS
 
 use_cpu_devices(0)
@@ -52,8 +52,8 @@ rows = [FEDFR, ("FedAvg", {"method": {"name": "fedavg"}})]
 rows += [row for row in PARTS if row[0].startswith(("FedFR without", "FedFR, no public"))]
 rows = rows[:3] if SMALL else rows
 folder = pathlib.Path(os.environ.get("FEDFR_ABLATION") or tempfile.mkdtemp())
-cells = ablate.make_cells(base, rows, seeds)
-found = ablate.run_grid(cells, folder)
+cells = grid.make_cells(base, rows, seeds)
+found = grid.run_grid(cells, folder)
 
 # %% [markdown]
 # ## Tables
@@ -86,5 +86,5 @@ display(*list(drawn.values())[:3])
 
 # %%
 rows.append(("FedFR, weak contrast", {"loss": {"contrastive_weight": 0.5}}))
-found = ablate.run_grid(ablate.make_cells(base, rows, seeds), folder)
+found = grid.run_grid(grid.make_cells(base, rows, seeds), folder)
 display(comparison.result_tables(found)[0])

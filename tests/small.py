@@ -8,9 +8,9 @@ import numpy as np
 from fedfr_jax import engine
 from fedfr_jax.algorithm import round as fedfr
 from fedfr_jax.algorithm.initialize import initial_heads, initial_server
-from fedfr_jax.algorithm.state import CohortData, PublicData
 from fedfr_jax.config import FedConfig, LossConfig, ModelConfig
 from fedfr_jax.models import build
+from fedfr_jax.population.cohort_data import CohortData, PublicData
 
 SIZE = 16
 MODEL = ModelConfig(depth=4, widths=(4, 4, 8, 8), embedding=8)

@@ -8,8 +8,7 @@ from ml_collections import ConfigDict
 from test_config import CONFIGS, load
 from test_train import settings
 
-from fedfr_jax import ablate
-from fedfr_jax.ablation import comparison
+from fedfr_jax.ablation import comparison, grid
 from fedfr_jax.ablation.rows import BASELINES, FEDFR, PARTS, SWITCHES, batch_norm, fixed_epochs
 from fedfr_jax.config import Config, ConfigError, merged, resolve, to_dict
 from fedfr_jax.errors import InputError
@@ -25,7 +24,7 @@ def base():
 
 def test_all_rows_are_settings_that_resolve():
     rows = (FEDFR, *BASELINES, *batch_norm((8, 8, 8, 8)), *PARTS, *SWITCHES, fixed_epochs(2))
-    cells = ablate.make_cells({}, rows, (0, 3))
+    cells = grid.make_cells({}, rows, (0, 3))
     assert len(cells) == 2 * len(rows)
     assert len({cell.folder for cell in cells}) == len(cells)
     assert all(isinstance(cell.config, Config) for cell in cells)
@@ -34,27 +33,27 @@ def test_all_rows_are_settings_that_resolve():
 
 def test_grid_of_the_shipped_configuration():
     path = next(p for p in CONFIGS if p.stem == "ablation")
-    cells, reference = ablate.grid_of(load(path))
+    cells, reference = grid.grid_of(load(path))
     assert reference == "FedFR"
     assert {"FedFR", "FedAvg", "FedBN, iresnet"} < {cell.row for cell in cells}
     with pytest.raises(ConfigError, match="reference is 'FedXY'"):
-        ablate.run_grid(cells, "unused", reference="FedXY")
+        grid.run_grid(cells, "unused", reference="FedXY")
     with pytest.raises(ConfigError, match="no regular expression"):
-        ablate.run_grid(cells, "unused", only="(")
+        grid.run_grid(cells, "unused", only="(")
     with pytest.raises(ConfigError, match="rows is missing"):
-        ablate.grid_of(ConfigDict({"base": {}, "seeds": (0,)}))
+        grid.grid_of(ConfigDict({"base": {}, "seeds": (0,)}))
 
 
 def test_bad_rows_are_named():
     with pytest.raises(ConfigError, match=r"row 'x': fed\.roundz"):
-        ablate.make_cells({}, [("x", {"fed": {"roundz": 1}})], (0,))
+        grid.make_cells({}, [("x", {"fed": {"roundz": 1}})], (0,))
     with pytest.raises(ConfigError, match="two of them"):
-        ablate.make_cells({}, [("a b", {}), ("a-b", {})], (0,))
+        grid.make_cells({}, [("a b", {}), ("a-b", {})], (0,))
 
 
 def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
-    cells = ablate.make_cells(base(), ROWS, (0, 1), vary=("seed",))
-    real, calls, lines = ablate.train, [], []
+    cells = grid.make_cells(base(), ROWS, (0, 1), vary=("seed",))
+    real, calls, lines = grid.train, [], []
 
     def train(config, folder, **options):
         calls.append((config.method.name, config.seed))
@@ -62,8 +61,8 @@ def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
             raise MemoryError("no room")
         return real(config, folder, **options)
 
-    monkeypatch.setattr(ablate, "train", train)
-    found = ablate.run_grid(cells, tmp_path, report=lines.append)
+    monkeypatch.setattr(grid, "train", train)
+    found = grid.run_grid(cells, tmp_path, report=lines.append)
     assert len(calls) == 6 and any("no room" in line for line in lines)
     assert "no room" in (tmp_path / "cells" / "fedavg" / "seed1" / "error.txt").read_text()
     assert "no room" in (tmp_path / "report.html").read_text()
@@ -75,7 +74,7 @@ def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
                for row in ("fedfr", "fedavg")]
     assert generic[0] == generic[1]
 
-    found = ablate.run_grid(cells, tmp_path, report=lines.append)  # only the failed one
+    found = grid.run_grid(cells, tmp_path, report=lines.append)  # only the failed one
     assert len(calls) == 7
     assert not (tmp_path / "cells" / "fedavg" / "seed1" / "error.txt").exists()
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
@@ -88,10 +87,10 @@ def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
     assert float(rows[0]["sent (MB)"]) > float(rows[2]["sent (MB)"]) > 0  # Theta_0 goes along
     assert float(rows[4]["sent (MB)"]) == 0 and float(rows[4]["arithmetic (GFLOP)"]) == 0
 
-    changed = ablate.make_cells(base() | {"loss": {"margin": 0.1}}, ROWS, (0,), vary=("seed",))
+    changed = grid.make_cells(base() | {"loss": {"margin": 0.1}}, ROWS, (0,), vary=("seed",))
     def refused():
         with pytest.raises(InputError, match=r"other settings \(loss.margin: 0.4 -> 0.1\)"):
-            ablate.run_grid(changed, tmp_path)
+            grid.run_grid(changed, tmp_path)
 
     refused()
     folder = tmp_path / "cells" / "fedfr" / "seed0"
@@ -99,7 +98,7 @@ def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
         (folder / name).unlink()
     refused()
     lines.clear()
-    found = ablate.run_grid(cells, tmp_path, only="^pretrained$", report=lines.append)
+    found = grid.run_grid(cells, tmp_path, only="^pretrained$", report=lines.append)
     assert len(calls) == 8 and (folder / "report.html").exists()  # the reference is always run
     assert not any("FedAvg" in line for line in lines)
     assert list(found.values) == ["FedFR", "FedAvg", "pretrained"]
@@ -109,11 +108,11 @@ def test_seeds_side_by_side_give_what_they_give_alone(tmp_path):
     lines, found = [], {}
     momentum = {"server_optimizer": "momentum", "server_lr": 0.7, "server_momentum": 0.5}
     for name, lanes in (("alone", 1), ("together", 64)):
-        cells = ablate.make_cells(
+        cells = grid.make_cells(
             merged(base(), {"engine": {"lanes": lanes, "conv": "patches"}, "fed": {"rounds": 2}}),
             [("row", {"method": {"name": "ditto"}, "fed": momentum})], (0, 1), vary=("seed",))
         lines.clear()
-        ablate.run_grid(cells, tmp_path / name, report=lines.append)
+        grid.run_grid(cells, tmp_path / name, report=lines.append)
         assert ("side by side" in " ".join(lines)) == (name == "together")
         assert not list((tmp_path / name).rglob("error.txt"))
         found[name] = [read_metrics(tmp_path / name / "cells" / cell.folder) for cell in cells]
@@ -127,14 +126,14 @@ def test_seeds_side_by_side_give_what_they_give_alone(tmp_path):
 
 
 def test_mates_differ_in_nothing_but_the_seed(monkeypatch):
-    monkeypatch.setattr(ablate, "settle", lambda config, **unused: config)
+    monkeypatch.setattr(grid, "settle", lambda config, **unused: config)
     settings = merged(base(), {"engine": {"lanes": 64}})
-    cells = ablate.make_cells(settings, ROWS, (0, 1, 2), vary=("seed",))
-    assert [str(c) for c in ablate.mates(cells[1], cells)] == [
+    cells = grid.make_cells(settings, ROWS, (0, 1, 2), vary=("seed",))
+    assert [str(c) for c in grid.mates(cells[1], cells)] == [
         "FedAvg, seed 0", "FedAvg, seed 1", "FedAvg, seed 2"]
-    assert ablate.mates(cells[2], cells) == [cells[2]]  # no rounds to share
-    other_data = ablate.make_cells(settings, ROWS, (0, 1))
-    assert ablate.mates(other_data[0], other_data) == [other_data[0]]
+    assert grid.mates(cells[2], cells) == [cells[2]]  # no rounds to share
+    other_data = grid.make_cells(settings, ROWS, (0, 1))
+    assert grid.mates(other_data[0], other_data) == [other_data[0]]
 
 
 def summary(accuracy, tar, worse=0.25):
@@ -198,6 +197,6 @@ def test_plots_make_room_for_long_names():
 
 
 def test_settings_of_rows_reach_the_runs():
-    cell = ablate.make_cells(base(), [("x", {"loss": {"temperature": 0.25}})], (5,))[0]
+    cell = grid.make_cells(base(), [("x", {"loss": {"temperature": 0.25}})], (5,))[0]
     assert cell.config.loss.temperature == 0.25
     assert cell.config.loss.margin == resolve(base()).loss.margin

@@ -58,13 +58,13 @@ ONE_PROCESS = """
 import sys; sys.path.insert(0, "tests")
 from absl import flags
 import test_devices, json
-from fedfr_jax import train
+from fedfr_jax.experiment import train
 from fedfr_jax.runtime import command_line as cli
 from fedfr_jax.config import resolve
 cli.define_distributed_flags()
 flags.FLAGS(["x", *sys.argv[2:]])
 cli.join_processes()
-train.train(resolve(test_devices.SETTINGS), sys.argv[1])
+train(resolve(test_devices.SETTINGS), sys.argv[1])
 """
 SETTINGS = {
     "data": {"image_size": 16, "images": "stream",
@@ -99,7 +99,7 @@ def run_processes(folder, count, devices):
 def test_two_processes_with_two_devices_equal_one_device(tmp_path):
     from fedfr_jax.algorithm.initialize import server_shapes  # noqa: PLC0415
     from fedfr_jax.config import resolve  # noqa: PLC0415
-    from fedfr_jax.evaluate import evaluate  # noqa: PLC0415
+    from fedfr_jax.experiment import evaluate  # noqa: PLC0415
     from fedfr_jax.runtime.checkpoints import RoundCheckpoints  # noqa: PLC0415 - imports orbax
     from fedfr_jax.runtime.client_states import personal_models  # noqa: PLC0415
     from fedfr_jax.runtime.simulation import build_simulation  # noqa: PLC0415

@@ -8,9 +8,8 @@ from test_train import SETTINGS, final_state, settings
 
 from fedfr_jax.config import ConfigError, default_config, resolve
 from fedfr_jax.errors import InputError
-from fedfr_jax.experiment import Experiment, Result, run, settings_of
+from fedfr_jax.experiment import Experiment, Result, run, settings_of, train
 from fedfr_jax.runtime.simulation import make_embed, use_cpu_devices
-from fedfr_jax.train import train
 
 
 def test_settings_of_any_kind():

@@ -10,8 +10,8 @@ import pytest
 from fedfr_jax import engine
 from fedfr_jax.algorithm import round as fedfr
 from fedfr_jax.algorithm.initialize import initial_heads, server_shapes
-from fedfr_jax.algorithm.state import CohortData, PublicData
 from fedfr_jax.config import resolve
+from fedfr_jax.population.cohort_data import CohortData, PublicData
 from fedfr_jax.runtime import simulation
 
 IMAGES_PER_CLIENT, PUBLIC_IMAGES = 6500, 420_671

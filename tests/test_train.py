@@ -14,12 +14,11 @@ import pytest
 from fedfr_jax.algorithm.initialize import server_shapes
 from fedfr_jax.config import resolve
 from fedfr_jax.errors import InputError
-from fedfr_jax.evaluate import evaluate
+from fedfr_jax.experiment import evaluate, train
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree, save_pytree
 from fedfr_jax.runtime.client_states import open_store
 from fedfr_jax.runtime.simulation import build_simulation
-from fedfr_jax.train import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = {
@@ -117,7 +116,7 @@ COMMAND = """
 import sys; sys.path.insert(0, {tests!r})
 import conftest, test_train, signal, os
 from fedfr_jax.runtime import rounds as program
-from fedfr_jax.train import train
+from fedfr_jax.experiment import train
 real, calls = program.round_row, []
 def round_row(*args):
     calls.append(0)

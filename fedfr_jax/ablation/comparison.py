@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
 from fedfr_jax.reporting import html as report
 from fedfr_jax.reporting import plots, tables
-from fedfr_jax.reporting.tables import HEADLINE_FAR, HEADLINE_FPIR, headline_rate
+from fedfr_jax.reporting.tables import headline_rate
 
 Summary = Mapping[str, Any]
 FLOPS, SENT, RECEIVED = "arithmetic (GFLOP)", "sent (MB)", "received (MB)"

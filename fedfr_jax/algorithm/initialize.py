@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm import round as fedfr
-from fedfr_jax.algorithm.state import CohortData, Heads, PublicData, ServerState
+from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.algorithm.transforms import TRANSFORMS
+from fedfr_jax.population.cohort_data import CohortData, PublicData
 
 PyTree = Any
 PREVIOUS_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

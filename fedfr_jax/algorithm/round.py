@@ -27,11 +27,12 @@ from flax import struct
 from jax.sharding import Mesh
 
 from fedfr_jax import engine, losses
-from fedfr_jax.algorithm.state import CohortData, Heads, PublicData, ServerState
+from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.config import FedConfig, LossConfig
 from fedfr_jax.methods import METHODS, Recipe, Terms
 from fedfr_jax.models import Backbone
+from fedfr_jax.population.cohort_data import CohortData, PublicData
 
 PyTree = Any
 LOSS_TERMS = ("loss", "identification", "binary", "contrastive")

@@ -1,8 +1,8 @@
-"""What the server holds, what clients hold, and the data both train on.
+"""What the server holds and what clients hold.
 
-All are pytrees of arrays. A round's clients fill C *slots*, the same number on each of
-D devices; every leaf of :class:`Heads` and the per-client leaves of :class:`CohortData`
-have a leading axis C, divided over the devices. A slot may be empty.
+Both are pytrees of arrays. A round's clients fill C *slots*, the same number on each of
+D devices; every leaf of :class:`Heads` has a leading axis C, divided over the devices.
+A slot may be empty. What they train on is in :mod:`fedfr_jax.population.cohort_data`.
 """
 from __future__ import annotations
 
@@ -54,47 +54,3 @@ class Heads:
     previous: PyTree | None
     has_trained: jax.Array
     copy_embeddings: jax.Array | None = None
-
-
-@struct.dataclass
-class PublicData:
-    """The public images, the same for everybody.
-
-    Attributes:
-      images: (N_0, S, S, 3) uint8.
-      labels: (N_0,) int32 in [0, K_0).
-      identities: K_0, static.
-    """
-
-    images: jax.Array
-    labels: jax.Array
-    identities: int = struct.field(pytree_node=False)
-
-
-@struct.dataclass
-class CohortData:
-    """The training images of a round's clients.
-
-    Every device has a list of its clients' images, R entries of which the first ``used``
-    mean something. The list holds the images, or tells where they are in a table that lies
-    on every device.
-
-    Attributes:
-      images: (D R, S, S, 3) uint8, the lists; or, with ``table_rows``, the (T, S, S, 3) table.
-      table_rows: (D R,) int32 rows of the table, or None.
-      used: (D,) int32.
-      rows: (C, M) int32 positions in the device's list; M = most images of a client.
-      labels: (C, M) int32 in [0, K).
-      sizes: (C,) int32 images of each client; later columns are padding. 0: an empty slot.
-      identities: (C,) int32 identities of each client; later head rows are padding.
-      clients: (C,) int32 number in the population, -1 for an empty slot.
-    """
-
-    images: jax.Array
-    table_rows: jax.Array | None
-    used: jax.Array
-    rows: jax.Array
-    labels: jax.Array
-    sizes: jax.Array
-    identities: jax.Array
-    clients: jax.Array

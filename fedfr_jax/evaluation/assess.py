@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
 from fedfr_jax.evaluation.personalized import (
     PersonalIdentification,
     PersonalVerification,
@@ -22,7 +23,6 @@ from fedfr_jax.evaluation.personalized import (
 )
 from fedfr_jax.evaluation.verification import PairResult, embed_with_mirror, evaluate_pairs
 from fedfr_jax.losses import normalize
-from fedfr_jax.reporting.tables import HEADLINE_FAR, HEADLINE_FPIR
 from fedfr_jax.runtime.simulation import Simulation, make_embed, make_personal_embed
 
 PyTree = Any

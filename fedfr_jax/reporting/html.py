@@ -16,6 +16,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from fedfr_jax.errors import InputError
+from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
 from fedfr_jax.reporting import plots, tables
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.progress import duration, quantity
@@ -205,8 +206,8 @@ def _tiles(data: ReportData) -> list[dict[str, str]]:
     personal = models.get("personalized", {}).get("personalized", {})
     before = pretrained.get("personalized", {})
     for key, aim, label in (
-            ("verification_tar", tables.HEADLINE_FAR, "Personalized 1:1, TAR @ FAR"),
-            ("identification_openset", tables.HEADLINE_FPIR, "Personalized 1:N, TPIR @ FPIR")):
+            ("verification_tar", HEADLINE_FAR, "Personalized 1:1, TAR @ FAR"),
+            ("identification_openset", HEADLINE_FPIR, "Personalized 1:N, TPIR @ FPIR")):
         rate = _headline_rate(models, key, aim)
         if rate is not None:
             tiles.append(_tile(f"{label} {tables.rate_label(rate)}", "personalized",

@@ -26,12 +26,13 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
+
 MODEL_ORDER = ("pretrained", "global", "personalized")
 _MARK, _NONE = "†", "–"
 _UNRESOLVED = (f"{_MARK} fewer than one false accept is allowed at this rate: there are too few "
                "impostor scores to resolve it, and the number is the share of genuine scores "
                "above the highest impostor score.")
-HEADLINE_FAR, HEADLINE_FPIR = 1e-3, 1e-2
 _PERSONAL = {"verification_tar": ("Personalized verification (1:1)", "TAR @ FAR {}"),
              "identification_pair": ("Personalized identification (1:N), pair rule",
                                      "TPIR @ FPIR {}"),

@@ -14,11 +14,10 @@ from fedfr_jax import engine
 from fedfr_jax.algorithm import round as fedfr
 from fedfr_jax.algorithm.initialize import initial_server, server_shapes
 from fedfr_jax.algorithm.pretraining import pretrain
-from fedfr_jax.algorithm.state import CohortData, Heads, ServerState
+from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.engine.compilations import compilations
-from fedfr_jax.evaluate import append_evaluation
-from fedfr_jax.evaluation import assess
 from fedfr_jax.models import load_weights
+from fedfr_jax.population.cohort_data import CohortData
 from fedfr_jax.population.store import RowStore
 from fedfr_jax.runtime import costs, workdir
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree, save_pytree
@@ -169,6 +168,8 @@ class Run:
       store: the heads of this process' clients, as after ``server.round`` rounds.
       server: the state, on the devices; its memory is given away.
       pretrained: variables before the first round, on the host.
+      evaluate: ``(rounds done, backbone, personal models)``, called every ``eval.every``
+        rounds; None: there is no evaluation between rounds.
     """
 
     sim: Simulation
@@ -177,6 +178,7 @@ class Run:
     store: RowStore
     server: ServerState
     pretrained: PyTree
+    evaluate: Callable[..., None] | None = None
 
 
 def go_together(runs: Sequence[Run]) -> bool:
@@ -249,7 +251,6 @@ class _Course:
                                   engine.replicate(run.pretrained, run.sim.layout.mesh),
                                   jax.random.key(run.sim.config.seed + 1))
         self._stored: tuple | None = None
-        self._assessor = assess.make_assessor(run.sim) if run.sim.config.eval.every else None
         self._unsaved: tuple[int, ServerState] | None = None
 
     def fetch(self, inputs: RoundInputs) -> Heads:
@@ -266,7 +267,8 @@ class _Course:
         return done % every == 0 or done == self._last or self._evaluates_at(done)
 
     def _evaluates_at(self, done: int) -> bool:
-        return self._assessor is not None and done % self._run.sim.config.eval.every == 0
+        every = self._run.sim.config.eval.every if self._run.evaluate is not None else 0
+        return every > 0 and done % every == 0
 
     def keep(self, done: int, server: ServerState, heads: Heads, metrics, inputs: RoundInputs,
              following: RoundInputs | None, seconds: float) -> dict[str, Any]:
@@ -304,13 +306,7 @@ class _Course:
             return
         self.save()
         run, backbone = self._run, self.server.backbone
-        if done == 0:
-            models = {"pretrained": assess.assess_shared(self._assessor, run.pretrained)}
-        else:
-            personal = personal_models(run.sim, run.store, backbone)
-            models = {"global": assess.assess_shared(self._assessor, backbone),
-                      "personalized": assess.assess_personalized(self._assessor, personal)}
-        append_evaluation(run.writer, done, {n: assess.summarize(a) for n, a in models.items()})
+        run.evaluate(done, backbone, personal_models(run.sim, run.store, backbone))
 
     def finish(self, compiled: dict[str, int]) -> tuple[ServerState, dict[str, Any]]:
         """Saves what is left; returns (server, figures for the summary)."""

@@ -21,7 +21,7 @@ from fedfr_jax import data as data_sources
 from fedfr_jax import engine
 from fedfr_jax.algorithm import round as fedfr
 from fedfr_jax.algorithm.initialize import fill_in_new, initial_heads
-from fedfr_jax.algorithm.state import PublicData, ServerState
+from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config, ConfigError
 from fedfr_jax.data.held_out import HeldOut, evaluated_clients, read_held_out
 from fedfr_jax.data.split import make_split
@@ -29,6 +29,7 @@ from fedfr_jax.data.types import FederatedSplit, ImageSource, VerificationSet
 from fedfr_jax.data.verification import leave_out, original_labels, read_bin
 from fedfr_jax.engine.convolutions import default_strategy
 from fedfr_jax.models import Backbone, build
+from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.population.images import ClientImages, open_client_images
 from fedfr_jax.population.schedule import Schedule, make_schedule
 from fedfr_jax.runtime.autotune import cohort_size, most_lanes, settle

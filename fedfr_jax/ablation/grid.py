@@ -1,0 +1,323 @@
+"""Runs a grid of methods or switches times seeds, and compares them.
+
+    python -m fedfr_jax.ablate --config=configs/ablation.py --workdir=runs/ablation
+
+A configuration holds ``base`` (settings of a run), ``rows`` (pairs of a name and what it
+changes of the base, nested dictionaries), ``seeds``, ``vary`` (settings that take the seed)
+and ``reference`` (the row that the others are compared with). Every cell is a run in a folder
+of its own; cells that are finished are not run again, and one that fails does not stop the
+others. Cells that start from the same pretrained backbone share it.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from fedfr_jax import experiment
+from fedfr_jax.ablation import comparison
+from fedfr_jax.config import Config, ConfigError, DataConfig, merged, resolve, to_dict
+from fedfr_jax.data import ImageSource, open_source
+from fedfr_jax.data.types import remembering
+from fedfr_jax.errors import InputError
+from fedfr_jax.experiment import Experiment, train
+from fedfr_jax.reporting.plots import slug
+from fedfr_jax.runtime import workdir
+from fedfr_jax.runtime.autotune import seeds_at_once, settle
+
+_SHARED = ("seed", "data", "model", "pretrain")  # what a pretrained backbone depends on
+_RESETTLED = ("engine.", "model.dtype")  # settled by measurement when the cell ran
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of the grid: ``row`` with ``seed``, its settings, and its folder's name."""
+
+    row: str
+    seed: int
+    config: Config
+    folder: str
+
+    def __str__(self):
+        return f"{self.row}, seed {self.seed}"
+
+
+def _nested(setting: str, value: Any) -> dict[str, Any]:
+    for part in reversed(setting.split(".")):
+        value = {part: value}
+    return value
+
+
+def make_cells(base: Mapping[str, Any], rows: Sequence[tuple[str, Mapping[str, Any]]],
+               seeds: Sequence[int], vary: Sequence[str] = ("seed", "data.seed")) -> list[Cell]:
+    """All runs of a grid, seed after seed, so that whole tables come early.
+
+    Raises:
+      ConfigError: a row's settings are wrong, or two rows would share a folder.
+    """
+    names = [slug(name) for name, _ in rows]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"rows: two of them would be in the folder {name!r}; give them names "
+                              "that differ in their letters a to z or digits")
+    if not rows or not seeds:
+        raise ConfigError("rows and seeds: an ablation needs at least one of each")
+    cells = []
+    for seed in seeds:
+        for (name, changes), folder in zip(rows, names, strict=True):
+            settings = merged(base, changes)
+            for setting in vary:
+                settings = merged(settings, _nested(setting, int(seed)))
+            try:
+                config = resolve(settings)
+            except ConfigError as error:
+                raise ConfigError(f"row {name!r}: {error}") from error
+            cells.append(Cell(name, int(seed), config, f"{folder}/seed{seed}"))
+    return cells
+
+
+def is_finished(cell: Cell, folder: pathlib.Path) -> bool:
+    """Whether the cell was run to its end.
+
+    Raises:
+      InputError: it was run or begun with other settings.
+    """
+    if not (folder / workdir.CONFIG).exists():
+        return False
+    changed = workdir.changed_settings(workdir.read_config(folder), to_dict(cell.config))
+    changed = {k: v for k, v in changed.items() if not k.startswith(_RESETTLED)}
+    if changed:
+        what = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
+        raise InputError(f"{folder} holds a run with other settings ({what}); choose "
+                         "another --workdir, or delete that folder to run it again")
+    return (folder / "report.html").exists()  # the last that a run writes
+
+
+def pretrained_folder(root: pathlib.Path, config: Config) -> pathlib.Path:
+    """Where the backbone that this cell starts from is kept for the others."""
+    settings = to_dict(config)
+    parts = {name: settings[name] for name in _SHARED}
+    parts |= {"clients": config.fed.num_clients, "mirror": config.fed.mirror}
+    digest = hashlib.sha256(json.dumps(workdir.plain(parts), sort_keys=True).encode())
+    return root / "pretrained" / digest.hexdigest()[:16]
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a folder; it appears under its name when it is complete."""
+    if not (source / "backbone").is_dir() or target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    os.replace(temporary, target)
+
+
+@functools.lru_cache(maxsize=1)  # cells come seed after seed
+def _source(config: DataConfig) -> ImageSource:
+    """The data of a seed's cells, read once where it may stay in memory."""
+    source = open_source(config)
+    size = len(source.labels) * source.image_size ** 2 * 3
+    return remembering(source) if size <= config.resident_gib * 2 ** 30 else source
+
+
+@contextlib.contextmanager
+def _cell_folder(cell: Cell, root: pathlib.Path):
+    """The cell's folder, with the pretrained backbone if others have one, which they get too."""
+    folder, shared = root / "cells" / cell.folder, pretrained_folder(root, cell.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "error.txt").unlink(missing_ok=True)
+    _copy(shared, folder / "pretrained")
+    try:
+        yield folder
+    finally:
+        _copy(folder / "pretrained", shared)
+
+
+@contextlib.contextmanager
+def _output(folder: pathlib.Path):
+    with open(folder / "output.txt", "a", encoding="utf-8") as output, \
+            contextlib.redirect_stdout(output):
+        yield
+
+
+def run_cell(cell: Cell, root: pathlib.Path) -> str | None:
+    """Runs or takes up one cell that is not finished; returns what went wrong, or None.
+
+    What the run prints is in ``output.txt`` of its folder, an error in ``error.txt``.
+    """
+    try:
+        with _cell_folder(cell, root) as folder, _output(folder):
+            train(cell.config, folder, resume=True, source=_source(cell.config.data))
+    except Exception as error:
+        (root / "cells" / cell.folder / "error.txt").write_text(traceback.format_exc())
+        return f"{type(error).__name__}: {error}"
+    finally:
+        jax.clear_caches()  # a long grid would keep every cell's programs
+    return None
+
+
+def run_side_by_side(cells: Sequence[Cell], root: pathlib.Path) -> None:
+    """Runs cells that differ in nothing but ``seed`` in one program.
+
+    Raises:
+      Exception: any of one run's; what was computed is kept.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.callback(jax.clear_caches)
+        experiments = []
+        for cell in cells:
+            folder = stack.enter_context(_cell_folder(cell, root))
+            with _output(folder):
+                experiments.append(stack.enter_context(Experiment(
+                    cell.config, folder, resume=True, source=_source(cell.config.data))))
+        experiment.run_side_by_side(experiments)
+        for one in experiments:
+            with _output(one.folder):
+                one.evaluate(show=True)
+
+
+def mates(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells that could go in one program with this one, itself first.
+
+    As many as fit into the lanes that one cohort leaves empty; how many lanes pay is measured
+    unless ``engine.lanes`` says it. On a CPU they do not, and nothing is measured.
+    """
+    others = [c for c in cells if c.row == cell.row and c.seed != cell.seed and c.config ==
+              dataclasses.replace(cell.config, seed=c.config.seed)]
+    unmeasured = not cell.config.engine.lanes and jax.default_backend() == "cpu"
+    fed, population = cell.config.fed, cell.config.population
+    # Seeds draw other cohorts, unless everybody takes part.
+    drawn = 0 < population.cohort < fed.num_clients and population.sampling != "schedule"
+    if not others or not fed.rounds or unmeasured or drawn:
+        return [cell]
+    settled = settle(cell.config, seeds=1 + len(others), report=lambda line: None)
+    return [cell, *others][:seeds_at_once(settled)]
+
+
+def run_with_mates(cell: Cell, cells: Sequence[Cell], root: pathlib.Path,
+                   report=print) -> str | None:
+    """Runs a cell, side by side with others that fit; returns what went wrong with it, or None.
+
+    Args:
+      cells: those that are not finished, ``cell`` among them.
+    """
+    try:
+        together = mates(cell, cells)
+        if len(together) > 1:
+            report(f"  side by side with seeds {', '.join(str(c.seed) for c in together[1:])}")
+            return run_side_by_side(together, root)
+    except Exception as error:
+        report(f"  failed: {type(error).__name__}: {error}; now one after the other")
+    return run_cell(cell, root)
+
+
+def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str = "",
+             only: str = "", title: str = "Ablation", report=print) -> comparison.Comparison:
+    """Runs what is not finished yet; writes tables after every cell, the report after a seed.
+
+    Args:
+      cells: from :func:`make_cells`.
+      root: the work directory: ``cells/<row>/seed<n>/``, ``pretrained/``, ``table.csv``,
+        ``table.md``, ``report.html``, ``plots/``.
+      reference: the row that the others are compared with; "": the first.
+      only: regular expression; of the rows whose name it does not match only the reference is run.
+        What is finished of the others is in the tables all the same.
+      report: called with a line per cell.
+
+    Returns:
+      The comparison of what is there.
+
+    Raises:
+      ConfigError: the reference is none of the rows, or ``only`` no regular expression.
+      InputError: a cell in the work directory has other settings.
+    """
+    root = pathlib.Path(root)
+    names = list(dict.fromkeys(cell.row for cell in cells))
+    reference = reference or names[0]
+    if reference not in names:
+        raise ConfigError(f"reference is {reference!r}, which is none of the rows: "
+                          f"{', '.join(names)}")
+    try:
+        wanted = [c for c in cells if c.row == reference or re.search(only, c.row)]
+    except re.error as error:
+        raise ConfigError(f"only is {only!r}, which is no regular expression: {error}") from error
+
+    def finished(cell):
+        return is_finished(cell, root / "cells" / cell.folder)
+
+    for cell in cells:  # before any long work
+        finished(cell)
+    failures: dict[str, str] = {}
+    for number, cell in enumerate(wanted, start=1):
+        report(f"cell {number}/{len(wanted)}: {cell}" + (" (finished)" if finished(cell) else ""))
+        if finished(cell):
+            continue
+        open_cells = [c for c in wanted if not finished(c) and str(c) not in failures]
+        error = run_with_mates(cell, open_cells, root, report)
+        if error:
+            failures[str(cell)] = error
+            report(f"  failed: {error}")
+        found = compare(cells, root, reference)
+        comparison.write_tables(found, root)
+        if number < len(wanted) and wanted[number].seed != cell.seed:  # plots take seconds
+            write_report(found, cells, root, failures, title)
+    found = compare(cells, root, reference)
+    comparison.write_tables(found, root)
+    write_report(found, cells, root, failures, title)
+    return found
+
+
+def compare(cells: Sequence[Cell], root: pathlib.Path, reference: str = "") -> (
+        comparison.Comparison):
+    """The cells that are finished, compared; ``reference`` as for :func:`run_grid`."""
+    summaries = {}
+    for cell in cells:
+        path = root / "cells" / cell.folder
+        if (path / workdir.SUMMARY).exists():
+            summaries.setdefault(cell.row, {})[cell.seed] = workdir.read_summary(path)
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    return comparison.compare({row: summaries[row] for row in rows if row in summaries},
+                              reference or rows[0])
+
+
+def write_report(found: comparison.Comparison, cells: Sequence[Cell], root: pathlib.Path,
+                 failures: Mapping[str, str], title: str) -> None:
+    """``report.html`` and ``plots/`` of a comparison."""
+    comparison.write_report(found, root, title, _changes(cells, found.reference), failures)
+
+
+def _changes(cells: Sequence[Cell], reference: str) -> dict[str, str]:
+    """Per row, the settings in which it differs from the reference."""
+    first = {cell.row: to_dict(cell.config) for cell in reversed(cells)}
+    base = first.get(reference, {})
+    return {row: ", ".join(f"{k} = {new}" for k, (_, new) in workdir.changed_settings(
+        base, settings).items()) or "–" for row, settings in reversed(first.items())}
+
+
+def grid_of(config: ConfigDict) -> tuple[list[Cell], str]:
+    """(cells, reference) of a configuration file.
+
+    Args:
+      config: as the module's docstring says.
+
+    Raises:
+      ConfigError: a part is missing or wrong.
+    """
+    missing = [name for name in ("base", "rows", "seeds") if name not in config]
+    if missing:
+        raise ConfigError(f"{missing[0]} is missing; an ablation has base, rows and seeds")
+    return make_cells(config.base.to_dict(), config.rows, config.seeds,
+                      config.get("vary", ("seed", "data.seed"))), config.get("reference", "")

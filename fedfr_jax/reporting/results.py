@@ -1,0 +1,134 @@
+"""The results of a run: all protocols on its models, written down and shown."""
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedfr_jax.config import Config
+from fedfr_jax.data.split import describe_split
+from fedfr_jax.evaluation import assess
+from fedfr_jax.reporting import html, tables
+from fedfr_jax.runtime import costs, workdir
+from fedfr_jax.runtime.progress import track
+from fedfr_jax.runtime.simulation import Simulation
+
+PyTree = Any
+
+
+def evaluate_models(sim: Simulation, pretrained: PyTree, backbone: PyTree,
+                    personal: assess.PersonalModels
+                    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All protocols on the pretrained, the global and the personalized models.
+
+    Args:
+      pretrained, backbone: variables before the first and after the last round.
+      personal: the clients' personalized models.
+
+    Returns:
+      (models as in ``summary.json``, arguments of ``write_evaluation``).
+    """
+    assessor = assess.make_assessor(sim)
+    with track("evaluation", 3 * len(sim.held_out.numbers), "client") as bar:
+        results = {
+            "pretrained": assess.assess_shared(assessor, pretrained, bar.update),
+            "global": assess.assess_shared(assessor, backbone, bar.update),
+            "personalized": assess.assess_personalized(assessor, personal, bar.update)}
+    rocs, per_client = assess.curves(results)
+    summaries = {name: assess.summarize(a) for name, a in results.items()}
+    assess.add_losers(summaries["personalized"], results["personalized"], results["global"])
+    count = sim.config.eval.examples
+    uses_hard = sim.config.fed.public_data == "hard"
+    parts = {
+        "rocs": rocs, "per_client": per_client, "faces": assess.identity_sheet(sim),
+        "hard_negatives": assess.hard_negative_examples(
+            assessor, backbone, count) if uses_hard else [],
+        "mistakes": assess.mistake_examples(
+            assessor, personal, results["personalized"], count)}
+    return summaries, parts
+
+
+def append_evaluation(writer: workdir.RunWriter, round_index: int,
+                      models: dict[str, Any]) -> None:
+    """Adds the models' metrics to ``metrics.jsonl``, unless they are there already."""
+    there = {(row.get("round"), row.get("model")) for row in workdir.read_metrics(writer.workdir)
+             if row["kind"] == "evaluation"}
+    for model, result in models.items():
+        if (round_index, model) not in there:
+            writer.append({"kind": "evaluation", "round": round_index, "model": model,
+                           **assess.flat_metrics(result)})
+
+
+def describe_run(config: Config, name: str, rounds_done: int) -> dict[str, Any]:
+    """What was run and on what, for the summary."""
+    device = jax.devices()[0]
+    kind = platform.processor() or platform.machine() if device.platform == "cpu" else (
+        device.device_kind)
+    return {"name": f"Run {name}", "method": config.recipe.title,
+            "seed": config.seed, "clients": config.fed.num_clients,
+            "rounds": rounds_done, "device": f"{len(jax.devices())} x {device.platform} ({kind})",
+            "jax": jax.__version__}
+
+
+def describe_costs(sim: Simulation, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a client's round costs on average, for the summary.
+
+    Args:
+      rows: of ``metrics.jsonl``.
+    """
+    found = [row["flops_per_client"] for row in rows if "flops_per_client" in row]
+    identities = float(sim.schedule.clients.identity_counts.mean())
+    return costs.communication(sim.method, sim.public.identities, identities,
+                               sim.config.fed.rounds) | {
+        "flops": float(np.mean(found)) if found else 0.0}
+
+
+def write_results(sim: Simulation, writer: workdir.RunWriter, run: dict[str, Any],
+                  pretrained: PyTree, backbone: PyTree,
+                  personal: assess.PersonalModels, *, show: bool = True) -> dict[str, Any]:
+    """Evaluates, writes ``summary.json``, ``evaluation.npz`` and ``report.html``, prints tables.
+
+    Args:
+      run: the ``run`` part of the summary.
+      show: whether to print.
+
+    Returns:
+      The summary.
+    """
+    models, parts = evaluate_models(sim, pretrained, backbone, personal)
+    append_evaluation(writer, run["rounds"], models)
+    summary = {"run": run, "split": describe_split(sim.split, sim.source.name),
+               "costs": describe_costs(sim, workdir.read_metrics(writer.workdir)),
+               "models": models}
+    writer.write_summary(summary)
+    writer.write_evaluation(**parts)
+    writer.flush()
+    html.write_report(writer.workdir / "report.html", html.load_report_data(writer.workdir))
+    if show:
+        tables.render(tables.closing_tables(summary))
+        print(f"report: {writer.workdir / 'report.html'}")
+    return summary
+
+
+def make_round_evaluation(sim: Simulation, writer: workdir.RunWriter, pretrained: PyTree
+                          ) -> Callable[..., None]:
+    """The evaluation between rounds that ``eval.every`` asks for.
+
+    Returns:
+      ``(rounds done, backbone, personal models)``, which adds rows to ``metrics.jsonl``;
+      before the first round of the pretrained model alone.
+    """
+    assessor = assess.make_assessor(sim)
+
+    def evaluate(done: int, backbone: PyTree, personal: assess.PersonalModels) -> None:
+        if done == 0:
+            models = {"pretrained": assess.assess_shared(assessor, pretrained)}
+        else:
+            models = {"global": assess.assess_shared(assessor, backbone),
+                      "personalized": assess.assess_personalized(assessor, personal)}
+        append_evaluation(writer, done, {n: assess.summarize(a) for n, a in models.items()})
+
+    return evaluate
