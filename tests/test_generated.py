@@ -3,6 +3,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 import tracemalloc
 
 import jax
@@ -11,12 +15,11 @@ import numpy as np
 import pytest
 
 from fedfr_jax.config import DataConfig, GeneratedConfig
-from fedfr_jax.data.faces import generated
-from fedfr_jax.data.faces import parameters as face_parameters
-from fedfr_jax.data.faces import renderer as face_renderer
+from fedfr_jax.data.faces import draws, generated, parameters, renderer
 from fedfr_jax.errors import InputError
 
 SIZE = 32
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _config(**changes) -> DataConfig:
@@ -59,17 +62,15 @@ def test_counts_do_not_depend_on_the_number_of_identities():
 
 
 @pytest.mark.parametrize("limits", [(3, 9), (44, 48), (1, 2), (1, 2**31 - 1), (1, 3 * 2**29)])
-def test_counts_are_those_of_a_generator_per_person(limits):
+def test_counts_are_those_of_the_seed_and_the_person(limits):
     # The last two ranges are so wide that a generator often has to draw again.
-    fewest, most = limits
-    for seed in (0, 5, 2**31 - 1):
-        streams = [np.random.default_rng((seed, i)) for i in range(200)]
-        expected = [s.integers(fewest, most + 1) for s in streams]
-        assert generated._image_counts(seed, 200, fewest, most).tolist() == expected
-    far = np.array([2**18, 2**31 - 1], np.uint32)
-    streams = [np.random.PCG64(np.random.SeedSequence((7, int(i)))) for i in far]
-    expected = [s.random_raw() % 2**32 for s in streams]
-    assert generated._first_draws(7, far).tolist() == expected
+    many = generated._image_counts(5, 20_000, *limits)
+    assert np.array_equal(generated._image_counts(5, 700, *limits), many[:700])
+    assert not np.array_equal(generated._image_counts(6, 20_000, *limits), many)
+    assert limits[0] <= many.min() <= many.max() <= limits[1]
+    assert abs((many - limits[0]).mean() / (limits[1] - limits[0]) - 0.5) < 0.02
+    if limits[1] < 100:
+        assert set(many) == set(range(limits[0], limits[1] + 1))
 
 
 def test_millions_of_people_cost_little():
@@ -117,6 +118,49 @@ def test_any_subset_in_any_order_has_the_same_pixels():
     assert np.array_equal(again, everything[order[:5]])
 
 
+def test_a_photograph_is_the_same_at_any_position_of_a_block():
+    count = generated.block_images(SIZE) + 3
+    images = generated.render_many(5, np.full(count, 3), np.full(count, 2), SIZE, 1.0)
+    assert (images == images[0]).all()
+    mixed = generated.render_many(5, np.array([9, 3, 8]), np.array([0, 2, 1]), SIZE, 1.0)
+    assert np.array_equal(mixed[1], images[0])
+
+
+OTHER_OPTIONS = """
+import sys; sys.path.insert(0, "tests")
+import jax, numpy, test_generated
+assert len(jax.devices()) == 1
+assert jax.config.jax_enable_x64 and not jax.config.jax_threefry_partitionable
+source = test_generated.generated.open_source(test_generated._config())
+numpy.save(sys.argv[1], source.read(numpy.arange(40)))
+"""
+
+
+def test_images_do_not_depend_on_devices_and_options(tmp_path):
+    # This process has two devices and the default options.
+    source = generated.open_source(_config())
+    images = source.read(np.arange(40))
+    with jax.default_device(jax.devices()[1]):
+        assert np.array_equal(source.read(np.arange(40)), images)
+    options = {"JAX_ENABLE_X64": "1", "JAX_THREEFRY_PARTITIONABLE": "0",
+               "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    subprocess.run([sys.executable, "-c", OTHER_OPTIONS, str(tmp_path / "images.npy")],
+                   cwd=ROOT, env=os.environ | options, check=True)
+    assert np.array_equal(np.load(tmp_path / "images.npy"), images)
+
+
+def test_draws_are_those_of_the_key():
+    # Written down, because recorded results name populations by their seeds.
+    key = draws.population_key(7)
+    assert draws.random_bits(key, 3).tolist() == [2895194379, 4185947648, 1300703658]
+    assert np.array_equal(draws.random_bits(key, 1000)[:3], draws.random_bits(key, 3))
+    numbers = draws.uniform(key, 100_000)
+    assert numbers.dtype == jnp.float32
+    assert 0 <= numbers.min() <= numbers.max() < 1
+    shares = np.histogram(numbers, bins=10, range=(0, 1))[0] / numbers.size
+    assert np.abs(shares - 0.1).max() < 0.004
+
+
 def test_seeds_identities_and_samples_differ():
     who, which = np.array([0, 0, 1]), np.array([0, 1, 0])
     one = generated.render_many(0, who, which, SIZE, 1.0).astype(int)
@@ -131,11 +175,11 @@ def test_render_agrees_alone_and_in_a_batch_and_is_finite():
     def both(seed, identity, sample, difficulty):
         face = generated.identity_parameters(seed, identity)
         shot = generated.sample_parameters(seed, identity, sample, difficulty)
-        key = face_parameters.noise_key(seed, identity, sample)
+        key = parameters.noise_key(seed, identity, sample)
         image = generated.render(
             seed, identity, sample, image_size=SIZE, difficulty=difficulty
         )
-        return image, face_renderer.photograph(face, shot, key, SIZE)
+        return image, renderer.photograph(face, shot, key, SIZE)
 
     who, which = np.arange(40), np.arange(40) + 2
     for difficulty in (0.0, 1.0, 3.0):
@@ -153,6 +197,9 @@ def test_traits_are_a_function_of_the_identity():
     for name, values in forward.items():
         assert values.shape == (200,)
         assert np.array_equal(values, backward[name][::-1])
+    alone = traits(0, np.array([17]))  # another batch size, which may round differently
+    assert all(np.allclose(alone[name], forward[name][17], atol=1e-6) for name in forward)
+    assert all(values.dtype == np.float32 for values in forward.values())
     table = np.corrcoef(np.stack(list(forward.values())))
     assert np.abs(table - np.eye(len(table))).max() < 0.35
 

@@ -32,8 +32,7 @@ __all__ = [
 SMALLEST_IMAGE = 16  # pixels; below this eyes and mouth share one pixel
 BLOCK_PIXELS = 64 * 64 * 64  # pixels of one rendered block, which bounds its working memory
 _INT32_END = 2**31
-_COUNT_BLOCK = 1 << 18  # identities whose number of images is drawn at a time
-_LOW_HALF = 0xFFFFFFFF
+_COUNTS_STREAM = 0xFA_CE_05  # tells this random stream from others of the same seed
 
 
 def render(seed, identity, sample, *, image_size: int, difficulty=1.0) -> jax.Array:
@@ -105,93 +104,12 @@ def render_many(seed: int, identities, samples, image_size: int, difficulty: flo
 
 
 def _image_counts(seed: int, identities: int, fewest: int, most: int) -> np.ndarray:
-    """(identities,) int64 images per person; a person's number does not depend on the others.
+    """(identities,) int64 images per person.
 
-    It is what ``np.random.default_rng((seed, person)).integers(fewest, most + 1)`` gives. Making
-    a generator per person would take half a minute for four million.
+    They are drawn one after the other, so a person's number does not depend on how many follow.
     """
-    if fewest == most:
-        return np.full(identities, most, np.int64)
-    counts = np.empty(identities, np.int64)
-    spread = most - fewest + 1
-    for start in range(0, identities, _COUNT_BLOCK):
-        part = counts[start : start + _COUNT_BLOCK]
-        draws = _first_draws(seed, np.arange(start, start + len(part), dtype=np.uint32))
-        scaled = draws * np.uint64(spread)  # Lemire's method: the upper half is the number
-        part[:] = fewest + (scaled >> 32)
-        # A generator draws again for what would make some numbers more likely than others.
-        for i in np.flatnonzero((scaled & _LOW_HALF) < 2**32 % spread):
-            part[i] = np.random.default_rng((seed, start + int(i))).integers(fewest, most + 1)
-    return counts
-
-
-def _first_draws(seed: int, persons: np.ndarray) -> np.ndarray:
-    """First 32 random bits of ``np.random.default_rng((seed, person))`` for many persons.
-
-    NumPy's SeedSequence and the PCG64 generator, whose streams NumPy guarantees to keep, on
-    arrays in place of numbers; unsigned integers wrap around.
-
-    Args:
-      seed: below 2**32.
-      persons: (n,) uint32.
-
-    Returns:
-      (n,) uint64, below 2**32.
-    """
-    words = _seed_words(seed, persons)
-    state_high, state_low, high, low = (
-        words[2 * i].astype(np.uint64) | words[2 * i + 1].astype(np.uint64) << 32 for i in range(4)
-    )
-    increment = (high << 1 | low >> 63, low << 1 | 1)
-    state = _step(_add((state_high, state_low), increment), increment)
-    high, low = _step(state, increment)
-    folded, turn = high ^ low, high >> 58
-    return (folded >> turn | folded << (-turn & 63)) & _LOW_HALF
-
-
-def _seed_words(seed: int, persons: np.ndarray) -> list[np.ndarray]:
-    """The 8 words, (n,) uint32, of ``np.random.SeedSequence((seed, person)).generate_state(8)``."""
-
-    def hashes(start, factor):
-        constant = start
-
-        def mix_in(value):
-            nonlocal constant
-            value = value ^ constant
-            constant = constant * factor & _LOW_HALF
-            value = value * constant
-            return value ^ value >> 16
-
-        return mix_in
-
-    mix_in = hashes(0x43B0D7E5, 0x931E8875)
-    nothing = np.zeros_like(persons)
-    pool = [mix_in(word) for word in (nothing + seed, persons, nothing, nothing)]
-    for source in range(4):
-        for target in range(4):
-            if source != target:
-                mixed = pool[target] * 0xCA01F9DD - mix_in(pool[source]) * 0x4973F715
-                pool[target] = mixed ^ mixed >> 16
-    mix_in = hashes(0x8B51F9DD, 0x58F38DED)
-    return [mix_in(pool[i % 4]) for i in range(8)]
-
-
-# Numbers of 128 bits are pairs (high, low) of uint64 arrays.
-def _add(a, b):
-    low = a[1] + b[1]
-    return a[0] + b[0] + (low < b[1]), low
-
-
-def _step(state, increment):
-    """PCG64's ``state * factor + increment``."""
-    factor_high, factor_low = 2549297995355413924, 4865540595714422341
-    high, low = state
-    low_low, low_high = low & _LOW_HALF, low >> 32
-    middle = low_high * (factor_low & _LOW_HALF) + (low_low * (factor_low & _LOW_HALF) >> 32)
-    other = low_low * (factor_low >> 32) + (middle & _LOW_HALF)
-    carried = low_high * (factor_low >> 32) + (middle >> 32) + (other >> 32)
-    product = (carried + high * factor_low + low * factor_high, low * factor_low)
-    return _add(product, increment)
+    stream = np.random.SeedSequence(seed, spawn_key=(_COUNTS_STREAM,))
+    return np.random.default_rng(stream).integers(fewest, most + 1, identities)
 
 
 class _Names(Sequence[str]):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedfr_jax.data.faces.draws import population_key, uniform
+
 # Trait -> (lowest, highest), drawn uniformly and independently per identity.
 _TRAITS: dict[str, tuple[float, float]] = {
     # Head outline.
@@ -116,15 +118,21 @@ _CHANCES = (
 )  # fmt: skip
 
 
-def _person_keys(seed, identity):
-    """Keys of a person's traits and of all photographs of that person."""
-    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), identity)
-    return jax.random.split(key)
+# What the keys of a person, and of a photograph, are folded with for either purpose.
+_OF_TRAITS, _OF_PHOTOGRAPHS = 0, 1
+_OF_CIRCUMSTANCES, _OF_NOISE = 0, 1
 
 
-def _sample_keys(seed, identity, sample):
-    """Keys of a photograph's circumstances and of its sensor noise."""
-    return jax.random.split(jax.random.fold_in(_person_keys(seed, identity)[1], sample))
+def _person_key(seed, identity, purpose: int):
+    """Key of a person's traits or of all photographs of that person."""
+    key = jax.random.fold_in(population_key(seed), identity)
+    return jax.random.fold_in(key, purpose)
+
+
+def _sample_key(seed, identity, sample, purpose: int):
+    """Key of a photograph's circumstances or of its sensor noise."""
+    key = jax.random.fold_in(_person_key(seed, identity, _OF_PHOTOGRAPHS), sample)
+    return jax.random.fold_in(key, purpose)
 
 
 def identity_parameters(seed, identity) -> dict[str, jax.Array]:
@@ -135,16 +143,17 @@ def identity_parameters(seed, identity) -> dict[str, jax.Array]:
       identity: int32 scalar, which person; may be traced, so `jax.vmap` works.
 
     Returns:
-      Dictionary from trait name to a float32 scalar, the same for the same arguments.
+      Dictionary from trait name to a float32 scalar, the same for the same arguments,
+      whatever is drawn beside it and whichever options JAX runs with.
     """
-    draws = jax.random.uniform(_person_keys(seed, identity)[0], (len(_TRAITS),))
+    draws = uniform(_person_key(seed, identity, _OF_TRAITS), len(_TRAITS))
     low, high = jnp.asarray(tuple(_TRAITS.values()), jnp.float32).T
     return dict(zip(_TRAITS, low + (high - low) * draws, strict=True))
 
 
 def noise_key(seed, identity, sample):
     """Key of the sensor noise of one photograph."""
-    return _sample_keys(seed, identity, sample)[1]
+    return _sample_key(seed, identity, sample, _OF_NOISE)
 
 
 def sample_parameters(seed, identity, sample, difficulty) -> dict[str, jax.Array]:
@@ -160,9 +169,10 @@ def sample_parameters(seed, identity, sample, difficulty) -> dict[str, jax.Array
     Returns:
       Dictionary from name to a float32 scalar.
     """
-    key = _sample_keys(seed, identity, sample)[0]
+    difficulty = jnp.asarray(difficulty, jnp.float32)  # a Python float may mean 64 bits
     count = len(_POSE_LIGHT)
-    draws = jax.random.uniform(key, (2 * count + len(_CHANCES),))
+    key = _sample_key(seed, identity, sample, _OF_CIRCUMSTANCES)
+    draws = uniform(key, 2 * count + len(_CHANCES))
     bell = draws[:count] + draws[count : 2 * count] - 1.0
     half = jnp.asarray(tuple(_POSE_LIGHT.values()), jnp.float32)
     out = dict(zip(_POSE_LIGHT, difficulty * half * bell, strict=True))

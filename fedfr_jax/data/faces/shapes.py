@@ -8,6 +8,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedfr_jax.data.faces.draws import random_bits
+
 
 def rgb(red: float, green: float, blue: float) -> jax.Array:
     """A colour that broadcasts against (S, S), shape (3, 1, 1)."""
@@ -93,7 +95,7 @@ def resampling(size: int, blur, cell):
 
 def pixel_noise(key, size: int):
     """(3, S, S) noise of zero mean and unit variance, from one draw of 32 bits per pixel."""
-    bits = jax.random.bits(key, (size, size), jnp.uint32)
+    bits = random_bits(key, size * size).reshape(size, size)
     parts = jnp.stack([(bits >> (10 * i)) & 1023 for i in range(3)])
     return (parts.astype(jnp.float32) - 511.5) * (12.0**0.5 / 1023.0)
 
