@@ -10,16 +10,16 @@ About a minute a cell on one core, but for the rows of iresnet and the one with 
 data (five minutes).
 """
 import pathlib
-import runpy
 
 from ml_collections import ConfigDict
 
+from fedfr_jax import load_config
 from fedfr_jax.ablation.rows import BASELINES, FEDFR, PARTS, SWITCHES, batch_norm, fixed_epochs
 
 
 def get_config():
     c = ConfigDict()
-    c.base = runpy.run_path(str(pathlib.Path(__file__).with_name("quickstart.py")))["get_config"]()
+    c.base = load_config(pathlib.Path(__file__).with_name("quickstart.py"))
     c.base.data.image_size = 32
     c.base.fed.rounds = 6
     c.rows = (FEDFR, *BASELINES, *PARTS, *SWITCHES, fixed_epochs(2),

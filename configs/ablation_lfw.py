@@ -8,16 +8,16 @@ identities with ten images than there are. About a minute a cell on one core, bu
 row with all public data.
 """
 import pathlib
-import runpy
 
 from ml_collections import ConfigDict
 
+from fedfr_jax import load_config
 from fedfr_jax.ablation.rows import BASELINES, FEDFR, PARTS
 
 
 def get_config():
     c = ConfigDict()
-    c.base = runpy.run_path(str(pathlib.Path(__file__).with_name("lfw.py")))["get_config"]()
+    c.base = load_config(pathlib.Path(__file__).with_name("lfw.py"))
     c.rows = (FEDFR, *BASELINES, *PARTS)
     c.seeds = (0, 1, 3)
     c.vary = ("seed", "data.seed")

@@ -10,34 +10,30 @@ import pathlib
 import sys
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from fedfr_jax.ablation import comparison
 from fedfr_jax.ablation.grid import grid_of, is_finished, run_grid
-from fedfr_jax.runtime.command_line import reports_input_errors, run_command
+from fedfr_jax.runtime.command_line import run_command
 from fedfr_jax.runtime.simulation import use_cpu_devices
 
 
-def main(argv):
+def main() -> None:
     """Runs the grid that the flags ask for."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
-    with reports_input_errors():
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
-        cells, reference = grid_of(flags.FLAGS.config)
-        root = pathlib.Path(flags.FLAGS.workdir)
-        use_cpu_devices(cells[0].config.engine.cpu_devices)
-        if not jax.config.jax_compilation_cache_dir:
-            jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))
-        found = run_grid(cells, root, reference=reference, only=flags.FLAGS.only)
-        comparison.show(found)
-        print(f"report: {root / 'report.html'}")
-        failed = sum((root / "cells" / cell.folder / "error.txt").exists() and not is_finished(
-            cell, root / "cells" / cell.folder) for cell in cells)
-        if failed:
-            sys.exit(f"{failed} of {len(cells)} cells failed; see error.txt in their folders and "
-                     "run the command again to take them up")
+    cells, reference = grid_of(flags.FLAGS.config)
+    root = pathlib.Path(flags.FLAGS.workdir)
+    use_cpu_devices(cells[0].config.engine.cpu_devices)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))
+    found = run_grid(cells, root, reference=reference, only=flags.FLAGS.only)
+    comparison.show(found)
+    print(f"report: {root / 'report.html'}")
+    failed = sum((root / "cells" / cell.folder / "error.txt").exists() and not is_finished(
+        cell, root / "cells" / cell.folder) for cell in cells)
+    if failed:
+        sys.exit(f"{failed} of {len(cells)} cells failed; see error.txt in their folders and "
+                 "run the command again to take them up")
 
 
 def command() -> None:

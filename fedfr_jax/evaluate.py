@@ -7,23 +7,15 @@ with the same evaluation.
 """
 from __future__ import annotations
 
-from typing import Any
-
-from absl import app, flags, logging
+from absl import flags
 
 from fedfr_jax.experiment import evaluate
-from fedfr_jax.runtime.command_line import reports_input_errors, run_command
-
-PyTree = Any
+from fedfr_jax.runtime.command_line import run_command
 
 
-def main(argv):
+def main() -> None:
     """Evaluates the run in the work directory of the flags again."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
-    with reports_input_errors():
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
-        evaluate(flags.FLAGS.workdir)
+    evaluate(flags.FLAGS.workdir)
 
 
 def command() -> None:

@@ -6,7 +6,7 @@
 """
 from __future__ import annotations
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from fedfr_jax.config import resolve
@@ -14,22 +14,17 @@ from fedfr_jax.experiment import train
 from fedfr_jax.runtime.command_line import (
     define_distributed_flags,
     join_processes,
-    reports_input_errors,
     run_command,
 )
 from fedfr_jax.runtime.simulation import use_cpu_devices
 
 
-def main(argv):
+def main() -> None:
     """Trains and evaluates what the flags ask for."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
-    with reports_input_errors():
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
-        config = resolve(flags.FLAGS.config)
-        use_cpu_devices(config.engine.cpu_devices)
-        join_processes()
-        train(config, flags.FLAGS.workdir, resume=flags.FLAGS.resume)
+    config = resolve(flags.FLAGS.config)
+    use_cpu_devices(config.engine.cpu_devices)
+    join_processes()
+    train(config, flags.FLAGS.workdir, resume=flags.FLAGS.resume)
 
 
 def command() -> None:

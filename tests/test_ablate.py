@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from test_config import CONFIGS, load
+from test_config import CONFIGS
 from test_train import settings
 
 from fedfr_jax.ablation import comparison, grid
 from fedfr_jax.ablation.rows import BASELINES, FEDFR, PARTS, SWITCHES, batch_norm, fixed_epochs
-from fedfr_jax.config import Config, ConfigError, merged, resolve, to_dict
+from fedfr_jax.config import Config, ConfigError, load_config, merged, resolve, to_dict
 from fedfr_jax.errors import InputError
 from fedfr_jax.runtime.workdir import read_metrics, read_summary
 
@@ -33,7 +33,7 @@ def test_all_rows_are_settings_that_resolve():
 
 def test_grid_of_the_shipped_configuration():
     path = next(p for p in CONFIGS if p.stem == "ablation")
-    cells, reference = grid.grid_of(load(path))
+    cells, reference = grid.grid_of(load_config(path))
     assert reference == "FedFR"
     assert {"FedFR", "FedAvg", "FedBN, iresnet"} < {cell.row for cell in cells}
     with pytest.raises(ConfigError, match="reference is 'FedXY'"):

@@ -4,15 +4,9 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from fedfr_jax.config import Config, ConfigError, default_config, resolve, to_dict
+from fedfr_jax.config import Config, ConfigError, default_config, load_config, resolve, to_dict
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
-
-
-def load(path):
-    scope = {"__file__": str(path)}
-    exec(compile(path.read_text(), str(path), "exec"), scope)
-    return scope["get_config"]()
 
 
 def test_defaults_survive_the_round_trip():
@@ -32,7 +26,7 @@ def test_a_method_decides_what_is_left_to_it():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_settings_are_valid(path):
-    settings = load(path)
+    settings = load_config(path)
     if "base" in settings:  # an ablation; its rows are looked at in test_ablate
         settings = settings.base
     if settings.data.source == "recordio":

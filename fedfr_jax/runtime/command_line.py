@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from fedfr_jax.config import config_path
 from fedfr_jax.errors import InputError
@@ -31,8 +31,15 @@ def with_config_files(argv: Sequence[str]) -> list[str]:
     return [found(argument) for argument in argv]
 
 
-def run_command(main: Callable[[list[str]], None]) -> None:
-    """Runs a command's ``main`` once its flags are defined."""
+def run_command(command: Callable[[], None]) -> None:
+    """Runs what a command does, once its flags are defined; it reads them from ``flags.FLAGS``."""
+    def main(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
+        with reports_input_errors():
+            logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
+            command()
+
     app.run(main, argv=with_config_files(sys.argv))
 
 

@@ -267,8 +267,7 @@ class _Course:
         return done % every == 0 or done == self._last or self._evaluates_at(done)
 
     def _evaluates_at(self, done: int) -> bool:
-        every = self._run.sim.config.eval.every if self._run.evaluate is not None else 0
-        return every > 0 and done % every == 0
+        return self._run.evaluate is not None and done % self._run.sim.config.eval.every == 0
 
     def keep(self, done: int, server: ServerState, heads: Heads, metrics, inputs: RoundInputs,
              following: RoundInputs | None, seconds: float) -> dict[str, Any]:
