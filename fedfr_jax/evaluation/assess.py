@@ -21,6 +21,7 @@ from fedfr_jax.evaluation.personalized import (
     personal_verification,
     summarize_clients,
 )
+from fedfr_jax.evaluation.scores import on_grid
 from fedfr_jax.evaluation.verification import PairResult, embed_with_mirror, evaluate_pairs
 from fedfr_jax.losses import normalize
 from fedfr_jax.runtime.simulation import Simulation, make_embed, make_personal_embed
@@ -155,6 +156,7 @@ def summarize(assessment: Assessment) -> dict[str, Any]:
         "rank1": {k: float(getattr(rank1, k)) for k in ("mean", "std", "min", "worst10", "max")},
         "unresolvable": {
             "verification_tar": _unresolvable(fars, [v.resolvable for v in one]),
+            "identification_pair": _unresolvable(fpirs, [m.pair_resolvable for m in many]),
             "identification_openset": _unresolvable(fpirs, [m.resolvable for m in many])},
     }
     return result
@@ -273,7 +275,7 @@ def mistake_examples(assessor: Assessor, models: PersonalModels, personalized: A
 
 def _client_mistakes(held_out, position, unit, threshold) -> Iterator[dict]:
     own = np.flatnonzero(held_out.clients == position)
-    score = unit[own] @ unit.T
+    score = on_grid(unit[own] @ unit.T)
     same = held_out.labels[own][:, None] == held_out.labels
     other_image = own[:, None] != np.arange(len(unit))
     for kind, relevant, sign in (("false accept", ~same, -1), ("false reject",

@@ -2,15 +2,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
 from fedfr_jax.errors import InputError
+from fedfr_jax.evaluation.scores import padded_blocks, score_block
 from fedfr_jax.evaluation.streaming import (
     accept_rates,
     check_rates,
-    padded_blocks,
-    score_block,
+    rate_times,
     thresholds_at_far,
 )
 
@@ -102,7 +103,13 @@ def search_gallery(probes: np.ndarray, rows_of_probes: np.ndarray, gallery: np.n
 
 def pair_ranks(fpirs, num_probes: int) -> np.ndarray:
     """Returns (F,) int64 ``ceil(f Q)``: the pair rule's 1-based descending threshold ranks."""
-    return np.ceil(check_rates(fpirs, "fpirs") * num_probes).astype(np.int64)
+    allowed = rate_times(fpirs, num_probes, "fpirs")
+    return np.array([math.ceil(count) for count in allowed], np.int64)
+
+
+def pair_is_resolvable(fpirs, num_probes: int) -> np.ndarray:
+    """Returns (F,) bool, ``f Q > 1``: else the pair rule's threshold is the largest score."""
+    return pair_ranks(fpirs, num_probes) > 1
 
 
 def pair_rule(result: SearchResult, fpirs, num_probes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import numpy as np
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.identification import (
     open_set_rule,
+    pair_is_resolvable,
     pair_ranks,
     pair_rule,
     rank_rates,
@@ -27,7 +28,8 @@ from fedfr_jax.evaluation.streaming import (
     unit_rows,
 )
 
-ROC_FARS = np.geomspace(1e-6, 1.0, 37)[:-1]  # six per decade
+# Six per decade; rounded, so that powers of ten are the numbers that one writes.
+ROC_FARS = np.array([float(f"{far:.6g}") for far in np.geomspace(1e-6, 1.0, 37)[:-1]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +112,7 @@ class PersonalIdentification:
       pair_thresholds: (F,)
       open_set_thresholds: (F,)
       resolvable: (F,) bool, whether the non-mated probes resolve the open-set rate.
+      pair_resolvable: (F,) bool, whether the probes resolve the pair-based rate.
       rank1: share of mated probes whose top row (re-normalized gallery) is the right one.
       num_mated: probes of the client's identities.
       num_non_mated: the other probes.
@@ -121,6 +124,7 @@ class PersonalIdentification:
     pair_thresholds: np.ndarray
     open_set_thresholds: np.ndarray
     resolvable: np.ndarray
+    pair_resolvable: np.ndarray
     rank1: float
     num_mated: int
     num_non_mated: int
@@ -191,6 +195,7 @@ def personal_identification(probes, probe_labels, gallery_features, gallery_labe
         pair_thresholds=pair_thresholds,
         open_set_thresholds=open_thresholds,
         resolvable=far_is_resolvable(fpirs, num_non_mated),
+        pair_resolvable=pair_is_resolvable(fpirs, len(unit)),
         rank1=float(rank_rates(normalized, [1])[0]),
         num_mated=len(unit) - num_non_mated,
         num_non_mated=num_non_mated,

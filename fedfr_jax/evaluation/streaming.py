@@ -9,7 +9,9 @@ scores, then one of the lower 16 bits within the few bins that hold the wanted r
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import partial
 
 import jax
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedfr_jax.errors import InputError
+from fedfr_jax.evaluation.scores import padded_blocks, score_block
 
 _BINS = 1 << 16
 _INT32_MAX = 2**31 - 1
@@ -39,6 +42,22 @@ def check_rates(rates, name: str = "fars") -> np.ndarray:
     return rates
 
 
+def rate_times(rates, count: int, name: str = "fars") -> list[Fraction]:
+    """Returns (F,) exact products of ``count`` and the rates as they are written in decimals.
+
+    ``0.07 * 100`` is more than 7 in floating point, and a rank would be one too high.
+
+    Args:
+      rates: (F,) rates, each in (0, 1).
+      count: number of scores or probes.
+      name: what to call the rates in the message.
+
+    Raises:
+      InputError: as :func:`check_rates`.
+    """
+    return [Fraction(repr(rate)) * count for rate in check_rates(rates, name).tolist()]
+
+
 def far_is_resolvable(fars, num_negatives: int) -> np.ndarray:
     """Says which false-accept rates a number of negative scores can tell from zero.
 
@@ -52,12 +71,12 @@ def far_is_resolvable(fars, num_negatives: int) -> np.ndarray:
     Returns:
       (F,) bool, ``f N >= 1``.
     """
-    return check_rates(fars) * num_negatives >= 1
+    return np.array([allowed >= 1 for allowed in rate_times(fars, num_negatives)])
 
 
 def threshold_ranks(fars, num_negatives: int) -> np.ndarray:
     """Returns (F,) int64 ``floor(f N)``, the descending 0-based ranks of the thresholds."""
-    return np.floor(check_rates(fars) * num_negatives).astype(np.int64)
+    return np.array([math.floor(r) for r in rate_times(fars, num_negatives)], np.int64)
 
 
 def thresholds_at_far(negatives: np.ndarray, fars) -> np.ndarray:
@@ -112,38 +131,6 @@ def unit_rows(features, name: str = "features") -> np.ndarray:
             "training has diverged or the weights do not fit the network"
         )
     return features / np.maximum(norms, 1e-12).astype(np.float32)[:, None]
-
-
-@jax.jit
-def score_block(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Returns (r, c) float32 inner products of ``rows`` (r, d) and ``columns`` (c, d).
-
-    The highest precision is asked for so that a GPU or TPU does not round the inputs.
-    """
-    return jnp.matmul(rows, columns.T, precision=jax.lax.Precision.HIGHEST)
-
-
-def padded_blocks(features: np.ndarray, block: int) -> list[tuple[int, int, jax.Array]]:
-    """Cuts rows into device blocks of one shape, so that nothing compiles twice.
-
-    Args:
-      features: (n, d) array.
-      block: most rows of a block; fewer rows than that make one block of a power of two.
-
-    Returns:
-      (first row, number of real rows, (size, d) array padded with zeros) per block.
-    """
-    if block < 1:
-        raise InputError(f"block must be at least 1, got {block}")
-    n = len(features)
-    size = min(block, 1 << max(0, n - 1).bit_length())
-    out = []
-    for start in range(0, n, size):
-        part = features[start:start + size]
-        padded = np.zeros((size, features.shape[1]), features.dtype)
-        padded[:len(part)] = part
-        out.append((start, len(part), jnp.asarray(padded)))
-    return out
 
 
 @dataclasses.dataclass(frozen=True)

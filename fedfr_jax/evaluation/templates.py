@@ -14,6 +14,7 @@ from fedfr_jax.evaluation.identification import (
     rows_of_subjects,
     search_gallery,
 )
+from fedfr_jax.evaluation.scores import on_grid
 from fedfr_jax.evaluation.streaming import (
     accept_rates,
     check_rates,
@@ -105,7 +106,7 @@ def pair_scores(features, left, right) -> np.ndarray:
     for start in range(0, len(left), _PAIR_BLOCK):
         part = slice(start, start + _PAIR_BLOCK)
         out[part] = np.einsum("pd,pd->p", features[left[part]], features[right[part]])
-    return out
+    return on_grid(out)
 
 
 @dataclasses.dataclass(frozen=True)

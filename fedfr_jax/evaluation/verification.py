@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fedfr_jax.errors import InputError
+from fedfr_jax.evaluation.scores import on_grid
 from fedfr_jax.evaluation.streaming import (
     accept_rates,
     check_rates,
@@ -71,7 +72,7 @@ def evaluate_pairs(embeddings, is_same, fars, folds: int = 10) -> PairResult:
     parts = _fold_slices(is_same, folds)
     left, right = unit[0::2], unit[1::2]
     distances = np.square(left - right).sum(axis=1)
-    scores = np.einsum("pd,pd->p", left, right)
+    scores = on_grid(np.einsum("pd,pd->p", left, right))
     accuracies, chosen = _fold_accuracies(distances, is_same, parts)
     genuine, impostor = scores[is_same], scores[~is_same]
     return PairResult(

@@ -101,6 +101,7 @@ def write_results(sim: Simulation, writer: workdir.RunWriter, run: dict[str, Any
     models, parts = evaluate_models(sim, pretrained, backbone, personal)
     append_evaluation(writer, run["rounds"], models)
     summary = {"run": run, "split": describe_split(sim.split, sim.source.name),
+               "evaluated": {"clients": len(sim.held_out.numbers), "of": len(sim.split.clients)},
                "costs": describe_costs(sim, workdir.read_metrics(writer.workdir)),
                "models": models}
     writer.write_summary(summary)

@@ -12,7 +12,8 @@ They are built from the plain dict of ``summary.json``::
 with shares in [0, 1] (or None), and a spread over clients {"mean", "std", "min",
 "worst10", "max"}, of a personalized model also "worse", the share of clients for which it is
 below the global one. Any part may be missing. ``unresolvable`` lists the rates at which
-fewer than one error is allowed.
+fewer than one error is allowed (by the pair rule, at most one). ``{"evaluated": {"clients": n,
+"of": N}}`` says how many of the clients were evaluated.
 """
 from __future__ import annotations
 
@@ -33,6 +34,8 @@ _MARK, _NONE = "†", "–"
 _UNRESOLVED = (f"{_MARK} fewer than one false accept is allowed at this rate: there are too few "
                "impostor scores to resolve it, and the number is the share of genuine scores "
                "above the highest impostor score.")
+_UNRESOLVED_PAIRS = (f"{_MARK} the threshold of this rate is the highest impostor score: there are "
+                     "too few probes to resolve it.")
 _PERSONAL = {"verification_tar": ("Personalized verification (1:1)", "TAR @ FAR {}"),
              "identification_pair": ("Personalized identification (1:N), pair rule",
                                      "TPIR @ FPIR {}"),
@@ -151,7 +154,8 @@ def _best(column: Mapping[str, tuple]) -> set[str]:
     return {name for name, value in shown.items() if value == max(shown.values())}
 
 
-def _table(title: str, columns: _Columns, names: list[str], notes: tuple[str, ...]) -> ResultTable:
+def _table(title: str, columns: _Columns, names: list[str], notes: tuple[str, ...],
+           unresolved: str = _UNRESOLVED) -> ResultTable:
     best = {header: _best(column) for header, column in columns.items()}
     rows = []
     for name in names:
@@ -165,7 +169,16 @@ def _table(title: str, columns: _Columns, names: list[str], notes: tuple[str, ..
         rows.append((name, tuple(cells)))
     marked = any(cell.unresolvable for _, cells in rows for cell in cells)
     return ResultTable(title, tuple(columns), tuple(rows),
-                       notes + ((_UNRESOLVED,) if marked else ()))
+                       notes + ((unresolved,) if marked else ()))
+
+
+def _sample(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note where only some of the clients were evaluated."""
+    found = summary.get("evaluated", {})
+    if found.get("clients") == found.get("of"):
+        return ()
+    return (f"{found['clients']} of {found['of']} clients, drawn at random (eval.clients): probes "
+            "and impostors, too, are images of these clients alone.",)
 
 
 def closing_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
@@ -184,8 +197,10 @@ def closing_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
     tables = [_table(title, columns, names, ("In percent; ± is the standard deviation over "
                                              "the folds.",))
               for title, columns in generic.items() if columns]
-    tables += [_table(title, columns, names, ("In percent; mean ± standard deviation over "
-                                              "the clients.",))
+    notes = ("In percent; mean ± standard deviation over the clients.", *_sample(summary))
+    pair_rule = _PERSONAL["identification_pair"][0]
+    tables += [_table(title, columns, names, notes,
+                      _UNRESOLVED_PAIRS if title == pair_rule else _UNRESOLVED)
                for title, columns in personal.items() if columns]
     more = (fairness_table(summary), cost_table(summary))
     return tables + [table for table in more if table is not None]
@@ -238,7 +253,7 @@ def fairness_table(summary: Mapping[str, Any]) -> ResultTable | None:
                                for column in columns.values())) for name in models)
     return ResultTable("Fairness: how the clients differ", tuple(columns), cells, (
         "In percent. Worst tenth: mean of the clients who do worst; worse off: clients whose own "
-        "model is below the global one.",))
+        "model is below the global one.", *_sample(summary)))
 
 
 def spread_table(summary: Mapping[str, Any]) -> ResultTable | None:
@@ -265,7 +280,8 @@ def spread_table(summary: Mapping[str, Any]) -> ResultTable | None:
     return ResultTable(
         "Spread over the clients",
         ("mean", "std", "worst tenth", "lowest", "highest", "worse off"), tuple(rows),
-        ("In percent. Worse off: the share of clients whose own model is below the global one.",))
+        ("In percent. Worse off: the share of clients whose own model is below the global one.",
+         *_sample(summary)))
 
 
 def _spread(found: Mapping[str, Any]) -> tuple[Cell, ...]:

@@ -1,0 +1,73 @@
+"""Blocks of the similarity matrix, with scores that are the same however it is cut into blocks."""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedfr_jax.errors import InputError
+
+_TILE = 256  # rows and columns of one matrix product, whatever the block
+_DEPTH = 64  # dimensions summed at a time: the error of a long float32 sum exceeds the grid
+# Scores are rounded to multiples of its inverse, several times the error of a float32 product of
+# unit vectors: what is equal in exact arithmetic, as two images with their copies, counts as a tie.
+_GRID = 1 << 20
+
+
+def on_grid(scores):
+    """Rounds cosines (NumPy or JAX, any shape) so that equal ones are equal in every bit."""
+    xp = jnp if isinstance(scores, jax.Array) else np
+    return xp.round(scores * _GRID) / _GRID
+
+
+def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+    """(a, d), (b, d) -> (a, b) inner products; nothing rounds the inputs on a GPU or TPU."""
+    parts = [jnp.matmul(left[:, k:k + _DEPTH], right[:, k:k + _DEPTH].T,
+                        precision=jax.lax.Precision.HIGHEST)
+             for k in range(0, left.shape[1], _DEPTH)]
+    return sum(parts[1:], parts[0])
+
+
+@jax.jit
+def score_block(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Returns (r, c) float32 inner products of ``rows`` (r, d) and ``columns`` (c, d), on the grid.
+
+    Backends sum in an order that depends on the shapes, so all products are of one shape: scores
+    are the same for every block.
+
+    Args:
+      rows: (r, d), and
+      columns: (c, d) from :func:`padded_blocks`; r and c are multiples of one tile.
+    """
+    tiles = columns.reshape(-1, _TILE, columns.shape[1])
+
+    def strip(part: jax.Array) -> jax.Array:
+        scores = jax.lax.map(lambda tile: on_grid(_product(part, tile)), tiles)
+        return scores.transpose(1, 0, 2).reshape(_TILE, len(columns))
+
+    scores = jax.lax.map(strip, rows.reshape(-1, _TILE, rows.shape[1]))
+    return scores.reshape(len(rows), len(columns))
+
+
+def padded_blocks(features: np.ndarray, block: int) -> list[tuple[int, int, jax.Array]]:
+    """Cuts rows into device blocks of one shape, so that nothing compiles twice.
+
+    Args:
+      features: (n, d) array.
+      block: most rows of a block, rounded up to whole tiles; fewer rows than that make one
+        block of a power of two.
+
+    Returns:
+      (first row, number of real rows, (size, d) array padded with zeros) per block.
+    """
+    if block < 1:
+        raise InputError(f"block must be at least 1, got {block}")
+    n = len(features)
+    size = min(-(-block // _TILE) * _TILE, max(_TILE, 1 << max(0, n - 1).bit_length()))
+    out = []
+    for start in range(0, n, size):
+        part = features[start:start + size]
+        padded = np.zeros((size, features.shape[1]), features.dtype)
+        padded[:len(part)] = part
+        out.append((start, len(part), jnp.asarray(padded)))
+    return out
