@@ -13,10 +13,10 @@ import zipfile
 import numpy as np
 
 from fedfr_jax.config import SplitConfig
+from fedfr_jax.data.folds import FOLDS
 from fedfr_jax.data.types import Clients, FederatedSplit, ranges
 from fedfr_jax.errors import InputError
 
-_FOLDS = 10  # of the verification protocol; each needs genuine and impostor pairs
 _BLOCK = 1 << 22  # labels counted at a time: NumPy makes an int64 copy of them
 
 
@@ -134,10 +134,10 @@ def _check(config: SplitConfig, num_clients: int, seed: int) -> None:
     ):
         if getattr(config, name) < 0:
             raise InputError(f"data.split.{name}: {getattr(config, name)}; must be >= 0")
-    if 0 < config.held_out_pairs < _FOLDS:
+    if 0 < config.held_out_pairs < FOLDS:
         raise InputError(
-            f"data.split.held_out_pairs: {config.held_out_pairs}; the {_FOLDS} folds of the "
-            f"evaluation need at least {_FOLDS} (0 for none)"
+            f"data.split.held_out_pairs: {config.held_out_pairs}; the {FOLDS} folds of the "
+            f"evaluation need at least {FOLDS} (0 for none)"
         )
 
 

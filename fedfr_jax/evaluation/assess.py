@@ -143,6 +143,7 @@ def summarize(assessment: Assessment) -> dict[str, Any]:
     if assessment.generic:
         result["generic"] = {name: {
             "accuracy": r.accuracy, "accuracy_std": r.accuracy_std, "pairs": len(r.scores),
+            "mixed_folds": r.mixed_folds,
             "tar": _rates(r.fars, r.tar_at_far),
             "unresolvable": _unresolvable(r.fars, r.resolvable),
         } for name, r in assessment.generic.items()}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fedfr_jax.data.folds import FOLDS, make_folds
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.scores import on_grid
 from fedfr_jax.evaluation.streaming import (
@@ -33,6 +34,7 @@ class PairResult:
       resolvable: (F,) bool, whether the number of impostor pairs resolves the rate.
       roc: (false-accept rates, true-accept rates), at most about 200 points, ascending.
       scores: (P,) float64 cosines of the pairs.
+      mixed_folds: whether the folds were mixed because one of the list lacked a kind of pairs.
     """
 
     accuracy: float
@@ -43,25 +45,26 @@ class PairResult:
     resolvable: np.ndarray
     roc: tuple[np.ndarray, np.ndarray]
     scores: np.ndarray
+    mixed_folds: bool = False
 
 
-def evaluate_pairs(embeddings, is_same, fars, folds: int = 10) -> PairResult:
+def evaluate_pairs(embeddings, is_same, fars, folds: int = FOLDS) -> PairResult:
     """Verifies pairs as published results on LFW, CFP-FP and AgeDB-30 do.
 
     Squared distances of the normalized embeddings are compared with thresholds 0, 0.01, …,
-    3.99; each of ``folds`` contiguous parts of the pairs is judged with the threshold that is
-    most accurate on the others (the smallest of them). True-accept rates follow
+    3.99; each fold (:func:`~fedfr_jax.data.folds.make_folds`) is judged with the threshold that
+    is most accurate on the others (the smallest of them). True-accept rates follow
     the threshold rule of :mod:`fedfr_jax.evaluation.streaming`, on all cosines.
 
     Args:
       embeddings: (2P, d); pair ``p`` is rows ``2p`` and ``2p + 1``.
       is_same: (P,) bool, whether the pair shows one person.
       fars: (F,) false-accept rates.
-      folds: number of parts; if it does not divide P, the first parts are larger by one.
+      folds: number of parts.
 
     Raises:
-      InputError: sizes do not fit, an embedding is not finite, there are too few pairs, or a
-        fold lacks genuine or impostor pairs.
+      InputError: sizes do not fit, an embedding is not finite, or there are fewer genuine or
+        impostor pairs than folds.
     """
     is_same = np.asarray(is_same, bool)
     fars = check_rates(fars)
@@ -69,11 +72,11 @@ def evaluate_pairs(embeddings, is_same, fars, folds: int = 10) -> PairResult:
     if is_same.ndim != 1 or len(unit) != 2 * len(is_same):
         raise InputError(f"{len(unit)} embeddings do not make {is_same.shape} pairs; "
                          "give two embeddings per pair")
-    parts = _fold_slices(is_same, folds)
+    division = make_folds(is_same, folds)
     left, right = unit[0::2], unit[1::2]
     distances = np.square(left - right).sum(axis=1)
     scores = on_grid(np.einsum("pd,pd->p", left, right))
-    accuracies, chosen = _fold_accuracies(distances, is_same, parts)
+    accuracies, chosen = _fold_accuracies(distances, is_same, division.parts)
     genuine, impostor = scores[is_same], scores[~is_same]
     return PairResult(
         accuracy=float(accuracies.mean()),
@@ -84,24 +87,8 @@ def evaluate_pairs(embeddings, is_same, fars, folds: int = 10) -> PairResult:
         resolvable=far_is_resolvable(fars, impostor.size),
         roc=roc_curve(genuine, impostor),
         scores=scores,
+        mixed_folds=division.mixed,
     )
-
-
-def _fold_slices(is_same: np.ndarray, folds: int) -> list[slice]:
-    pairs = len(is_same)
-    if folds < 2:
-        raise InputError(f"folds must be at least 2, got {folds}")
-    if pairs < 2 * folds:
-        raise InputError(f"{pairs} pairs are too few for {folds} folds; each needs a genuine and "
-                         "an impostor pair: give more pairs or fewer folds")
-    ends = np.cumsum([pairs // folds + (k < pairs % folds) for k in range(folds)])
-    parts = [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
-    for k, part in enumerate(parts):
-        if is_same[part].all() or not is_same[part].any():
-            kind = "impostor" if is_same[part].all() else "genuine"
-            raise InputError(f"fold {k} (pairs {part.start} to {part.stop - 1}) has no {kind} "
-                             "pairs; mix genuine and impostor pairs along the list")
-    return parts
 
 
 def _fold_accuracies(distances, is_same, parts) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +96,7 @@ def _fold_accuracies(distances, is_same, parts) -> tuple[np.ndarray, np.ndarray]
         ((distances[part] < DISTANCE_THRESHOLDS[:, None]) == is_same[part]).sum(axis=1)
         for part in parts
     ])  # (folds, thresholds) correct decisions
-    sizes = np.array([part.stop - part.start for part in parts])
+    sizes = np.array([len(part) for part in parts])
     others = (right.sum(axis=0) - right) / (len(distances) - sizes)[:, None]
     best = np.argmax(others, axis=1)
     accuracies = right[np.arange(len(parts)), best] / sizes

@@ -4,7 +4,8 @@ They are built from the plain dict of ``summary.json``::
 
     {"models": {model: {
         "generic": {set: {"accuracy": a, "accuracy_std": s, "tar": {"0.001": t},
-                          "tpir": {"0.01": t}, "rank1": r, "unresolvable": ["0.0001"]}},
+                          "tpir": {"0.01": t}, "rank1": r, "unresolvable": ["0.0001"],
+                          "mixed_folds": False}},
         "personalized": {"verification_tar": {"0.001": spread}, "identification_pair": {...},
                          "identification_openset": {...}, "rank1": spread,
                          "unresolvable": {"verification_tar": ["0.0001"]}}}}}
@@ -36,6 +37,9 @@ _UNRESOLVED = (f"{_MARK} fewer than one false accept is allowed at this rate: th
                "above the highest impostor score.")
 _UNRESOLVED_PAIRS = (f"{_MARK} the threshold of this rate is the highest impostor score: there are "
                      "too few probes to resolve it.")
+_GENERIC = "Generic verification: {}"
+_MIXED = ("As listed, a fold of this set lacks genuine or impostor pairs: pairs were mixed, with a "
+          "fixed seed.")
 _PERSONAL = {"verification_tar": ("Personalized verification (1:1)", "TAR @ FAR {}"),
              "identification_pair": ("Personalized identification (1:N), pair rule",
                                      "TPIR @ FPIR {}"),
@@ -122,7 +126,7 @@ def _generic(models: Mapping[str, Any], names: list[str]) -> dict[str, _Columns]
             columns = sets.setdefault(set_name, {})
             for header, value, std, mark in _generic_entries(found):
                 columns.setdefault(header, {})[name] = (value, std, mark)
-    return {f"Generic verification: {set_name}": columns for set_name, columns in sets.items()}
+    return {_GENERIC.format(set_name): columns for set_name, columns in sets.items()}
 
 
 def _personal(models: Mapping[str, Any], names: list[str]) -> dict[str, _Columns]:
@@ -194,8 +198,10 @@ def closing_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
     """
     models, names = summary.get("models", {}), model_names(summary)
     generic, personal = _generic(models, names), _personal(models, names)
-    tables = [_table(title, columns, names, ("In percent; ± is the standard deviation over "
-                                             "the folds.",))
+    mixed = {_GENERIC.format(set_name) for model in models.values()
+             for set_name, found in model.get("generic", {}).items() if found.get("mixed_folds")}
+    tables = [_table(title, columns, names, ("In percent; ± is the standard deviation over the "
+                                             "folds.", *([_MIXED] if title in mixed else ())))
               for title, columns in generic.items() if columns]
     notes = ("In percent; mean ± standard deviation over the clients.", *_sample(summary))
     pair_rule = _PERSONAL["identification_pair"][0]

@@ -23,6 +23,7 @@ from fedfr_jax.algorithm import round as fedfr
 from fedfr_jax.algorithm.initialize import fill_in_new, initial_heads
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config, ConfigError
+from fedfr_jax.data.folds import scorable
 from fedfr_jax.data.held_out import HeldOut, evaluated_clients, read_held_out
 from fedfr_jax.data.split import make_split
 from fedfr_jax.data.types import FederatedSplit, ImageSource, VerificationSet
@@ -171,7 +172,7 @@ def verification_sets(config: Config, source: ImageSource,
         pairs = read_bin(folder / name, config.data.image_size, config.data.workers)
         if label_name:
             pairs = leave_out(pairs, folder / label_name, original_labels(source, trained))
-        sets.append(pairs)
+        sets.append(scorable(pairs))
     return tuple(sets)
 
 

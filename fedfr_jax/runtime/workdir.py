@@ -31,7 +31,8 @@ from fedfr_jax.errors import InputError
 CONFIG, METRICS, SUMMARY, EVALUATION, TENSORBOARD = (
     "config.json", "metrics.jsonl", "summary.json", "evaluation.npz", "tensorboard")
 _MAY_CHANGE = ("fed.rounds", "eval.", "engine.", "checkpoint.", "data.workers",
-               "data.images", "data.resident_gib")
+               "data.images", "data.resident_gib", "data.verification_sets",
+               "data.verification_labels")
 _IMAGE_KEYS = {"hard_negatives": ("local_image", "public_image"),
                "mistakes": ("image_a", "image_b")}
 
