@@ -486,6 +486,14 @@ def test_ijb_evaluation(meta_folder):
     assert pairs_only.identification is None and pairs_only.open_set_tpir is None
 
 
+def test_ijb_csv_without_a_header_keeps_its_first_row(tmp_path):
+    path = tmp_path / "gallery.csv"
+    for header in ("", "TEMPLATE_ID,SUBJECT_ID\n"):
+        path.write_text(header + "10,1,a.jpg\n 11 , 2,b.jpg\n")
+        found = ijb.read_subject_templates(path)
+        assert found.templates.tolist() == [10, 11] and found.subjects.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("face_tid_mid.txt", "a.jpg 10\n", "entry 1 has 2 fields, expected 3"),
     ("face_tid_mid.txt", "a.jpg ten 1\n", "not a number"),

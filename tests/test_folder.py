@@ -62,6 +62,37 @@ def test_empty_folders_and_stray_images_are_counted(tree, warnings):
     assert "1 images outside" in warnings[1]
 
 
+@pytest.mark.parametrize("litter", [".ipynb_checkpoints", "@eaDir", "__MACOSX", ".git"])
+def test_hidden_folders_and_files_are_no_people(tree, warnings, litter):
+    for folder in (tree / litter, tree / "mia" / litter):
+        folder.mkdir()
+        flat((1, 2, 3)).save(folder / "x.png")
+    (tree / "mia" / "._only.jpeg").write_bytes(b"\0\5\26\7 of a Macintosh")
+    source = open_folder(tree, 16)
+    assert source.identity_names == ("adam", "mia", "zoe")
+    assert source.labels.tolist() == [0, 0, 1, 2, 2]
+    assert warnings == []
+
+
+def test_other_formats_and_deeper_folders_are_reported(tree, warnings):
+    (tree / "zoe" / "2020" / "may").mkdir(parents=True)
+    flat((1, 2, 3)).save(tree / "zoe" / "2020" / "may" / "x.png")
+    flat((1, 2, 3)).save(tree / "zoe" / "scan.TIF")
+    flat((7, 7, 7)).save(tree / "zoe" / "3.jfif", "JPEG")
+    source = open_folder(tree, 16)
+    assert source.labels.tolist() == [0, 0, 1, 2, 2, 2]
+    assert len(warnings) == 2
+    assert "1 images in folders within" in warnings[0] and "may/x.png" in warnings[0]
+    assert "1 images are neither" in warnings[1] and "scan.TIF" in warnings[1]
+
+
+def test_people_a_level_too_deep_are_reported(tmp_path):
+    (tmp_path / "train" / "adam").mkdir(parents=True)
+    flat((1, 2, 3)).save(tmp_path / "train" / "adam" / "x.png")
+    with pytest.raises(InputError, match=r"no images.*1 images in folders within"):
+        open_folder(tmp_path, 16)
+
+
 def test_transparency_palettes_and_orientation(tmp_path):
     person = tmp_path / "p"
     person.mkdir()
@@ -100,5 +131,5 @@ def test_nothing_to_read(tmp_path, tree):
     with pytest.raises(InputError, match="no images"):
         open_folder(tmp_path, 16)
     flat((1, 1, 1)).save(tmp_path / "x.png")
-    with pytest.raises(InputError, match="1 images lie outside"):
+    with pytest.raises(InputError, match="1 images outside"):
         open_folder(tmp_path, 16)

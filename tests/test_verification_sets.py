@@ -11,7 +11,7 @@ from PIL import Image
 
 from fedfr_jax.data.recordio import open_recordio
 from fedfr_jax.data.types import ImageSource
-from fedfr_jax.data.verification import leave_out, original_labels, read_bin
+from fedfr_jax.data.verification import leave_out, original_labels, read_bin, set_names
 from fedfr_jax.errors import InputError
 
 REAL = pathlib.Path(
@@ -179,6 +179,13 @@ def test_truncated(tmp_path, share):
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_bin(tmp_path / "absent.bin", 12)
+
+
+def test_equal_stems_are_told_apart():
+    assert set_names(["a/lfw.bin", "b/lfw.bin", "cfp.bin"]) == ("a/lfw", "b/lfw", "cfp")
+    for twice in (["lfw.bin", "lfw.bin"], ["a/lfw.bin", "a/lfw.pkl"]):
+        with pytest.raises(InputError, match="list each file once"):
+            set_names(twice)
 
 
 def test_leave_out(tmp_path):

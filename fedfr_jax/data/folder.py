@@ -1,6 +1,7 @@
 """Images in one folder per identity: ``root/identity/image.jpg``."""
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 
@@ -12,7 +13,11 @@ from fedfr_jax.data.decode import decode_lazily
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp")
+_UNREAD = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".ppm", ".pgm", ".tga")
+# What systems and programs leave between people's photographs; other such names begin with a dot.
+_LITTER = frozenset({"@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found",
+                     "system volume information", "__pycache__"})
 
 
 def open_source(config: DataConfig) -> ImageSource:
@@ -25,8 +30,10 @@ def open_source(config: DataConfig) -> ImageSource:
 def open_folder(root: str | os.PathLike, image_size: int, *, workers: int = 0) -> ImageSource:
     """Lists ``root/identity/image`` files; folder names, sorted, are the identities.
 
-    Folders without an image are left out and images outside an identity folder are ignored,
-    each with one warning that says how many.
+    Hidden folders and files, and what systems leave behind (``@eaDir``, ``__MACOSX``), are no
+    people and no images. Identity folders without an image, images outside one or in deeper
+    folders, and images of a format that is not read are left out, each kind with one warning
+    that says how many.
 
     Args:
       root: the folder that holds one folder per identity.
@@ -42,26 +49,14 @@ def open_folder(root: str | os.PathLike, image_size: int, *, workers: int = 0) -
     root = pathlib.Path(root)
     if not root.is_dir():
         raise InputError(f"data.root: {root} is not a folder")
-    people = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    files = [_images(root / person) for person in people]
-    empty = [person for person, found in zip(people, files, strict=True) if not found]
-    stray = len(_images(root))
-    if len(empty) == len(people):
-        raise InputError(
-            f"data.root: no images in {root}; expected {root}/<identity>/<image> "
-            f"with one of the suffixes {', '.join(SUFFIXES)}"
-            + (f" ({stray} images lie outside an identity folder)" if stray else "")
-        )
-    if empty:
-        logging.warning(
-            "%s: %d of %d identity folders hold no image and are left out (first: %s)",
-            root, len(empty), len(people), empty[0],
-        )
-    if stray:
-        logging.warning("%s: %d images outside an identity folder are ignored", root, stray)
-    kept = [(person, found) for person, found in zip(people, files, strict=True) if found]
-    paths = [root / person / file for person, found in kept for file in found]
-    counts = [len(found) for _, found in kept]
+    people = sorted(entry.name for entry in os.scandir(root)
+                    if entry.is_dir() and not _hidden(entry.name))
+    found = [_list(root / person) for person in people]
+    _report(root, people, found)
+    kept = [(person, listing.images) for person, listing in zip(people, found, strict=True)
+            if listing.images]
+    paths = [root / person / file for person, files in kept for file in files]
+    counts = [len(files) for _, files in kept]
 
     def read(images: np.ndarray) -> np.ndarray:
         chosen = [paths[i] for i in np.asarray(images, np.int64)]
@@ -79,9 +74,61 @@ def open_folder(root: str | os.PathLike, image_size: int, *, workers: int = 0) -
     )
 
 
-def _images(folder: pathlib.Path) -> list[str]:
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(SUFFIXES) and entry.is_file()
-    )
+def _report(root: pathlib.Path, people: list[str], found: list[_Listing]) -> None:
+    """Says what is ignored, or raises InputError if nothing is left."""
+    empty = [person for person, listing in zip(people, found, strict=True) if not listing.images]
+    ignored = {
+        f"of {len(people)} identity folders hold no image and are left out": empty,
+        "images outside an identity folder are ignored": _list(root, deep=False).images,
+        "images in folders within an identity's are ignored": [
+            name for listing in found for name in listing.deeper],
+        f"images are neither of {', '.join(SUFFIXES)} and are ignored; convert them": [
+            name for listing in found for name in listing.unread],
+    }
+    if len(empty) == len(people):
+        more = "; ".join(f"{len(names)} {what}" for what, names in ignored.items()
+                         if names and names is not empty)
+        raise InputError(
+            f"data.root: no images in {root}; expected {root}/<identity>/<image> "
+            f"with one of the suffixes {', '.join(SUFFIXES)}" + (f" ({more})" if more else "")
+        )
+    for what, names in ignored.items():
+        if names:
+            logging.warning("%s: %d %s (first: %s)", root, len(names), what, names[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listing:
+    """What a folder holds: its own image files, those of other formats, those deeper down."""
+
+    images: list[str]
+    unread: list[str]
+    deeper: list[str]
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def _list(folder: pathlib.Path, *, deep: bool = True) -> _Listing:
+    """Lists a folder; with ``deep`` also the images in all folders below it."""
+    images, unread, deeper, inner = [], [], [], []
+    for entry in os.scandir(folder):
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if _hidden(entry.name):
+            continue
+        if deep and entry.is_dir(follow_symlinks=False):
+            inner.append(entry.path)
+        elif suffix in SUFFIXES and entry.is_file():
+            images.append(entry.name)
+        elif suffix in _UNREAD and entry.is_file():
+            unread.append(entry.path)
+    while inner:
+        for entry in os.scandir(inner.pop()):
+            if _hidden(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                inner.append(entry.path)
+            elif entry.name.lower().endswith(SUFFIXES):
+                deeper.append(entry.path)
+    return _Listing(sorted(images), sorted(unread), sorted(deeper))

@@ -155,6 +155,25 @@ def read_bin(path: str | os.PathLike, image_size: int, workers: int = 0) -> Veri
     return VerificationSet(name=path.stem, images=images, is_same=is_same)
 
 
+def set_names(paths: Sequence[str]) -> tuple[str, ...]:
+    """Names of verification sets: the files' stems, with their folders where stems repeat.
+
+    Args:
+      paths: the setting ``data.verification_sets``.
+
+    Raises:
+      InputError: a file is named twice, so that one result would replace the other.
+    """
+    stems = [pathlib.PurePath(path).stem for path in paths]
+    names = [stem if stems.count(stem) == 1 else pathlib.PurePath(path).with_suffix("").as_posix()
+             for stem, path in zip(stems, paths, strict=True)]
+    twice = [path for path, name in zip(paths, names, strict=True) if names.count(name) > 1]
+    if twice:
+        raise InputError(f"data.verification_sets: {twice[0]} has the name of another set there; "
+                         "list each file once, under names that differ without their endings")
+    return tuple(names)
+
+
 def _unpickle(path: pathlib.Path) -> tuple[list[bytes], np.ndarray]:
     try:
         content = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -160,11 +161,13 @@ def read_pairs(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def read_subject_templates(path) -> SubjectTemplates:
-    """Reads a 1:N csv with a header line: template and subject, further columns ignored.
+    """Reads a 1:N csv: template and subject, further columns ignored; a header may stand above.
 
     A template listed in several lines (one per image) is kept once.
     """
-    lines = _lines(path)[1:]
+    lines = _lines(path)
+    if not all(re.fullmatch(r"\s*[+-]?\d+\s*", field) for field in lines[0].split(",")[:2]):
+        lines = lines[1:]
     if not lines:
         raise InputError(f"{path} has no entries after its header")
     rows = [line.split(",")[:2] for line in lines]

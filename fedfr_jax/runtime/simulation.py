@@ -27,7 +27,7 @@ from fedfr_jax.data.folds import scorable
 from fedfr_jax.data.held_out import HeldOut, evaluated_clients, read_held_out
 from fedfr_jax.data.split import make_split
 from fedfr_jax.data.types import FederatedSplit, ImageSource, VerificationSet
-from fedfr_jax.data.verification import leave_out, original_labels, read_bin
+from fedfr_jax.data.verification import leave_out, original_labels, read_bin, set_names
 from fedfr_jax.engine.convolutions import default_strategy
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.population.cohort_data import PublicData
@@ -168,8 +168,10 @@ def verification_sets(config: Config, source: ImageSource,
     trained = np.concatenate([split.public_identities, split.clients.identities])
     labels = config.data.verification_labels or ("",) * len(config.data.verification_sets)
     folder = pathlib.Path(config.data.root)
-    for name, label_name in zip(config.data.verification_sets, labels, strict=True):
-        pairs = read_bin(folder / name, config.data.image_size, config.data.workers)
+    files = config.data.verification_sets
+    for name, file, label_name in zip(set_names(files), files, labels, strict=True):
+        pairs = dataclasses.replace(
+            read_bin(folder / file, config.data.image_size, config.data.workers), name=name)
         if label_name:
             pairs = leave_out(pairs, folder / label_name, original_labels(source, trained))
         sets.append(scorable(pairs))
