@@ -4,16 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 WORKERS ?= 2
+FUZZ ?= 5000
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help demo test test-all notebooks bench lint clean
+.PHONY: help demo test test-all fuzz notebooks bench lint clean
 
 help:
 	@echo "make demo      train FedFR on generated faces and write $(WORKDIR)/report.html"
 	@echo "make test      the quick tests"
 	@echo "make test-all  all tests, the slow ones and those on real faces (skipped without them)"
+	@echo "make fuzz      damaged files for all readers, $(FUZZ) of a kind"
 	@echo "make notebooks  run the notebooks, in a small setting"
 	@echo "make bench     benchmarks on this CPU, also against PyTorch where it is installed"
 	@echo "make lint      ruff"
@@ -33,6 +35,9 @@ test: $(VENV)/installed
 
 test-all: $(VENV)/installed
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+fuzz: $(VENV)/installed
+	FEDFR_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(WORKERS) tests/test_fuzz.py
 
 notebooks: $(VENV)/installed
 	FEDFR_NOTEBOOK=small $(BIN)/python -m pytest -n $(WORKERS) --nbmake --nbmake-timeout=600 notebooks

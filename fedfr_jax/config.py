@@ -80,6 +80,7 @@ class DataConfig:
     image_size: int = 112  # images are square; others are resized
     seed: int = 0
     workers: int = 0  # decoding threads; 0 = one per core
+    max_megapixels: float = 50.0  # larger images are refused before decoding (Pillow: above 178)
     verification_sets: tuple[str, ...] = ()  # insightface .bin files, relative to root
     verification_labels: tuple[str, ...] = ()  # per set: .npy (pairs, 2) identities, or ""
     # Where the clients' training images are during training: resident (all clients' on every
@@ -372,7 +373,8 @@ _CHOICES = {
     "engine.conv": ("auto", "grouped", "patches", "custom"),
 }
 _POSITIVE = (
-    "data.image_size", "model.embedding", "loss.scale", "loss.temperature", "loss.binary_scale",
+    "data.image_size", "data.max_megapixels", "model.embedding", "loss.scale",
+    "loss.temperature", "loss.binary_scale",
     "loss.binary_power", "pretrain.batch_size", "pretrain.lr", "pretrain.scale",
     "fed.num_clients", "fed.batch_size", "fed.lr",
     "fed.server_epsilon", "eval.batch_size", "eval.block", "engine.feature_batch",

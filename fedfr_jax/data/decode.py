@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,8 +14,7 @@ from fedfr_jax.errors import InputError
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # no others: some of Pillow's readers start programs
 _TASK = 16  # images per thread task: amortizes the hand-over, still balances the load
 _ORIENTATION = 0x0112  # EXIF tag
-# Everything Pillow's decoders are known to raise on damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+MAX_MEGAPIXELS = 50.0  # default of ``data.max_megapixels``
 
 
 def num_workers(workers: int) -> int:
@@ -45,15 +43,21 @@ def resize(image: Image.Image, image_size: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def decode_image(blob: bytes, image_size: int) -> np.ndarray:
+def decode_image(
+    blob: bytes, image_size: int, max_megapixels: float = MAX_MEGAPIXELS
+) -> np.ndarray:
     """Decodes one image (JPEG, PNG, BMP, WebP) to (S, S, 3) uint8 RGB.
 
     Images of another size are resized, without keeping the aspect ratio.
 
     Raises:
-      One of Pillow's errors if the image is damaged; :func:`decode_images` translates them.
+      ValueError: the image is larger than ``max_megapixels``; nothing of it was decoded then.
+      Anything else that Pillow raises if the image is damaged; :func:`decode_images` translates.
     """
     with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
+        if image.width * image.height > 1e6 * max_megapixels:
+            raise ValueError(f"{image.width} x {image.height} pixels; data.max_megapixels="
+                             f"{max_megapixels:g} allows less")
         # A JPEG decoder shrinks by 2, 4 or 8 for less than the price of decoding in full; the
         # result is never smaller than what is asked for here.
         image.draft("RGB", (image_size, image_size))
@@ -77,6 +81,7 @@ def decode_lazily(
     image_size: int,
     *,
     workers: int = 0,
+    max_megapixels: float = MAX_MEGAPIXELS,
     name_of: Callable[[int], str] = "image {}".format,
 ) -> np.ndarray:
     """Fetches and decodes images on several threads.
@@ -88,6 +93,7 @@ def decode_lazily(
       count: number of images.
       image_size: side S of the result in pixels; images of another size are resized.
       workers: threads; 0 = one per core.
+      max_megapixels: larger encoded images are refused before they are decoded.
       name_of: maps a position to what an error message calls the image.
 
     Returns:
@@ -102,11 +108,11 @@ def decode_lazily(
         for i in range(start, min(start + _TASK, count)):
             try:
                 image = fetch(i)
-                decoded = isinstance(image, np.ndarray)
-                out[i] = (_from_array if decoded else decode_image)(image, image_size)
+                out[i] = (_from_array(image, image_size) if isinstance(image, np.ndarray)
+                          else decode_image(image, image_size, max_megapixels))
             except InputError:
                 raise
-            except _DAMAGE as error:
+            except Exception as error:  # Pillow's decoders raise anything on damaged files
                 raise InputError(
                     f"{name_of(i)}: cannot be read as an image ({error}); replace or remove it"
                 ) from error
@@ -127,9 +133,11 @@ def decode_images(
     image_size: int,
     *,
     workers: int = 0,
+    max_megapixels: float = MAX_MEGAPIXELS,
     name_of: Callable[[int], str] = "image {}".format,
 ) -> np.ndarray:
     """Decodes encoded images to (n, S, S, 3) uint8 RGB; see :func:`decode_lazily`."""
     return decode_lazily(
-        blobs.__getitem__, len(blobs), image_size, workers=workers, name_of=name_of
+        blobs.__getitem__, len(blobs), image_size, workers=workers,
+        max_megapixels=max_megapixels, name_of=name_of
     )

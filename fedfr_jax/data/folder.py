@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from fedfr_jax.config import DataConfig
-from fedfr_jax.data.decode import decode_lazily
+from fedfr_jax.data.decode import MAX_MEGAPIXELS, decode_lazily
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 
@@ -24,10 +24,12 @@ def open_source(config: DataConfig) -> ImageSource:
     """Opens the folder tree ``data.root``; see :func:`open_folder`."""
     if not config.root:
         raise InputError("data.root: empty; name the folder that holds one folder per identity")
-    return open_folder(config.root, config.image_size, workers=config.workers)
+    return open_folder(config.root, config.image_size, workers=config.workers,
+                       max_megapixels=config.max_megapixels)
 
 
-def open_folder(root: str | os.PathLike, image_size: int, *, workers: int = 0) -> ImageSource:
+def open_folder(root: str | os.PathLike, image_size: int, *, workers: int = 0,
+                max_megapixels: float = MAX_MEGAPIXELS) -> ImageSource:
     """Lists ``root/identity/image`` files; folder names, sorted, are the identities.
 
     Hidden folders and files, and what systems leave behind (``@eaDir``, ``__MACOSX``), are no
@@ -39,6 +41,7 @@ def open_folder(root: str | os.PathLike, image_size: int, *, workers: int = 0) -
       root: the folder that holds one folder per identity.
       image_size: side S of the images in pixels; others are resized.
       workers: decoding threads; 0 = one per core.
+      max_megapixels: larger images are refused before they are decoded.
 
     Returns:
       The source; ``read`` raises InputError with the file's path if an image is damaged.
@@ -62,7 +65,7 @@ def open_folder(root: str | os.PathLike, image_size: int, *, workers: int = 0) -
         chosen = [paths[i] for i in np.asarray(images, np.int64)]
         return decode_lazily(
             lambda i: chosen[i].read_bytes(), len(chosen), image_size, workers=workers,
-            name_of=lambda i: str(chosen[i]),
+            max_megapixels=max_megapixels, name_of=lambda i: str(chosen[i]),
         )
 
     return ImageSource(

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from fedfr_jax.config import DataConfig
-from fedfr_jax.data.decode import decode_lazily
+from fedfr_jax.data.decode import MAX_MEGAPIXELS, decode_lazily
 from fedfr_jax.data.recordio_format import HEADER, IR_HEADER, MAGIC, MAGIC_BYTES
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
@@ -77,11 +77,13 @@ def open_source(config: DataConfig) -> ImageSource:
     """Opens the data set in ``data.root``; see :func:`open_recordio`."""
     if not config.root:
         raise InputError("data.root: empty; name the folder of train.rec or the .rec file")
-    return open_recordio(config.root, config.image_size, workers=config.workers)
+    return open_recordio(config.root, config.image_size, workers=config.workers,
+                         max_megapixels=config.max_megapixels)
 
 
 def open_recordio(
-    root: str | os.PathLike, image_size: int, *, workers: int = 0, check_images: bool = True
+    root: str | os.PathLike, image_size: int, *, workers: int = 0, check_images: bool = True,
+    max_megapixels: float = MAX_MEGAPIXELS
 ) -> ImageSource:
     """Opens an insightface RecordIO data set; labels are read without decoding images.
 
@@ -94,6 +96,7 @@ def open_recordio(
       workers: decoding threads; 0 = one per core.
       check_images: leave out records whose image is neither a JPEG nor a PNG by its first bytes,
         with one warning that says how many. False: they fail when they are read.
+      max_megapixels: larger images are refused before they are decoded.
 
     Returns:
       The source; ``read`` raises InputError with file and key if an image is damaged.
@@ -117,6 +120,7 @@ def open_recordio(
         chosen = np.asarray(images, np.int64)
         return decode_lazily(
             lambda i: records.image(chosen[i]), len(chosen), image_size, workers=workers,
+            max_megapixels=max_megapixels,
             name_of=lambda i: f"{records.path}: record key {records.keys[chosen[i]]}",
         )
 
@@ -145,7 +149,7 @@ def scan(path: pathlib.Path) -> Records:
     size = path.stat().st_size
     if size == 0:
         raise InputError(f"{path}: empty; copy the data set again")
-    fits = (offsets >= 0) & (offsets + HEADER.size + IR_HEADER.size <= size)
+    fits = (offsets >= 0) & (offsets <= size - HEADER.size - IR_HEADER.size)
     _require(fits, path, keys, f"points outside the file of {size} bytes, which seems cut off")
     _require(offsets % 4 == 0, path, keys, "has an offset that is no multiple of 4")
     data = np.memmap(path, np.uint8, mode="r")
@@ -158,8 +162,14 @@ def scan(path: pathlib.Path) -> Records:
     _require(complete, path, keys, f"ends behind the file of {size} bytes, which seems cut off")
     image_bytes = lengths - IR_HEADER.size - 4 * flags
     chunked = cflag == 1
+    starts, uses = np.unique(offsets, return_counts=True)
+    shared = uses[np.searchsorted(starts, offsets)] > 1
+    _require(~(chunked & shared), path, keys, "stands where another record stands")
     for i in np.flatnonzero(chunked):
-        payload = _join_chunks(path, data, int(offsets[i]), keys[i])
+        # No further than the next record, so that no chain is followed twice.
+        following = np.searchsorted(starts, offsets[i], side="right")
+        end = int(starts[following]) if following < len(starts) else size
+        payload = _join_chunks(path, data[:end], int(offsets[i]), keys[i])
         if len(payload) >= IR_HEADER.size:
             flags[i], columns["labels"][i], *_ = IR_HEADER.unpack_from(payload)
         image_bytes[i] = len(payload) - IR_HEADER.size - 4 * flags[i]
@@ -276,7 +286,8 @@ def _image_records(records: Records) -> Records:
         )
     images = records.take((records.keys >= 1) & (records.keys < end))
     if len(images.keys) != int(end) - 1:
-        absent = int(np.setdiff1d(np.arange(1, int(end)), images.keys)[0])
+        gaps = np.flatnonzero(images.keys != np.arange(1, len(images.keys) + 1))
+        absent = int(gaps[0]) + 1 if len(gaps) else len(images.keys) + 1
         raise InputError(
             f"{records.path.with_suffix('.idx')}: image key {absent} is missing; the header "
             f"announces image keys 1 to {int(end) - 1}, the index has {len(images.keys)} of them"

@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import zipfile
 
 import numpy as np
 
 from fedfr_jax.config import SplitConfig
+from fedfr_jax.data.arrays import load_arrays
 from fedfr_jax.data.folds import FOLDS
 from fedfr_jax.data.types import Clients, FederatedSplit, ranges
 from fedfr_jax.errors import InputError
@@ -337,15 +337,16 @@ def load_split(path: str | os.PathLike) -> FederatedSplit:
       InputError: the file is missing or is no split.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: _widen(file[name]) for name in file.files}
+        arrays = {name: _widen(array) for name, array in load_arrays(path).items()}
         clients = Clients(
             **{name: arrays[f"clients_{name}"] for name in _CLIENTS},
             verification_images=int(arrays["clients_verification_images"]),
             order=arrays.get("clients_order"),
         )
         return FederatedSplit(clients=clients, **{name: arrays[name] for name in _SHARED})
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read as a split: {error}") from error
 
 

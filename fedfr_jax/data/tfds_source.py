@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedfr_jax.config import DataConfig
-from fedfr_jax.data.decode import decode_lazily
+from fedfr_jax.data.decode import MAX_MEGAPIXELS, decode_lazily
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 
@@ -21,12 +21,13 @@ def open_source(config: DataConfig) -> ImageSource:
     """Opens the catalog's data set ``data.name``; see :func:`open_tfds`."""
     return open_tfds(
         config.name, config.image_size, data_dir=config.root, label=config.label,
-        workers=config.workers,
+        workers=config.workers, max_megapixels=config.max_megapixels,
     )
 
 
 def open_tfds(
-    name: str, image_size: int, *, data_dir: str = "", label: str = "", workers: int = 0
+    name: str, image_size: int, *, data_dir: str = "", label: str = "", workers: int = 0,
+    max_megapixels: float = MAX_MEGAPIXELS
 ) -> ImageSource:
     """Opens a prepared data set, all its splits one after another.
 
@@ -39,6 +40,7 @@ def open_tfds(
       data_dir: where the data set was prepared; "" = TFDS_DATA_DIR or ~/tensorflow_datasets.
       label: path of the identity feature, for instance ``identity/Identity_No``; "" = found.
       workers: decoding threads; 0 = one per core.
+      max_megapixels: larger encoded images are refused before they are decoded.
 
     Returns:
       The source; ``read`` raises InputError with split and number if an image is damaged.
@@ -63,7 +65,7 @@ def open_tfds(
         within = images - np.concatenate([[0], ends])[split]
         return decode_lazily(
             lambda i: get_image(sources[split[i]], int(within[i])), len(images), image_size,
-            workers=workers,
+            workers=workers, max_megapixels=max_megapixels,
             name_of=lambda i: f"tfds {name}: {split_names[split[i]]} example {within[i]}",
         )
 

@@ -1,134 +1,33 @@
 """Verification sets in insightface's ``.bin`` format, read without trusting the pickle.
 
-A ``.bin`` is a pickle of ``(encoded images, is_same)``: 2P byte strings, P booleans. Unpickling a
-file runs what the file asks for, so only the few names that such a file needs are known here, and
-each stands for a harmless look-alike: NumPy's own unpickling code never sees the file.
+A ``.bin`` is a pickle of ``(encoded images, is_same)``: 2P byte strings, P booleans. Python's and
+NumPy's own unpickling code never see the file, see :mod:`fedfr_jax.data.pickled`.
 """
 from __future__ import annotations
 
-import io
-import math
 import os
 import pathlib
-import pickle
-import struct
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from fedfr_jax.data.decode import decode_images
+from fedfr_jax.data.arrays import load_array
+from fedfr_jax.data.decode import MAX_MEGAPIXELS, decode_images
+from fedfr_jax.data.pickled import Array, PickleError, loads
 from fedfr_jax.data.types import ImageSource, VerificationSet
 from fedfr_jax.errors import InputError
 
-_NUMBERS = frozenset({"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"})
-# Everything that the unpickler raises on damaged or foreign input.
-_DAMAGE = (
-    pickle.UnpicklingError, EOFError, ImportError, AttributeError, LookupError, TypeError,
-    ValueError, ArithmeticError, MemoryError, RecursionError, struct.error, BufferError,
-)
+# Images as arrays may take so many bytes, and so many per byte of the file: a file can name one
+# image again and again.
+_FREE_BYTES, _MOST_GROWTH = 1 << 28, 1000
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode("ascii") if isinstance(value, bytes) else value
-
-
-class _Dtype:
-    """Look-alike of ``numpy.dtype`` for plain numbers."""
-
-    def __init__(self, code: str | bytes, *_: Any):
-        code = _text(code)
-        if code not in _NUMBERS:
-            raise pickle.UnpicklingError(f"arrays of type {code!r} do not belong in such a file")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple) -> None:
-        self.dtype = self.dtype.newbyteorder(_text(state[1]))
-
-
-class _Array:
-    """Look-alike of ``numpy.ndarray``; also stands for the functions that make one."""
-
-    value: np.ndarray
-
-    def __init__(self, *_: Any):
-        self.value = np.zeros(0, np.uint8)
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, fortran, raw = state
-        self.value = _from_buffer(raw, dtype, shape, "F" if fortran else "C")
-
-
-class _ArrayFromBuffer(_Array):
-    """Look-alike of ``numpy.core.numeric._frombuffer`` (pickle protocol 5)."""
-
-    def __init__(self, raw: bytes, dtype: _Dtype, shape: tuple, order: str):
-        self.value = _from_buffer(raw, dtype, shape, _text(order))
-
-
-class _Scalar(_Array):
-    """Look-alike of ``numpy.core.multiarray.scalar``."""
-
-    def __init__(self, dtype: _Dtype, raw: bytes):
-        self.value = _from_buffer(raw, dtype, (), "C")
-
-
-def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple, order: str) -> np.ndarray:
-    flat = np.frombuffer(raw, dtype.dtype)
-    if len(flat) != math.prod(shape):
-        raise pickle.UnpicklingError(f"an array of shape {shape} with {len(flat)} entries")
-    return flat.reshape(shape, order=order)
-
-
-class _Function:
-    """A look-alike that is called; its attributes cannot be set from a file."""
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("a function has no state")
-
-
-class _Encode(_Function):
-    """Look-alike of ``_codecs.encode``, which old pickle protocols use for byte strings."""
-
-    def __new__(cls, text: str, encoding: str = "latin1") -> bytes:
-        if encoding not in ("latin1", "latin-1"):
-            raise pickle.UnpicklingError(f"encoding {encoding!r} does not belong in such a file")
-        return text.encode("latin1")
-
-
-class _EmptyBytes(_Function):
-    """Look-alike of ``bytes``, which old pickle protocols use for the empty string only."""
-
-    def __new__(cls) -> bytes:
-        return b""
-
-
-_KNOWN = {
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _Array,
-    ("_codecs", "encode"): _Encode,
-    ("builtins", "bytes"): _EmptyBytes,
-    ("__builtin__", "bytes"): _EmptyBytes,
-}
-for _core in ("numpy.core", "numpy._core"):
-    _KNOWN[f"{_core}.multiarray", "_reconstruct"] = _Array
-    _KNOWN[f"{_core}.multiarray", "scalar"] = _Scalar
-    _KNOWN[f"{_core}.numeric", "_frombuffer"] = _ArrayFromBuffer
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _KNOWN[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which a verification set does not need; "
-                "the file may be hostile"
-            ) from None
-
-
-def read_bin(path: str | os.PathLike, image_size: int, workers: int = 0) -> VerificationSet:
+def read_bin(
+    path: str | os.PathLike, image_size: int, workers: int = 0, *,
+    max_megapixels: float = MAX_MEGAPIXELS
+) -> VerificationSet:
     """Reads an insightface verification file (``lfw.bin``, ``cfp_fp.bin``, ...).
 
     Pickles of Python 2 and 3 are read; no code in the file is run.
@@ -137,6 +36,7 @@ def read_bin(path: str | os.PathLike, image_size: int, workers: int = 0) -> Veri
       path: the ``.bin`` file; its stem names the set.
       image_size: side S of the images in pixels; others are resized.
       workers: decoding threads; 0 = one per core.
+      max_megapixels: larger images are refused before they are decoded.
 
     Returns:
       The pairs, decoded.
@@ -149,9 +49,20 @@ def read_bin(path: str | os.PathLike, image_size: int, workers: int = 0) -> Veri
     if not path.is_file():
         raise InputError(f"{path}: no such file (setting data.verification_sets)")
     blobs, is_same = _unpickle(path)
+    wanted = len(blobs) * image_size**2 * 3
+    if wanted > _FREE_BYTES + _MOST_GROWTH * path.stat().st_size:
+        raise InputError(f"{path}: {len(blobs)} images in {path.stat().st_size} bytes would take "
+                         f"{wanted / 1e9:.1f} GB; the file may be hostile")
+    first: dict[int, int] = {}  # position of the first use of a byte string, by its id
+    for i, blob in enumerate(blobs):
+        first.setdefault(id(blob), i)
+    used = list(first.values())
     images = decode_images(
-        blobs, image_size, workers=workers, name_of=lambda i: f"{path}: image {i} of pair {i // 2}"
+        [blobs[i] for i in used], image_size, workers=workers, max_megapixels=max_megapixels,
+        name_of=lambda i: f"{path}: image {used[i]} of pair {used[i] // 2}",
     )
+    if len(used) < len(blobs):
+        images = images[np.searchsorted(used, [first[id(blob)] for blob in blobs])]
     return VerificationSet(name=path.stem, images=images, is_same=is_same)
 
 
@@ -176,36 +87,33 @@ def set_names(paths: Sequence[str]) -> tuple[str, ...]:
 
 def _unpickle(path: pathlib.Path) -> tuple[list[bytes], np.ndarray]:
     try:
-        content = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except _DAMAGE as error:
+        content = loads(path.read_bytes())
+    except PickleError as error:
         raise InputError(f"{path}: not a verification set that can be read: {error}") from error
     if not isinstance(content, (tuple, list)) or len(content) != 2:
         raise InputError(f"{path}: expected a pickled pair (images, is_same)")
-    blobs, answers = (
-        item.value if isinstance(item, _Array) else item for item in content
-    )
+    blobs, answers = (item.value if isinstance(item, Array) else item for item in content)
     if not isinstance(blobs, (list, tuple)) or not isinstance(answers, (list, tuple, np.ndarray)):
         raise InputError(f"{path}: expected a list of images and a list of booleans")
+    answers = np.atleast_1d(answers) if isinstance(answers, np.ndarray) else answers
     if not len(answers) or len(blobs) != 2 * len(answers):
         raise InputError(
             f"{path}: {len(blobs)} images for {len(answers)} pairs; two images per pair are needed"
         )
-    encoded = [_encoded(path, i, blob) for i, blob in enumerate(blobs)]
+    arrays = {id(blob): blob.value.tobytes() for blob in blobs
+              if isinstance(blob, Array) and blob.value.dtype == np.uint8}
+    encoded = [arrays.get(id(blob), blob) for blob in blobs]
+    for i, blob in enumerate(encoded):
+        if not isinstance(blob, bytes):
+            raise InputError(f"{path}: image {i} is no encoded image but {type(blob).__name__}")
     return encoded, np.array([_answer(path, i, item) for i, item in enumerate(answers)], bool)
 
 
-def _encoded(path: pathlib.Path, i: int, blob: Any) -> bytes:
-    if isinstance(blob, _Array) and blob.value.dtype == np.uint8:
-        return blob.value.tobytes()
-    if isinstance(blob, (bytes, bytearray)):
-        return bytes(blob)
-    raise InputError(f"{path}: image {i} is no encoded image but {type(blob).__name__.strip('_')}")
-
-
 def _answer(path: pathlib.Path, i: int, item: Any) -> bool:
-    value = item.value if isinstance(item, _Array) else item
-    if np.ndim(value) == 0 and isinstance(value, (bool, int, np.ndarray, np.generic)):
-        number = np.asarray(value).item()
+    value = item.value if isinstance(item, Array) else item
+    if isinstance(value, (bool, int, np.generic)) or (
+            isinstance(value, np.ndarray) and value.ndim == 0):
+        number = np.asarray(value).item() if isinstance(value, np.ndarray) else value
         if number in (0, 1):
             return bool(number)
     raise InputError(f"{path}: the answer for pair {i} is neither true nor false")
@@ -230,18 +138,13 @@ def leave_out(
     """
     path = pathlib.Path(labels_path)
     try:
-        labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"{path}: cannot be read as an .npy array (data.verification_labels): {error}"
-        ) from error
+        labels = load_array(path)
+    except InputError as error:
+        raise InputError(f"{error} (data.verification_labels)") from error
     count = len(pairs.is_same)
-    good = isinstance(labels, np.ndarray) and np.issubdtype(labels.dtype, np.integer)
-    if not good or labels.shape != (count, 2):
-        found = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else "an archive"
-        raise InputError(
-            f"{path}: expected whole numbers of shape ({count}, 2) for {pairs.name}, found {found}"
-        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count, 2):
+        raise InputError(f"{path}: expected whole numbers of shape ({count}, 2) for {pairs.name}, "
+                         f"found {labels.dtype} {labels.shape}")
     keep = np.flatnonzero(~np.isin(labels, np.asarray(identities, np.int64)).any(axis=1))
     if not len(keep):
         raise InputError(

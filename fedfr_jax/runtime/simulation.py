@@ -171,7 +171,8 @@ def verification_sets(config: Config, source: ImageSource,
     files = config.data.verification_sets
     for name, file, label_name in zip(set_names(files), files, labels, strict=True):
         pairs = dataclasses.replace(
-            read_bin(folder / file, config.data.image_size, config.data.workers), name=name)
+            read_bin(folder / file, config.data.image_size, config.data.workers,
+                     max_megapixels=config.data.max_megapixels), name=name)
         if label_name:
             pairs = leave_out(pairs, folder / label_name, original_labels(source, trained))
         sets.append(scorable(pairs))

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote
@@ -26,13 +25,14 @@ from urllib.parse import quote, unquote
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from fedfr_jax.data.arrays import load_arrays
 from fedfr_jax.errors import InputError
 
 CONFIG, METRICS, SUMMARY, EVALUATION, TENSORBOARD = (
     "config.json", "metrics.jsonl", "summary.json", "evaluation.npz", "tensorboard")
 _MAY_CHANGE = ("fed.rounds", "eval.", "engine.", "checkpoint.", "data.workers",
-               "data.images", "data.resident_gib", "data.verification_sets",
-               "data.verification_labels")
+               "data.max_megapixels", "data.images", "data.resident_gib",
+               "data.verification_sets", "data.verification_labels")
 _IMAGE_KEYS = {"hard_negatives": ("local_image", "public_image"),
                "mistakes": ("image_a", "image_b")}
 
@@ -96,7 +96,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: is {path.parent} the work directory of a run "
                          "that got this far?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, too many digits, too deep
         raise InputError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__} where an object is expected")
@@ -136,7 +136,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise InputError(f"{path}, line {number}, is not valid JSON ({error}); delete that "
@@ -369,26 +369,23 @@ def read_evaluation(workdir: str | os.PathLike) -> dict[str, Any]:
       InputError: the file is missing or corrupt.
     """
     path = pathlib.Path(workdir) / EVALUATION
+    if not path.exists():
+        raise InputError(f"{path} does not exist: the run in {path.parent} was not evaluated")
     result: dict[str, Any] = {"rocs": {}, "per_client": {}, "faces": None}
     examples: dict[str, dict[str, dict]] = {"hard_negatives": {}, "mistakes": {}}
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            for name in stored.files:
-                part, *keys = (unquote(item) for item in name.split("/"))
-                array = stored[name]
-                if part == "faces":
-                    result["faces"] = array
-                elif part == "roc":
-                    result["rocs"].setdefault(keys[0], {}).setdefault(keys[1], {})[keys[2]] = array
-                elif part == "per_client":
-                    result["per_client"].setdefault(keys[0], {})[keys[1]] = array
-                else:
-                    value = array if keys[1] in _IMAGE_KEYS[part] else array.item()
-                    examples[part].setdefault(keys[0], {})[keys[1]] = value
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: the run in {path.parent} was not evaluated"
-                         ) from None
-    except (ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        for name, array in load_arrays(path).items():
+            part, *keys = (unquote(item) for item in name.split("/"))
+            if part == "faces":
+                result["faces"] = array
+            elif part == "roc":
+                result["rocs"].setdefault(keys[0], {}).setdefault(keys[1], {})[keys[2]] = array
+            elif part == "per_client":
+                result["per_client"].setdefault(keys[0], {})[keys[1]] = array
+            else:
+                value = array if keys[1] in _IMAGE_KEYS[part] else array.item()
+                examples[part].setdefault(keys[0], {})[keys[1]] = value
+    except (ValueError, KeyError, IndexError) as error:
         raise InputError(f"{path} cannot be read ({error}); evaluate the run again") from error
     result["rocs"] = {protocol: {model: (curve["far"], curve["tar"])
                                  for model, curve in curves.items()}

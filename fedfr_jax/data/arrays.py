@@ -1,0 +1,93 @@
+"""NumPy's files, read without trusting what their headers announce."""
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import re
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+
+from fedfr_jax.errors import InputError
+
+_FREE_BYTES = 1 << 26  # of an archive, whatever its size on the disk
+_MOST_GROWTH = 20  # times that an archive may grow when it is unpacked
+_LENGTHS = {1: "<H", 2: "<I", 3: "<I"}  # of the header, by the format's version
+# NumPy hands what stands there to Python's parser, which files can crash.
+_HEADER = re.compile(
+    r"\{'descr': '(?P<type>[<>|=][biufcSU]\d{1,9})', 'fortran_order': (?P<fortran>True|False), "
+    r"'shape': \((?P<shape>[\d, ]*)\),? *\}\s*")
+_MOST_DIMENSIONS = 32
+# What Python's reader of archives is known to raise, and what is raised here.
+_DAMAGE = (OSError, ValueError, EOFError, TypeError, LookupError, OverflowError, MemoryError,
+           NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
+def load_array(path: str | os.PathLike) -> np.ndarray:
+    """Reads an ``.npy`` file of plain numbers or texts.
+
+    Raises:
+      InputError: the file is missing, damaged, holds Python objects, or its header announces more
+        than the file holds.
+    """
+    try:
+        return _parse(bytearray(pathlib.Path(path).read_bytes()))
+    except _DAMAGE as error:
+        raise InputError(f"{path}: cannot be read as an .npy array: {_short(error)}") from error
+
+
+def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads an ``.npz`` file of plain numbers or texts: name -> array.
+
+    Raises:
+      InputError: as :func:`load_array`, or the archive is encrypted or far larger unpacked.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            size = sum(member.file_size for member in members)
+            if size > _FREE_BYTES + _MOST_GROWTH * os.path.getsize(path):
+                raise ValueError(f"it would be {size} bytes unpacked")
+            return {member.filename.removesuffix(".npy"): _parse(_unpack(archive, member))
+                    for member in members}
+    except _DAMAGE as error:
+        raise InputError(f"{path}: cannot be read as an .npz archive: {_short(error)}") from error
+
+
+def _short(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytearray:
+    data, filled = bytearray(member.file_size), 0
+    with archive.open(member) as file, memoryview(data) as view:
+        while filled < len(data) and (count := file.readinto(view[filled : filled + (1 << 22)])):
+            filled += count
+    if filled < len(data):
+        raise ValueError(f"{member.filename} is cut off")
+    return data
+
+
+def _parse(data: bytearray) -> np.ndarray:
+    """The array of an ``.npy`` file's bytes, which it shares."""
+    if data[:2] == b"PK":
+        raise ValueError("it is an archive of arrays (.npz)")
+    if data[:6] != b"\x93NUMPY" or len(data) < 12 or data[6] not in _LENGTHS:
+        raise ValueError("it does not begin as such a file does")
+    form = _LENGTHS[data[6]]
+    start = 8 + struct.calcsize(form)
+    end = start + struct.unpack_from(form, data, 8)[0]
+    header = _HEADER.fullmatch(data[start:end].decode("utf-8"))
+    if not header:
+        raise ValueError(f"its header is damaged or says other than plain numbers and texts: "
+                         f"{bytes(data[start:min(end, start + 80)])!r}")
+    dtype = np.dtype(header["type"])
+    shape = tuple(int(n[:20]) for n in header["shape"].replace(" ", "").split(",") if n)
+    if len(shape) > _MOST_DIMENSIONS or not dtype.itemsize or (
+            math.prod(shape) * dtype.itemsize != len(data) - end):
+        raise ValueError(f"its header announces the shape {shape[:9]}, which its bytes do not fit")
+    flat = np.frombuffer(data, dtype, offset=end) if len(data) > end else np.zeros(0, dtype)
+    return flat.reshape(shape, order="F" if header["fortran"] == "True" else "C")
