@@ -504,6 +504,7 @@ def test_ijb_csv_without_a_header_keeps_its_first_row(tmp_path):
     ("template_pair_label.txt", "10 11\n", "two templates and a label"),
     ("template_pair_label.txt", "10 11 x\n", "three integers"),
     ("template_pair_label.txt", "10 11 7\n", "label 0 or 1"),
+    ("template_pair_label.txt", "\n\n", "label 0 or 1"),
     ("template_pair_label.txt", None, "missing or empty"),
     ("1N_gallery_G1.csv", "T,S\n", "no entries"),
     ("1N_gallery_G1.csv", "T,S\n10\n", "fewer than two"),

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from fedfr_jax.config import DataConfig
-from fedfr_jax.data.decode import MAX_MEGAPIXELS, decode_lazily
+from fedfr_jax.data.decode import MAX_MEGAPIXELS, check_lazily, decode_lazily
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 
@@ -68,12 +68,18 @@ def open_folder(root: str | os.PathLike, image_size: int, *, workers: int = 0,
             max_megapixels=max_megapixels, name_of=lambda i: str(chosen[i]),
         )
 
+    def check(images: np.ndarray) -> None:
+        chosen = [paths[i] for i in np.asarray(images, np.int64)]
+        check_lazily(lambda i: chosen[i].read_bytes(), len(chosen), workers=workers,
+                     max_megapixels=max_megapixels, name_of=lambda i: str(chosen[i]))
+
     return ImageSource(
         name=f"folder {root}",
         labels=np.repeat(np.arange(len(kept), dtype=np.int64), counts),
         image_size=image_size,
         read=read,
         identity_names=tuple(person for person, _ in kept),
+        check=check,
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from fedfr_jax.config import DataConfig
-from fedfr_jax.data.decode import MAX_MEGAPIXELS, decode_lazily
+from fedfr_jax.data.decode import MAX_MEGAPIXELS, check_lazily, decode_lazily
 from fedfr_jax.data.recordio_format import HEADER, IR_HEADER, MAGIC, MAGIC_BYTES
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
@@ -116,13 +116,20 @@ def open_recordio(
             records.path, missing, originals[-1], len(originals),
         )
 
+    limits = {"workers": workers, "max_megapixels": max_megapixels}
+
+    def name_of(image: int) -> str:
+        return f"{records.path}: record key {records.keys[image]}"
+
     def read(images: np.ndarray) -> np.ndarray:
         chosen = np.asarray(images, np.int64)
-        return decode_lazily(
-            lambda i: records.image(chosen[i]), len(chosen), image_size, workers=workers,
-            max_megapixels=max_megapixels,
-            name_of=lambda i: f"{records.path}: record key {records.keys[chosen[i]]}",
-        )
+        return decode_lazily(lambda i: records.image(chosen[i]), len(chosen), image_size,
+                             name_of=lambda i: name_of(chosen[i]), **limits)
+
+    def check(images: np.ndarray) -> None:
+        chosen = np.asarray(images, np.int64)
+        check_lazily(lambda i: records.image(chosen[i]), len(chosen),
+                     name_of=lambda i: name_of(chosen[i]), **limits)
 
     return ImageSource(
         name=f"recordio {records.path}",
@@ -130,6 +137,7 @@ def open_recordio(
         image_size=image_size,
         read=read,
         identity_names=tuple(map(str, originals.tolist())),
+        check=check,
     )
 
 
@@ -204,7 +212,8 @@ def _read_index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"{path}: empty; write the index again or copy the data set again")
     try:
         # From a list: much faster than from a file, and it also reads ends of line of all kinds.
-        table = np.loadtxt(text.decode("ascii").splitlines(), np.int64, comments=None, ndmin=2)
+        lines = [line for line in text.decode("ascii").splitlines() if line.strip()]
+        table = np.loadtxt(lines or ["-"], np.int64, comments=None, ndmin=2)
     except ValueError as error:
         raise InputError(f"{path}: malformed index, expected 'key<TAB>offset': {error}") from error
     if table.shape[1] != 2:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedfr_jax.config import DataConfig
-from fedfr_jax.data.decode import MAX_MEGAPIXELS, decode_lazily
+from fedfr_jax.data.decode import MAX_MEGAPIXELS, check_lazily, decode_lazily
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 
@@ -59,22 +59,23 @@ def open_tfds(
     split_names, sources = list(splits), list(splits.values())
     ends = np.cumsum([len(source) for source in sources])
 
-    def read(images: np.ndarray) -> np.ndarray:
+    def locate(images: np.ndarray) -> dict[str, Any]:
         images = np.asarray(images, np.int64)
         split = np.searchsorted(ends, images, side="right")
         within = images - np.concatenate([[0], ends])[split]
-        return decode_lazily(
-            lambda i: get_image(sources[split[i]], int(within[i])), len(images), image_size,
-            workers=workers, max_megapixels=max_megapixels,
-            name_of=lambda i: f"tfds {name}: {split_names[split[i]]} example {within[i]}",
-        )
+        return {
+            "fetch": lambda i: get_image(sources[split[i]], int(within[i])), "count": len(images),
+            "workers": workers, "max_megapixels": max_megapixels,
+            "name_of": lambda i: f"tfds {name}: {split_names[split[i]]} example {within[i]}",
+        }
 
     return ImageSource(
         name=f"tfds {name}",
         labels=labels,
         image_size=image_size,
-        read=read,
+        read=lambda images: decode_lazily(image_size=image_size, **locate(images)),
         identity_names=identity_names,
+        check=lambda images: check_lazily(**locate(images)),
     )
 
 

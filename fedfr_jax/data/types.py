@@ -26,6 +26,8 @@ class ImageSource:
       render: traceable; ``render(**describe(numbers))`` draws on the device what
         ``read(numbers)`` returns, up to one grey level of rounding, as other programs may
         round differently. Its working memory grows with n. None if ``describe`` is.
+      check: takes (n,) int image numbers and raises InputError with the name of an image that
+        cannot be read, much faster than ``read``; None if none can fail.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ImageSource:
     identity_names: Sequence[str]
     describe: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
     render: Callable[..., jax.Array] | None = None
+    check: Callable[[np.ndarray], None] | None = None
 
     @property
     def num_identities(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,9 @@ def read_pairs(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise InputError(f"{path} is missing or empty; it belongs to the IJB meta folder that "
                          "insightface distributes")
     try:
-        table = np.loadtxt(path, dtype=np.int32, ndmin=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file of empty lines, which is refused below
+            table = np.loadtxt(path, dtype=np.int32, ndmin=2)
     except ValueError as error:
         raise InputError(f"{path}: expected three integers per line ({error})") from error
     if table.shape[1] != 3 or not len(table) or not np.isin(table[:, 2], (0, 1)).all():

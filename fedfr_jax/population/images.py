@@ -117,12 +117,14 @@ def open_client_images(config: DataConfig, source: ImageSource, clients: Clients
     """Prepares the clients' images as ``data.images`` says.
 
     Raises:
-      InputError: the source cannot be rendered.
+      InputError: the source cannot be rendered, or an image that will be streamed is damaged.
     """
     kind = choose_kind(config, source, clients)
     if kind == "render" and source.render is None:
         raise InputError(f"data.images is 'render', but {source.name} cannot be rendered; "
                          "use 'resident' or 'stream'")
+    if kind == "stream" and source.check is not None:  # else found out in some later round
+        source.check(np.sort(clients.union()[0].train_images))
     if kind != "resident":
         return ClientImages(source, mesh, kind)
     numbers = np.unique(np.concatenate([client.train_images for client in clients]))
