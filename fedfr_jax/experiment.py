@@ -28,7 +28,7 @@ from fedfr_jax.algorithm.initialize import server_shapes
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config, ConfigError, load_config, merged, resolve, to_dict
 from fedfr_jax.data.split import save_split
-from fedfr_jax.data.types import ImageSource
+from fedfr_jax.data.types import ImageSource, as_images
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting import html as report
@@ -221,7 +221,16 @@ class Experiment:
         return {name: getattr(head, name) for name in head.__dataclass_fields__}
 
     def embed(self, images: np.ndarray, client: int | None = None) -> np.ndarray:
-        """(N, d) features of (N, S, S, 3) uint8 images: of the global or a client's own model."""
+        """(N, d) features of (N, S, S, 3) uint8 images: of the global or a client's own model.
+
+        Raises:
+          InputError: the images are of another kind or size, or there is no such client.
+        """
+        images = as_images(images, self.config.data.image_size)
+        clients = len(self.sim.split.clients)
+        if client is not None and not (isinstance(client, (int, np.integer))
+                                       and 0 <= client < clients):
+            raise InputError(f"client {client!r}: there are the clients 0 to {clients - 1}")
         if client is None:
             return make_embed(self.sim)(self.server.backbone, images)
         return make_personal_embed(self.sim)(self._personal()(client), images)

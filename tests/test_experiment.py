@@ -43,6 +43,11 @@ def test_round_by_round_is_a_run_at_once(tmp_path):
         shared, own = experiment.embed(images), experiment.embed(images, client=1)
         assert shared.shape == own.shape == (5, 8) and np.abs(shared - own).max() > 1e-6
         assert experiment.faces(2, 3).ndim == 3
+        for wrong in (-1, 3, "1", 1.0):
+            with pytest.raises(InputError, match="clients 0 to 2"):
+                experiment.embed(images, client=wrong)
+        with pytest.raises(InputError, match="uint8 is needed"):
+            experiment.embed(images / 255)
     with pytest.raises(InputError, match=r"has done 3 rounds, more than fed\.rounds=2"):
         Experiment(settings(fed={"rounds": 2}), tmp_path / "steps", resume=True)
     config = settings()

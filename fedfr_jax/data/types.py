@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from fedfr_jax.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
@@ -42,6 +44,36 @@ class ImageSource:
     @property
     def num_identities(self) -> int:
         return len(self.identity_names)
+
+
+def as_images(images: object, image_size: int) -> np.ndarray:
+    """Returns images as an array, if they are (N, S, S, 3) uint8 of this size S and N > 0.
+
+    Raises:
+      InputError: they are not; the message says what to do.
+    """
+    try:
+        array = np.asarray(images)
+    except ValueError as error:  # images of several shapes
+        raise InputError(f"images: no array can be made of them ({error}); resize them to "
+                         f"{image_size} x {image_size}") from error
+    wanted = (image_size, image_size, 3)
+    if array.dtype != np.uint8:
+        advice = "give 0 to 255 as uint8 (for shares in [0, 1]: (255 * x).round().astype('uint8'))"
+    elif array.shape == wanted:
+        advice = "give a single image as images[None]"
+    elif array.shape[-2:] == wanted[:2] and array.ndim in (2, 3):
+        advice = "repeat gray images in three channels: np.repeat(x[..., None], 3, axis=-1)"
+    elif array.ndim == 4 and array.shape[-1] == 1:
+        advice = "repeat gray images in three channels: np.repeat(x, 3, axis=-1)"
+    elif array.shape[1:] != wanted:
+        advice = f"resize them to {image_size} x {image_size} RGB, channels last"
+    elif not len(array):
+        advice = "give at least one"
+    else:
+        return array
+    raise InputError(f"images are {array.dtype} of shape {array.shape}, but (N, {image_size}, "
+                     f"{image_size}, 3) uint8 is needed; {advice}")
 
 
 def remembering(source: ImageSource) -> ImageSource:
