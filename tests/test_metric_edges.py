@@ -80,3 +80,21 @@ def test_tables_say_that_clients_were_drawn(clients, said):
              for table in found}
     assert not notes.pop("Generic verification: s")
     assert len(notes) == 4 and set(notes.values()) == {said}
+
+
+def _curve(negatives, tar):
+    seen = streaming.far_is_resolvable(personalized.ROC_FARS, negatives)
+    nothing = np.zeros(0)
+    return personalized.PersonalVerification(nothing, nothing, nothing, nothing, 1, negatives,
+                                             np.where(seen, tar, np.nan))
+
+
+def test_every_point_of_the_mean_curve_averages_the_same_clients():
+    rising = np.linspace(0.2, 0.9, 36)
+    results = [_curve(10**6, rising), _curve(100, np.full(36, 0.1)), _curve(1, rising)]
+    far, tar = personalized.mean_roc(results)
+    assert far[0] == 0.01 and len(far) == 12  # the third client resolves nothing
+    np.testing.assert_allclose(tar, (rising[-12:] + 0.1) / 2)
+    assert np.all(np.diff(tar) >= 0)
+    empty = personalized.mean_roc(results[2:])
+    assert [len(part) for part in empty] == [0, 0]

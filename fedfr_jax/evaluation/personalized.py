@@ -245,15 +245,16 @@ def _summarize(values: np.ndarray) -> tuple[float, ...]:
 def mean_roc(results: Sequence[PersonalVerification]) -> tuple[np.ndarray, np.ndarray]:
     """Averages clients' curves: each client at its own threshold for the same FAR.
 
+    Every point averages the same clients, so that the mean rises as their curves do.
+
     Args:
       results: one entry per client.
 
     Returns:
-      (false-accept rates, mean true-accept rates) at those of :data:`ROC_FARS` that at least
-      one client resolves, averaged over the clients that do.
+      (false-accept rates, mean true-accept rates) at those of :data:`ROC_FARS` that all clients
+      with a curve resolve; empty where no client has one.
     """
     curves = np.array([result.roc_tar for result in results]).reshape(-1, len(ROC_FARS))
-    defined = ~np.isnan(curves)
-    counts = defined.sum(axis=0)
-    mean = np.where(defined, curves, 0.0).sum(axis=0) / np.maximum(counts, 1)
-    return ROC_FARS[counts > 0], mean[counts > 0]
+    curves = curves[~np.isnan(curves).all(axis=1)]
+    common = ~np.isnan(curves).any(axis=0) & (len(curves) > 0)
+    return ROC_FARS[common], curves[:, common].mean(axis=0) if common.any() else np.zeros(0)

@@ -184,35 +184,41 @@ def _headline_rate(models: Mapping[str, Any], key: str, aim: float) -> str | Non
     return tables.headline_rate(rates, aim) if rates else None
 
 
-def _tile(label: str, model: str, new: float | None, old: float | None) -> dict[str, str] | None:
+def _tile(label: str, model: str, new: float | None,
+          baselines: Mapping[str, float | None]) -> dict[str, Any] | None:
+    """A number and how far it is from those of other models, the first of which counts most."""
     if new is None or not math.isfinite(new):
         return None
-    known = old is not None and math.isfinite(old)
-    return {"label": label, "model": model, "value": f"{100 * new:.1f} %",
-            "change": f"{100 * (new - old):+.1f} points" if known else "",
-            "old": f"pretrained {100 * old:.1f} %" if known else "",
-            "sign": "" if not known or new == old else "up" if new > old else "down"}
+    changes = [{"change": f"{100 * (new - old):+.1f} points", "old": f"{name} {100 * old:.1f} %",
+                "sign": "" if new == old else "up" if new > old else "down"}
+               for name, old in baselines.items() if old is not None and math.isfinite(old)]
+    return {"label": label, "model": model, "value": f"{100 * new:.1f} %", "changes": changes}
 
 
-def _tiles(data: ReportData) -> list[dict[str, str]]:
-    """The results in one line: generic accuracy and personal TAR and TPIR."""
+def _tiles(data: ReportData) -> list[dict[str, Any]]:
+    """The results in one line: generic accuracy and personal TAR and TPIR.
+
+    The global model is compared with the pretrained one; the personalized models with the global
+    one, which is what personalization adds, and then with the pretrained one.
+    """
     models = data.summary.get("models", {})
-    pretrained = models.get("pretrained", {})
     tiles = []
-    generic = models.get("global", {}).get("generic", {})
-    for set_name, found in list(generic.items())[:4]:  # the tables below show all sets
-        old = pretrained.get("generic", {}).get(set_name, {}).get("accuracy")
-        tiles.append(_tile(f"{set_name}: accuracy", "global", found.get("accuracy"), old))
-    personal = models.get("personalized", {}).get("personalized", {})
-    before = pretrained.get("personalized", {})
+    generic = {name: models.get(name, {}).get("generic", {}) for name in ("global", "pretrained")}
+    for set_name, found in list(generic["global"].items())[:4]:  # the tables below show all sets
+        old = generic["pretrained"].get(set_name, {}).get("accuracy")
+        tiles.append(_tile(f"{set_name}: accuracy", "global", found.get("accuracy"),
+                           {"pretrained": old}))
+    personal = {name: models.get(name, {}).get("personalized", {}) for name in tables.MODEL_ORDER}
     for key, aim, label in (
             ("verification_tar", HEADLINE_FAR, "Personalized 1:1, TAR @ FAR"),
             ("identification_openset", HEADLINE_FPIR, "Personalized 1:N, TPIR @ FPIR")):
         rate = _headline_rate(models, key, aim)
         if rate is not None:
+            means = {name: found.get(key, {}).get(rate, {}).get("mean")
+                     for name, found in personal.items()}
             tiles.append(_tile(f"{label} {tables.rate_label(rate)}", "personalized",
-                               personal.get(key, {}).get(rate, {}).get("mean"),
-                               before.get(key, {}).get(rate, {}).get("mean")))
+                               means["personalized"],
+                               {name: means[name] for name in ("global", "pretrained")}))
     return [tile for tile in tiles if tile is not None]
 
 
@@ -237,8 +243,9 @@ def all_plots(data: ReportData) -> dict[str, list[plots.Plot]]:
     clients = []
     for metric, models in data.per_client.items():
         clients.append(plots.distribution(metric, models))
-        if "pretrained" in models and "personalized" in models:
-            clients.append(plots.gains(metric, models["pretrained"], models["personalized"]))
+        clients += [plots.gains(metric, models[reference], models["personalized"], reference)
+                    for reference in ("global", "pretrained")
+                    if reference in models and "personalized" in models]
     sections = {"training": training, "roc": curves, "clients": clients}
     found = {name: [plot for plot in drawn if plot is not None]
              for name, drawn in sections.items()}

@@ -1,104 +1,35 @@
-"""The plots of the report: pure functions from rows and arrays to matplotlib figures.
-
-Colours are those of Okabe and Ito, which people with colour-blindness can tell
-apart; models also differ in line style. :func:`svg` turns the colours into CSS
-variables, so that one drawing suits light and dark pages.
-"""
+"""The plots of the report: pure functions from rows and arrays to matplotlib figures."""
 from __future__ import annotations
 
-import dataclasses
-import functools
-import io
 import math
-import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
+from fedfr_jax.reporting.figures import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    VERMILLION,
+    Plot,
+    model_style,
+    new_figure,
+    ordered,
+    png,
+    slug,
+    styled,
+    svg,
+)
 from fedfr_jax.reporting.tables import metric_label, rate_label
 
-INK, MUTED, GRID = "#1b1d21", "#6b7078", "#e1e4e9"
-BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = (
-    "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7")
-_CSS_NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", BLUE: "blue", VERMILLION: "vermillion",
-              GREEN: "green", ORANGE: "orange", SKY: "sky", PURPLE: "purple"}
-_MODELS = {"pretrained": (MUTED, "--"), "global": (BLUE, "-"), "personalized": (VERMILLION, "-")}
-_OTHERS = ((GREEN, "-."), (PURPLE, ":"), (ORANGE, "-."), (SKY, ":"))
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_STYLE = {
-    "font.size": 8.5, "axes.titlesize": 8.5, "axes.titlelocation": "left", "text.color": INK,
-    "axes.titlecolor": INK, "axes.labelcolor": MUTED, "axes.edgecolor": GRID,
-    "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
-    "grid.color": GRID, "grid.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True,
-    "axes.xmargin": 0.03,
-    "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.6,
-    "legend.frameon": False, "legend.labelcolor": INK, "figure.facecolor": "white",
-    "axes.facecolor": "none", "svg.fonttype": "none", "svg.hashsalt": "fedfr_jax",
-    # Names of models and data sets may hold dollar signs.
-    "text.parse_math": False, "figure.constrained_layout.use": True, "savefig.dpi": 160}
-_WIDTH, _HEIGHT = 5.3, 3.2  # inches
+__all__ = ["Plot", "comparison", "distribution", "evaluations", "gains", "hard_negatives",
+           "loss_terms", "png", "pretraining", "roc", "styled", "svg"]
+
 _MANY_POINTS, _MANY_CLIENTS = 600, 150  # above this, averages and outlines are drawn
-
-
-def styled(draw: Callable) -> Callable:
-    """Decorator of what makes or saves figures: they look alike whatever the user's settings."""
-    @functools.wraps(draw)
-    def wrapper(*args, **kwargs):
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return wrapper
-
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """A drawing: file name without ending, figure, title, and texts for those who read it.
-
-    ``alt`` says what is drawn for people who cannot see it; ``caption`` how to read it.
-    """
-
-    name: str
-    figure: Figure
-    title: str
-    alt: str
-    caption: str
-
-    def _repr_png_(self) -> bytes:
-        """The figure under its title, for notebooks."""
-        buffer = io.BytesIO()
-        _save_png(self, buffer)
-        return buffer.getvalue()
-
-
-@styled
-def _save_png(plot: Plot, target: str | IO[bytes]) -> None:
-    plot.figure.suptitle(plot.title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
-    plot.figure.savefig(target, format="png", metadata={"Software": None})
-
-
-def slug(text: str) -> str:
-    """A file name without ending from any text."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "plot"
-
-
-def _model_style(models: Sequence[str]) -> dict[str, dict[str, Any]]:
-    others = iter(_OTHERS * (1 + len(models) // len(_OTHERS)))
-    styles = {}
-    for model in models:
-        color, line = _MODELS.get(model) or next(others)
-        styles[model] = {"color": color, "linestyle": line}
-    return styles
-
-
-def _ordered(models: Mapping[str, Any]) -> list[str]:
-    return [name for name in _MODELS if name in models] + [
-        name for name in models if name not in _MODELS]
 
 
 def _column(rows: Sequence[Mapping], key: str) -> np.ndarray:
@@ -128,11 +59,6 @@ def _marker(count: int) -> str | None:
     return "o" if count <= 25 else None
 
 
-def _figure(rows: int = 1, columns: int = 1, height: float = _HEIGHT):
-    figure = Figure(figsize=(_WIDTH, height))
-    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
-
-
 def pretraining(rows: Sequence[Mapping]) -> Plot | None:
     """Loss and accuracy over the steps of pretraining ("pretrain" rows)."""
     rows = [row for row in rows if row.get("kind") == "pretrain"]
@@ -140,7 +66,7 @@ def pretraining(rows: Sequence[Mapping]) -> Plot | None:
               "the training batches")) if np.isfinite(_column(rows, key)).sum() > 1]
     if not panels:
         return None
-    figure, axes = _figure(1, len(panels), 3.0)
+    figure, axes = new_figure(1, len(panels), 3.0)
     steps = _column(rows, "step")
     for panel, (key, name) in zip(axes, panels, strict=True):
         x, y = _thin(steps, _column(rows, key))
@@ -171,7 +97,7 @@ def loss_terms(rows: Sequence[Mapping]) -> Plot | None:
     if not panels:
         return None
     lines = -(-len(panels) // 2)
-    figure, axes = _figure(lines, min(2, len(panels)), 1.0 + 1.3 * lines)
+    figure, axes = new_figure(lines, min(2, len(panels)), 1.0 + 1.3 * lines)
     rounds = _column(rows, "round")
     for panel, (key, name) in zip(axes, panels, strict=False):
         panel.plot(rounds, _column(rows, key), color=BLUE, marker=_marker(len(rows)), markersize=3)
@@ -195,7 +121,7 @@ def hard_negatives(rows: Sequence[Mapping]) -> Plot | None:
     mean = _column(rows, "hard_negatives_mean")
     if np.isfinite(mean).sum() < 2:
         return None
-    figure, (axes,) = _figure(height=2.6)
+    figure, (axes,) = new_figure(height=2.6)
     rounds = _column(rows, "round")
     axes.fill_between(rounds, _column(rows, "hard_negatives_min"),
                       _column(rows, "hard_negatives_max"), color=BLUE, alpha=0.18, linewidth=0,
@@ -243,13 +169,13 @@ def evaluations(rows: Sequence[Mapping]) -> list[Plot]:
 
 
 def _evaluation(key: str, models: Mapping[str, Mapping[int, float]]) -> Plot:
-    figure, (axes,) = _figure(height=2.6)
+    figure, (axes,) = new_figure(height=2.6)
     label = metric_label(key)
     measured = ("Measured on people whom no model has seen." if key.startswith("generic/") else
                 "Measured on held-out images of each client's own people; mean over the clients.")
-    names = _ordered(models)
+    names = ordered(models)
     ends = []
-    for name, style in _model_style(names).items():
+    for name, style in model_style(names).items():
         points = sorted(models[name].items())
         if len(points) == 1:
             axes.axhline(points[0][1], label=name, **style)
@@ -269,15 +195,15 @@ def _evaluation(key: str, models: Mapping[str, Mapping[int, float]]) -> Plot:
 def roc(protocol: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Plot | None:
     """ROC curves on a logarithmic false-accept axis: model -> (far, tar)."""
     clean = {}
-    for name in _ordered(curves):
+    for name in ordered(curves):
         far, tar = (np.asarray(part, np.float64) for part in curves[name])
         good = np.isfinite(far) & np.isfinite(tar) & (far > 0)
         if good.sum() > 1:
             clean[name] = (far[good], tar[good])
     if not clean:
         return None
-    figure, (axes,) = _figure()
-    for name, style in _model_style(list(clean)).items():
+    figure, (axes,) = new_figure()
+    for name, style in model_style(list(clean)).items():
         axes.plot(*clean[name], label=name, **style)
     lowest = min(far.min() for far, _ in clean.values())
     axes.set_xscale("log")
@@ -304,14 +230,14 @@ def roc(protocol: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> P
 def distribution(metric: str, models: Mapping[str, np.ndarray]) -> Plot | None:
     """Box per model over the clients' values (C,), with the clients as dots if not too many."""
     label = metric_label(metric)
-    values = {name: np.asarray(models[name], np.float64) for name in _ordered(models)}
+    values = {name: np.asarray(models[name], np.float64) for name in ordered(models)}
     values = {name: array[np.isfinite(array)] for name, array in values.items()}
     values = {name: array for name, array in values.items() if array.size > 1}
     if not values:
         return None
-    figure, (axes,) = _figure(height=0.9 + 0.55 * len(values))
+    figure, (axes,) = new_figure(height=0.9 + 0.55 * len(values))
     rng = np.random.default_rng(0)
-    for place, (name, style) in enumerate(reversed(_model_style(list(values)).items())):
+    for place, (name, style) in enumerate(reversed(model_style(list(values)).items())):
         color, array = style["color"], values[name]
         line = {"color": color, "linewidth": 1.2}
         axes.boxplot(array, positions=[place], orientation="horizontal",
@@ -334,14 +260,22 @@ def distribution(metric: str, models: Mapping[str, np.ndarray]) -> Plot | None:
                 "end stays put leaves some clients behind.")
 
 
-def gains(metric: str, before: np.ndarray, after: np.ndarray) -> Plot | None:
-    """Sorted differences per client, personalized minus pretrained; both (C,)."""
+def gains(metric: str, before: np.ndarray, after: np.ndarray,
+          reference: str = "global") -> Plot | None:
+    """Sorted differences per client, personalized minus another model, the ``reference``.
+
+    Args:
+      metric: its key.
+      before: (C,) values of the reference.
+      after: (C,) values of the personalized models.
+      reference: its name. What personalization adds is the difference to the global model.
+    """
     label = metric_label(metric)
     gain = 100 * (np.asarray(after, np.float64) - np.asarray(before, np.float64))
     gain = np.sort(gain[np.isfinite(gain)])
     if gain.size < 2:
         return None
-    figure, (axes,) = _figure(height=2.6)
+    figure, (axes,) = new_figure(height=2.6)
     place = np.arange(1, gain.size + 1)
     for part, color, name in ((np.minimum(gain, 0), ORANGE, "loses"),
                               (np.maximum(gain, 0), GREEN, "gains")):
@@ -360,9 +294,11 @@ def gains(metric: str, before: np.ndarray, after: np.ndarray) -> Plot | None:
     wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
     text = (f"{wins} of {gain.size} clients gain, {losses} lose; median "
             f"{np.median(gain):+.2f}, lowest {gain[0]:+.2f}, highest {gain[-1]:+.2f} points.")
-    return Plot(f"gains-{slug(metric)}", figure,
-                f"Gain by personalization: {label}", f"Bar plot. {text}",
-                f"{text} Per client: its own personalized model minus the pretrained "
+    base = "" if reference == "global" else f"over-{slug(reference)}-"
+    title = "Gain by personalization" if reference == "global" else "Gain by the whole training"
+    return Plot(f"gains-{base}{slug(metric)}", figure,
+                f"{title}, over the {reference} model: {label}", f"Bar plot. {text}",
+                f"{text} Per client: its own personalized model minus the {reference} "
                 "model on the same pairs.")
 
 
@@ -378,7 +314,7 @@ def comparison(metric: str, rows: Mapping[str, np.ndarray], reference: str) -> P
     values = {name: v for name, v in values.items() if v.size}
     if len(values) < 2:
         return None
-    figure, (axes,) = _figure(height=0.9 + 0.24 * len(values))
+    figure, (axes,) = new_figure(height=0.9 + 0.24 * len(values))
     if reference in values:
         axes.axvline(values[reference].mean(), color=VERMILLION, linewidth=0.9, linestyle=":")
     for place, (name, array) in enumerate(reversed(values.items())):
@@ -394,32 +330,3 @@ def comparison(metric: str, rows: Mapping[str, np.ndarray], reference: str) -> P
     return Plot(f"compare-{slug(metric)}", figure, metric[:1].upper() + metric[1:],
                 f"Dot plot of {metric} by method. Means: {means}.",
                 f"A dot is a seed, a bar the mean; the dotted line is {reference}.")
-
-
-@styled
-def svg(plot: Plot) -> str:
-    """The figure as an ``<svg>`` element to stand in an HTML page, in its CSS colours."""
-    buffer = io.StringIO()
-    plot.figure.savefig(buffer, format="svg", transparent=True, metadata={
-        "Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg"):]
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
-                  r'<svg viewBox="\1" aria-hidden="true" focusable="false">', text, count=1)
-    text = re.sub(r"font-family: [^;\"]*", f"font-family: {_FONT}", text)
-    text = text.replace("xlink:href", "href")
-    text = re.sub(r'(\bid="|href="#|url\(#)', lambda found: f"{found[1]}{plot.name}-", text)
-    for color, name in _CSS_NAMES.items():
-        text = text.replace(color, f"var(--{name})")
-    return re.sub(r"\n\s*", "\n", text)
-
-
-def png(plot: Plot, folder: str | os.PathLike) -> str:
-    """Writes the figure as ``<name>.png`` on white into ``folder`` and returns the path.
-
-    It gets its title, which in a page stands above it: draw :func:`svg` first.
-    """
-    path = os.path.join(folder, f"{plot.name}.png")
-    _save_png(plot, path)
-    return path
