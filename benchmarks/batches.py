@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.problem import Case
-from fedfr_jax.algorithm.round import epoch_order
+from fedfr_jax.algorithm.pool import epoch_order
 
 KEY = 7
 

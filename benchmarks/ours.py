@@ -15,7 +15,6 @@ from benchmarks.batches import KEY
 from benchmarks.plain_jax import arrays_of, variables_of
 from benchmarks.problem import Built, Case, Workload, part, previous_weights
 from fedfr_jax import engine
-from fedfr_jax.algorithm import round as fedfr
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.config import (
     Config,
@@ -26,6 +25,7 @@ from fedfr_jax.config import (
     ModelConfig,
     SplitConfig,
 )
+from fedfr_jax.engine.layout import Layout
 from fedfr_jax.population.cohort_data import CohortData, PublicData
 from fedfr_jax.runtime import simulation
 from fedfr_jax.runtime.autotune import settle
@@ -72,7 +72,7 @@ def _data(case: Case, problem, devices: int) -> tuple[PublicData, CohortData]:
                       case.identities if public else 0), cohort
 
 
-def _place(case: Case, problem, layout: fedfr.Layout):
+def _place(case: Case, problem, layout: Layout):
     """((server, heads), public, cohort) on the devices."""
     mesh = layout.mesh
     public, cohort = _data(case, problem, mesh.size)
@@ -112,8 +112,8 @@ def build(case: Case, problem, *, dtype: str = "float32", conv: str = "auto", la
     simulation.use_cpu_devices(devices)
     config = settle(_config(case, dtype, conv, lanes, cache_features), report=lambda line: None)
     layout = simulation.make_layout(config)
-    _, method = simulation.make_method(config)
-    step = simulation.compile_round(types.SimpleNamespace(layout=layout, method=method))
+    _, spec = simulation.make_spec(config)
+    step = simulation.compile_round(types.SimpleNamespace(layout=layout, spec=spec))
     state, public, cohort = _place(case, problem, layout)
     state = list(state)
     key = engine.replicate(jax.random.key(KEY), layout.mesh)

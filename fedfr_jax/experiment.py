@@ -373,7 +373,7 @@ def evaluate(folder: str | pathlib.Path) -> dict[str, Any]:
     config = resolve(workdir.read_config(folder))
     use_cpu_devices(config.engine.cpu_devices)
     sim = build_simulation(config)
-    example = server_shapes(sim.method, sim.public.identities)
+    example = server_shapes(sim.spec, sim.public.identities)
     pretrained = load_pytree(folder / "pretrained" / "backbone", example.backbone)
     with RoundCheckpoints(folder) as checkpoints:
         server = checkpoints.restore(example)

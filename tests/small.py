@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedfr_jax import engine
-from fedfr_jax.algorithm import round as fedfr
 from fedfr_jax.algorithm.initialize import initial_heads, initial_server
+from fedfr_jax.algorithm.round import run_round
+from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import FedConfig, LossConfig, ModelConfig
+from fedfr_jax.engine.layout import Layout
 from fedfr_jax.models import build
 from fedfr_jax.population.cohort_data import CohortData, PublicData
 
@@ -78,14 +80,14 @@ def federation(sizes=(9, 5, 12), identities=(3, 2, 4), public=10, seed=0) -> Fed
                       labels, tuple(identities))
 
 
-def method(fed=FED, loss=None, model=MODEL, conv="auto", **changes) -> fedfr.Method:
+def method(fed=FED, loss=None, model=MODEL, conv="auto", **changes) -> RoundSpec:
     """FedFR on a tiny SphereNet; keyword arguments change ``FedConfig``."""
-    return fedfr.Method(build(model, SIZE, conv), dataclasses.replace(fed, **changes),
+    return RoundSpec(build(model, SIZE, conv), dataclasses.replace(fed, **changes),
                         loss or LossConfig())
 
 
-def layout(lanes=1, devices=1, **changes) -> fedfr.Layout:
-    return fedfr.Layout(engine.make_mesh(jax.devices()[:devices]), lanes, feature_batch=5,
+def layout(lanes=1, devices=1, **changes) -> Layout:
+    return Layout(engine.make_mesh(jax.devices()[:devices]), lanes, feature_batch=5,
                         **changes)
 
 
@@ -117,7 +119,7 @@ def rounds(method, layout, server, heads, public, cohort, count=1, key=None):
     key = jax.random.key(7) if key is None else key
     server, public = engine.replicate((server, public), layout.mesh)
     heads, cohort = engine.spread(heads, layout.mesh), place(cohort, layout)
-    step = jax.jit(lambda s, h, p, c: fedfr.run_round(method, layout, s, h, p, c, key))
+    step = jax.jit(lambda s, h, p, c: run_round(method, layout, s, h, p, c, key))
     metrics = None
     for _ in range(count):
         server, heads, metrics = step(server, heads, public, cohort)

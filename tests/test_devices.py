@@ -16,7 +16,7 @@ EIGHT_DEVICES = """
 import sys; sys.path.insert(0, "tests")
 import jax, numpy as np, small
 assert len(jax.devices()) == 8
-from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.round import run_round
 data, method = small.federation(sizes=(9, 5, 12, 8, 6, 7, 11, 4, 10, 5, 9), identities=(3,) * 11,
                                 public=10), small.method()
 results = []
@@ -33,7 +33,7 @@ for other in results[1:]:
         a, b, rtol=0, atol=1e-5 * max(1, np.abs(a).max())), results[0], other)
 layout, cohort = small.layout(1, 8), data.cohort(8)
 server, heads = small.start(method, layout, data.public, cohort)
-text = jax.jit(lambda *args: fedfr.run_round(method, layout, *args)).lower(
+text = jax.jit(lambda *args: run_round(method, layout, *args)).lower(
     server, heads, data.public, small.place(cohort, layout), jax.random.key(0)).compile().as_text()
 # Only the table of public features is gathered; the client update gathers nothing.
 assert text.count(" all-gather(") <= 1, text.count(" all-gather(")
@@ -110,7 +110,7 @@ def test_two_processes_with_two_devices_equal_one_device(tmp_path):
     found = []
     for name in ("one", "two"):
         with RoundCheckpoints(tmp_path / name) as checkpoints:
-            server = checkpoints.restore(server_shapes(sim.method, sim.public.identities))
+            server = checkpoints.restore(server_shapes(sim.spec, sim.public.identities))
         models = personal_models(sim, tmp_path / name, server.backbone)
         found.append(jax.device_get((server, [models(i) for i in range(5)])))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)

@@ -5,7 +5,8 @@ import pytest
 import small
 from jax import export
 
-from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.round import run_round
+from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import LossConfig, ModelConfig
 from fedfr_jax.models import build
 
@@ -27,7 +28,7 @@ LAYOUTS += [pytest.param(name, conv, lanes, marks=SLOW) for name in ("mobileface
 @pytest.mark.parametrize("name, conv, lanes", LAYOUTS)
 def test_a_round_lowers_for_tpu_and_cuda(name, dtype, conv, lanes):
     config = ModelConfig(**{**MODELS[name].__dict__, "dtype": dtype})
-    method = fedfr.Method(build(config, 32, conv), small.FED, LossConfig())
+    method = RoundSpec(build(config, 32, conv), small.FED, LossConfig())
     layout, data = small.layout(lanes), small.federation()
     cohort, array = data.cohort(), jax.ShapeDtypeStruct
     cohort = cohort.replace(images=array((cohort.images.shape[0], 32, 32, 3), jnp.uint8))
@@ -35,7 +36,7 @@ def test_a_round_lowers_for_tpu_and_cuda(name, dtype, conv, lanes):
     server, heads = jax.eval_shape(
         lambda p, c: small.states(method, layout, p, c), public, cohort)
     exported = export.export(
-        jax.jit(lambda *args: fedfr.run_round(method, layout, *args)),
+        jax.jit(lambda *args: run_round(method, layout, *args)),
         platforms=["tpu", "cuda"])(server, heads, public, cohort, jax.random.key(0))
     assert set(exported.platforms) == {"tpu", "cuda"}
     assert "stablehlo.while" in exported.mlir_module()

@@ -9,7 +9,12 @@ import pytest
 import small
 from test_round import tiny_backbone
 
-from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.features import features, personal_features
+from fedfr_jax.algorithm.gradient import gradient_in_parts
+from fedfr_jax.algorithm.local_state import starting_backbone
+from fedfr_jax.algorithm.pool import Batch
+from fedfr_jax.algorithm.round import local_loss, server_average
+from fedfr_jax.algorithm.spec import epochs_of_round
 from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.config import LossConfig, resolve
 from fedfr_jax.errors import InputError
@@ -37,6 +42,11 @@ def run(method, count=2, data=None, layout=LAYOUT, clients=None):
     server, heads = small.start(method, layout, data.public, cohort)
     before = jax.device_get((server, heads))
     return *before, *small.rounds(method, layout, server, heads, data.public, cohort, count)
+
+
+def local_gradient(spec, trained, batch_stats, batch, is_own, has_previous, penalty=None):
+    return gradient_in_parts(lambda t, b: local_loss(
+        spec, t, batch_stats, b, is_own, has_previous, penalty), trained, batch)
 
 
 def leaves_of(tree, chosen):
@@ -86,11 +96,11 @@ def test_fedprox_gradient_is_the_formula():
     received = method.backbone.init(jax.random.key(0))
     params = jax.tree.map(lambda x: x + 0.1, received["params"])
     trained = {"backbone": params, "class_embeddings": jnp.ones((4, 8))}
-    batch = fedfr.Batch(jnp.asarray(small.federation().images[0][:4]), jnp.arange(4) % 3)
+    batch = Batch(jnp.asarray(small.federation().images[0][:4]), jnp.arange(4) % 3)
     mask = jnp.arange(4) < 3
 
     def gradient(m, penalty=None):
-        return fedfr.local_gradient(m, trained, {}, batch, mask, True, penalty=penalty)[0]
+        return local_gradient(m, trained, {}, batch, mask, True, penalty=penalty)[0]
 
     with_term = gradient(method, lambda p: method.recipe.penalty(
         method.options, p, received["params"]))
@@ -119,12 +129,12 @@ def test_moon_gradient_is_the_formula():
         method.backbone, apply=identity))
     plain = dataclasses.replace(method, recipe=METHODS["fedavg"], options=None)
     from fedfr_jax.losses import contrastive_direction  # noqa: PLC0415
-    batch = fedfr.Batch(jnp.zeros((5, 16, 16, 3), jnp.uint8), jnp.arange(5) % 3,
+    batch = Batch(jnp.zeros((5, 16, 16, 3), jnp.uint8), jnp.arange(5) % 3,
                         contrastive_direction(g, p))
     trained = {"backbone": {"f": f}, "class_embeddings": jnp.ones((3, 8))}
 
     def gradient(m):
-        return fedfr.local_gradient(m, trained, {}, batch, jnp.ones(3, bool), True)[0]
+        return local_gradient(m, trained, {}, batch, jnp.ones(3, bool), True)[0]
 
     difference = gradient(method)["backbone"]["f"] - gradient(plain)["backbone"]["f"]
     np.testing.assert_allclose(difference, jax.grad(moon)(f), rtol=1e-3, atol=1e-5)
@@ -165,10 +175,10 @@ def test_fedper_and_fedrep_never_average_the_head(name):
     assert differs(new_body, old_body)
     for own in leaves_of(heads.previous, is_head)[0]:
         assert np.ptp(own, axis=0).max() > 1e-5  # every client has another one
-    for shared in jax.tree.leaves(fedfr.starting_backbone(
+    for shared in jax.tree.leaves(starting_backbone(
             method, after, jax.tree.map(lambda x: x[0], heads))):
         assert np.all(np.isfinite(shared))
-    start = fedfr.starting_backbone(method, after, jax.tree.map(lambda x: x[1], heads))
+    start = starting_backbone(method, after, jax.tree.map(lambda x: x[1], heads))
     assert_same(leaves_of(start, is_head)[0],
                 [x[1] for x in leaves_of(heads.previous, is_head)[0]])
     assert_same(leaves_of(start, is_head)[1], new_body)
@@ -190,8 +200,8 @@ def test_fedrep_trains_first_the_head_then_the_body():
     assert turns == [True, True, True, False]  # Collins et al., algorithm 1
     # The body's turn comes last, and with the full learning rate.
     fed = dict(local_epochs=(4,), lr_decay_epochs=(3,))
-    assert fedfr.epochs_of_round(make("fedrep", fed=fed), 0) == (4, 4)
-    assert fedfr.epochs_of_round(make("fedper", fed=fed), 0) == (4, 3)
+    assert epochs_of_round(make("fedrep", fed=fed), 0) == (4, 4)
+    assert epochs_of_round(make("fedper", fed=fed), 0) == (4, 3)
 
 
 def test_lg_fedavg_is_fedper_the_other_way_round():
@@ -241,8 +251,8 @@ def test_dittos_personal_copy_follows_its_equation_and_leaves_fedavg_alone():
     for i in range(2):
         v, theta = w0.backbone["params"], h0.copy_embeddings[i]
         for received, expected in ((w0, h1), (w1, h2)):
-            batch = fedfr.Batch(jnp.asarray(data.images[i]), jnp.asarray(data.labels[i]))
-            gradient = fedfr.local_gradient(
+            batch = Batch(jnp.asarray(data.images[i]), jnp.asarray(data.labels[i]))
+            gradient = local_gradient(
                 plain, {"backbone": v, "class_embeddings": theta}, {}, batch,
                 jnp.arange(len(theta)) < data.identities[i], True)[0]
             v, theta = (jax.tree.map(lambda p, g, r: p - 0.02 * (g + 0.5 * (p - r)), v,
@@ -306,7 +316,7 @@ def test_server_optimizers_keep_their_state_between_rounds():
                                       average["backbone"]["params"])
             step, state = optimizer.update(difference, state, expected)
             expected = optax.apply_updates(expected, step)
-            server = fedfr.update_server(method, server, average, jnp.float32(3))
+            server = server_average(method, server, average, jnp.float32(3))
             assert_same(server.backbone["params"], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -401,10 +411,10 @@ def test_transforms_start_as_the_identity_and_belong_to_the_client(name):
     variables = jax.tree.map(lambda v: v[0], after.previous)
 
     def own(transform):
-        return fedfr.personal_features(method, variables, jax.tree.map(lambda v: v[0], transform),
+        return personal_features(method, variables, jax.tree.map(lambda v: v[0], transform),
                                        images)
 
-    plain = fedfr.features(method.backbone, variables, images)
+    plain = features(method.backbone, variables, images)
     assert_same(own(heads.transform), plain, rtol=1e-5, atol=1e-6)
     assert differs(own(after.transform), plain) == (name != "none")
     assert differs(after.binary_weight, heads.binary_weight)  # trained with any of them

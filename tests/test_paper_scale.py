@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 from fedfr_jax import engine
-from fedfr_jax.algorithm import round as fedfr
 from fedfr_jax.algorithm.initialize import initial_heads, server_shapes
+from fedfr_jax.algorithm.round import run_round
+from fedfr_jax.algorithm.spec import RoundSpec, epochs_of_round
 from fedfr_jax.config import resolve
+from fedfr_jax.engine.layout import Layout
 from fedfr_jax.population.cohort_data import CohortData, PublicData
 from fedfr_jax.runtime import simulation
 
@@ -46,8 +48,8 @@ def shapes(config):
 def test_a_round_at_the_papers_shapes(dtype):
     config = paper_config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
-    layout = fedfr.Layout(engine.make_mesh(jax.devices()[:1]), 1, 256)
-    _, method = simulation.make_method(config)
+    layout = Layout(engine.make_mesh(jax.devices()[:1]), 1, 256)
+    _, method = simulation.make_spec(config)
     public, cohort = shapes(config)
     server = server_shapes(method, public.identities)
     parameters = sum(x.size for x in jax.tree.leaves(server.backbone["params"]))
@@ -58,7 +60,7 @@ def test_a_round_at_the_papers_shapes(dtype):
                                       most_identities=100), server.backbone, public, cohort)
     assert heads.class_embeddings.shape == (40, 100, 512)
     new_server, new_heads, metrics = jax.eval_shape(
-        lambda *state: fedfr.run_round(method, layout, *state),
+        lambda *state: run_round(method, layout, *state),
         server, heads, public, cohort, jax.random.key(0))
     for new, old in zip(jax.tree.leaves((new_server, new_heads)),
                         jax.tree.leaves((server, heads)), strict=True):
@@ -68,6 +70,6 @@ def test_a_round_at_the_papers_shapes(dtype):
 
 
 def test_the_papers_schedule():
-    method = fedfr.Method(None, paper_config().fed, None)
-    schedule = [tuple(int(v) for v in fedfr.epochs_of_round(method, r)) for r in range(5)]
+    method = RoundSpec(None, paper_config().fed, None)
+    schedule = [tuple(int(v) for v in epochs_of_round(method, r)) for r in range(5)]
     assert schedule == [(10, 8), (8, 6), (6, 4), (4, 3), (4, 3)]

@@ -9,7 +9,8 @@ import pytest
 import small
 from flax import linen as nn
 
-from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.pool import epoch_order
+from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import LossConfig
 from fedfr_jax.models import Backbone
 
@@ -87,7 +88,7 @@ def reference_client(method, server, head, data, i, key):
     step = reference_gradient(method, k)
     for epoch in range(epochs):
         shuffle_key, flip_key = jax.random.split(jax.random.fold_in(key, epoch))
-        order = np.asarray(fedfr.epoch_order(shuffle_key, jnp.asarray(valid)))[:valid.sum()]
+        order = np.asarray(epoch_order(shuffle_key, jnp.asarray(valid)))[:valid.sum()]
         flips = np.asarray(jax.random.bernoulli(flip_key, 0.5 * fed.mirror, valid.shape))
         lr = fed.lr * (1 if epoch < decay_epoch else 0.1)
         for s in range(len(order) // fed.batch_size):
@@ -292,7 +293,7 @@ def tiny_backbone():
 
 
 def test_batch_norm_statistics_are_averaged():
-    method, data, layout = fedfr.Method(tiny_backbone(), small.FED, LossConfig()), \
+    method, data, layout = RoundSpec(tiny_backbone(), small.FED, LossConfig()), \
         small.federation(), small.layout()
     assert_round_equals_reference(method, small.layout(lanes=2), data)
     cohort = data.cohort()

@@ -51,7 +51,7 @@ def finished(tmp_path_factory):
 def final_state(folder, config):
     sim = build_simulation(config)
     with RoundCheckpoints(folder) as checkpoints, open_store(sim, folder) as store:
-        server = checkpoints.restore(server_shapes(sim.method, sim.public.identities))
+        server = checkpoints.restore(server_shapes(sim.spec, sim.public.identities))
         return jax.device_get(server), store.touched(), store.read(store.touched())
 
 

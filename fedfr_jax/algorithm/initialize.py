@@ -8,45 +8,48 @@ import jax
 import jax.numpy as jnp
 
 from fedfr_jax import engine
-from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.features import list_features, public_features, where_images_are
+from fedfr_jax.algorithm.server import server_optimizer, server_trained
+from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.algorithm.transforms import TRANSFORMS
+from fedfr_jax.engine.layout import Layout
 from fedfr_jax.population.cohort_data import CohortData, PublicData
 
 PyTree = Any
 PREVIOUS_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def initial_server(method: fedfr.Method, layout: fedfr.Layout, backbone: PyTree,
+def initial_server(spec: RoundSpec, layout: Layout, backbone: PyTree,
                    public_embeddings: jax.Array | None, public: PublicData) -> ServerState:
     """The server before the first round (FedFR, section 3.4).
 
     Args:
-      method, layout: static.
+      spec, layout: static.
       backbone: pretrained variables.
       public_embeddings: (K_0, d) rows of the pretrained classifier, or None for the means of
         each public identity's features.
       public: the public images.
     """
     if public_embeddings is None:
-        public_embeddings = jax.jit(functools.partial(_public_means, method, layout))(
+        public_embeddings = jax.jit(functools.partial(_public_means, spec, layout))(
             backbone, public)
     public_embeddings = jnp.asarray(public_embeddings)
     return ServerState(jnp.int32(0), backbone, public_embeddings,
-                       _optimizer_state(method, backbone, public_embeddings))
+                       _optimizer_state(spec, backbone, public_embeddings))
 
 
-def _optimizer_state(method, backbone, public_embeddings):
-    optimizer = fedfr.server_optimizer(method.fed)
+def _optimizer_state(spec, backbone, public_embeddings):
+    optimizer = server_optimizer(spec.fed)
     return None if optimizer is None else optimizer.init(
-        fedfr.server_trained(backbone, public_embeddings))
+        server_trained(backbone, public_embeddings))
 
 
-def _public_means(method, layout, backbone, public):
+def _public_means(spec, layout, backbone, public):
     count = public.labels.shape[0]
     if not count:
-        return jnp.zeros((public.identities, method.backbone.embedding))
-    features = fedfr.public_features(method, layout, backbone, public)
+        return jnp.zeros((public.identities, spec.backbone.embedding))
+    features = public_features(spec, layout, backbone, public)
     return _class_means(features, public.labels, jnp.ones(count, bool), public.identities)
 
 
@@ -57,7 +60,7 @@ def _class_means(features, labels, mask, classes):
     return sums / jnp.maximum(counts, 1)[:, None]
 
 
-def initial_heads(method: fedfr.Method, layout: fedfr.Layout, pretrained: PyTree,
+def initial_heads(spec: RoundSpec, layout: Layout, pretrained: PyTree,
                   public: PublicData, cohort: CohortData, key: jax.Array, *,
                   most_identities: int, previous: str = "float32") -> Heads:
     """The heads of clients that have not taken part yet (FedFR, section 3.4).
@@ -68,23 +71,23 @@ def initial_heads(method: fedfr.Method, layout: fedfr.Layout, pretrained: PyTree
     number alone, not on the cohort it is in.
 
     Args:
-      method, layout: static.
+      spec, layout: static.
       pretrained: variables.
       public, cohort: as for a round.
       key: for the random options.
       most_identities: K, rows of a head.
       previous: type of the previous backbone, a key of ``PREVIOUS_TYPES``, or "off".
     """
-    shared, device = fedfr.where_images_are(
-        ServerState(jnp.int32(0), pretrained, jnp.zeros((0, method.backbone.embedding))),
+    shared, device = where_images_are(
+        ServerState(jnp.int32(0), pretrained, jnp.zeros((0, spec.backbone.embedding))),
         public, cohort, key)
 
     def on_one_device(shared, device):
         device, cohort = device
-        own = fedfr.list_features(method.backbone, shared.server.backbone, shared, device,
+        own = list_features(spec.backbone, shared.server.backbone, shared, device,
                                   cohort.used[0], layout.feature_batch)
         return jax.lax.map(
-            lambda client: _initial_head(method, own, client, shared.key, most_identities),
+            lambda client: _initial_head(spec, own, client, shared.key, most_identities),
             (cohort.rows, cohort.labels, cohort.sizes, cohort.identities, cohort.clients))
 
     heads = engine.on_each_device(on_one_device, shared,
@@ -98,20 +101,20 @@ def initial_heads(method: fedfr.Method, layout: fedfr.Layout, pretrained: PyTree
         pretrained))
 
 
-def _initial_head(method, own, client, key, most):
+def _initial_head(spec, own, client, key, most):
     rows, labels, size, identities, number = client
     embedding_key, transform_key = jax.random.split(jax.random.fold_in(key, number))
-    d = method.backbone.embedding
-    if method.fed.class_embedding_init == "random":
+    d = spec.backbone.embedding
+    if spec.fed.class_embedding_init == "random":
         exists = jnp.arange(most) < identities
         embeddings = 0.01 * jax.random.normal(embedding_key, (most, d)) * exists[:, None]
     else:
         embeddings = _class_means(own[rows], labels, jnp.arange(len(rows)) < size, most)
     return Heads(class_embeddings=embeddings,
-                 transform=TRANSFORMS[method.fed.transform].init(transform_key, d),
+                 transform=TRANSFORMS[spec.fed.transform].init(transform_key, d),
                  binary_weight=embeddings, binary_bias=jnp.zeros(most),
                  previous=None, has_trained=jnp.array(False),
-                 copy_embeddings=embeddings if method.recipe.copy_penalty is not None else None)
+                 copy_embeddings=embeddings if spec.recipe.copy_penalty is not None else None)
 
 
 def fill_in_new(stored: Heads, known: jax.Array, initial: Heads) -> Heads:
@@ -125,27 +128,27 @@ def fill_in_new(stored: Heads, known: jax.Array, initial: Heads) -> Heads:
         lambda s, i: jnp.where(known.reshape(-1, *[1] * (s.ndim - 1)), s, i), stored, initial)
 
 
-def head_shapes(method: fedfr.Method, most_identities: int, previous: str) -> Heads:
+def head_shapes(spec: RoundSpec, most_identities: int, previous: str) -> Heads:
     """Shapes and types of one client's head, without a leading axis."""
-    d, k = method.backbone.embedding, most_identities
+    d, k = spec.backbone.embedding, most_identities
     array = jax.ShapeDtypeStruct
     backbone = None if previous == "off" else jax.tree.map(
         lambda v: array(v.shape, PREVIOUS_TYPES[previous]),
-        jax.eval_shape(method.backbone.init, jax.random.key(0)))
+        jax.eval_shape(spec.backbone.init, jax.random.key(0)))
     return Heads(
         class_embeddings=array((k, d), jnp.float32),
-        transform=jax.eval_shape(lambda key: TRANSFORMS[method.fed.transform].init(key, d),
+        transform=jax.eval_shape(lambda key: TRANSFORMS[spec.fed.transform].init(key, d),
                                  jax.random.key(0)),
         binary_weight=array((k, d), jnp.float32), binary_bias=array((k,), jnp.float32),
         previous=backbone, has_trained=array((), jnp.bool_),
-        copy_embeddings=(array((k, d), jnp.float32) if method.recipe.copy_penalty is not None
+        copy_embeddings=(array((k, d), jnp.float32) if spec.recipe.copy_penalty is not None
                          else None))
 
 
-def server_shapes(method: fedfr.Method, public_identities: int) -> ServerState:
+def server_shapes(spec: RoundSpec, public_identities: int) -> ServerState:
     """Shapes and types of the server's state."""
-    backbone = jax.eval_shape(method.backbone.init, jax.random.key(0))
-    embeddings = jax.ShapeDtypeStruct((public_identities, method.backbone.embedding), jnp.float32)
+    backbone = jax.eval_shape(spec.backbone.init, jax.random.key(0))
+    embeddings = jax.ShapeDtypeStruct((public_identities, spec.backbone.embedding), jnp.float32)
     return ServerState(
         jax.ShapeDtypeStruct((), jnp.int32), backbone, embeddings,
-        jax.eval_shape(functools.partial(_optimizer_state, method), backbone, embeddings))
+        jax.eval_shape(functools.partial(_optimizer_state, spec), backbone, embeddings))

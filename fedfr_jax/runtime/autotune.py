@@ -24,8 +24,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fedfr_jax import engine
-from fedfr_jax.algorithm import round as fedfr
 from fedfr_jax.algorithm.initialize import head_shapes
+from fedfr_jax.algorithm.local_state import initial_state
+from fedfr_jax.algorithm.pool import Batch
+from fedfr_jax.algorithm.round import local_step
+from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.config import Config, LossConfig
 from fedfr_jax.models import build
@@ -197,30 +200,26 @@ def _program(config: Config, candidate: Candidate, mesh):
     # FedFR whatever the method: the network weighs, and the rows of a comparison should share
     # their layout.
     fed = dataclasses.replace(config.fed, public_data="hard")
-    method = fedfr.Method(backbone, fed, LossConfig())
+    spec = RoundSpec(backbone, fed, LossConfig())
     classes = 64  # enough to be there, too few to weigh
     identities = config.data.split.identities_per_client[1]
-    head = head_shapes(method, identities, "float32").replace(previous=None)
+    head = head_shapes(spec, identities, "float32").replace(previous=None)
     head = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), head)
     server = ServerState(jnp.int32(0), backbone.init(jax.random.key(0)),
                          jnp.ones((classes, backbone.embedding)))
     size = config.data.image_size
     images = np.random.default_rng(0).integers(
         0, 256, (fed.batch_size, size, size, 3), np.uint8)
-    batch = fedfr.Batch(jnp.asarray(images), jnp.arange(fed.batch_size) % identities,
+    batch = Batch(jnp.asarray(images), jnp.arange(fed.batch_size) % identities,
                         jnp.ones((fed.batch_size, backbone.embedding)))
     slots = candidate.lanes * mesh.size
 
     def update(lane, shared, device, client, state: Heads):
         server, batch = shared
-        trained = fedfr.initial_trained(method, server, state)
-        local = fedfr.LocalState(trained, server.backbone["batch_stats"],
-                                 jax.tree.map(jnp.zeros_like, trained),
-                                 jnp.zeros(len(fedfr.LOSS_TERMS)))
-        local = lane.repeat(_STEPS, lambda i, s: fedfr.local_step(
-            method, s, batch, fed.lr, jnp.ones(identities, bool), True,
-            candidate.gradient_batch), local)
-        return local.trained["backbone"], jnp.float32(1), state, local.loss_sum
+        local = lane.repeat(_STEPS, lambda i, s: local_step(
+            spec, s, batch, fed.lr, jnp.ones(identities, bool), True,
+            candidate.gradient_batch), initial_state(spec, server, state))
+        return local.trained["backbone"], jnp.float32(1), state, local.losses
 
     heads = engine.spread(jax.tree.map(lambda x: jnp.stack([x] * slots), head), mesh)
     work = engine.spread(jnp.ones(slots, jnp.int32), mesh)

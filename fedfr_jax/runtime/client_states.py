@@ -37,7 +37,7 @@ def open_store(sim: Simulation, workdir: str | pathlib.Path | None) -> RowStore:
     Raises:
       InputError: the run was made with other settings or another number of processes.
     """
-    shapes = head_shapes(sim.method, sim.schedule.most_identities,
+    shapes = head_shapes(sim.spec, sim.schedule.most_identities,
                          sim.config.population.previous)
     if workdir is None:
         return RowStore(shapes, len(sim.schedule.clients), None)
@@ -142,7 +142,7 @@ def personal_models(sim: Simulation, workdir,
     """
     transform = TRANSFORMS[sim.config.fed.transform]
     untrained = transform.init(jax.random.key(0), sim.backbone.embedding)
-    if sim.method.recipe.union:
+    if sim.spec.recipe.union:
         return lambda client: (backbone, untrained)
     stores = _open_all(sim, workdir)
 
@@ -161,7 +161,7 @@ def personal_models(sim: Simulation, workdir,
 def _open_all(sim: Simulation, where) -> list[RowStore]:
     if isinstance(where, RowStore):
         return [where]
-    shapes = head_shapes(sim.method, sim.schedule.most_identities,
+    shapes = head_shapes(sim.spec, sim.schedule.most_identities,
                          sim.config.population.previous)
     found = sorted((pathlib.Path(where) / FOLDER).glob("process-*-of-*.rows"))
     if not found:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import Config
 from fedfr_jax.engine.flops import multiply_adds
 from fedfr_jax.models import build
@@ -22,7 +22,7 @@ def _bytes(tree: PyTree) -> int:
     return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
-def communication(method: fedfr.Method, public_identities: int, identities: float,
+def communication(spec: RoundSpec, public_identities: int, identities: float,
                   rounds: int = 1) -> dict[str, dict[str, float]]:
     """Bytes that a client receives and sends in a round, by what they are; mean over rounds.
 
@@ -37,22 +37,22 @@ def communication(method: fedfr.Method, public_identities: int, identities: floa
     Returns:
       {"down": {what: bytes}, "up": {what: bytes}}.
     """
-    if method.recipe.union or not method.recipe.trains:
+    if spec.recipe.union or not spec.recipe.trains:
         return {"down": {}, "up": {}}
-    variables = jax.eval_shape(method.backbone.init, jax.random.key(0))
+    variables = jax.eval_shape(spec.backbone.init, jax.random.key(0))
     sent = [x for x, stays in zip(jax.tree.leaves(variables),
-                                  jax.tree.leaves(method.stays(variables)), strict=True)
+                                  jax.tree.leaves(spec.stays(variables)), strict=True)
             if not stays]
-    row = 4 * method.backbone.embedding
+    row = 4 * spec.backbone.embedding
     parts = {"backbone": _bytes(sent)}
-    if method.uses_public:
+    if spec.uses_public:
         parts["public class embeddings"] = row * public_identities
-    if method.recipe.server_embeddings is not None:
+    if spec.recipe.server_embeddings is not None:
         parts["class embeddings"] = row * identities
     parts = {what: size for what, size in parts.items() if size}
-    averages = method.recipe.averages
+    averages = spec.recipe.averages
     taken = 1.0 if averages is None else np.mean(
-        [bool(averages(method.options, r, rounds)) for r in range(rounds)])
+        [bool(averages(spec.options, r, rounds)) for r in range(rounds)])
     return {"down": parts, "up": {what: taken * size for what, size in parts.items()}}
 
 
@@ -69,7 +69,7 @@ def forward_flops(config: Config) -> int:
     return _forward_flops(config.model, config.data.image_size)
 
 
-def local_flops(config: Config, method: fedfr.Method, metrics: dict[str, np.ndarray],
+def local_flops(config: Config, spec: RoundSpec, metrics: dict[str, np.ndarray],
                 public_images: int) -> np.ndarray:
     """(C,) floating-point operations of each client in a round, by the backbone's passes.
 
@@ -86,8 +86,8 @@ def local_flops(config: Config, method: fedfr.Method, metrics: dict[str, np.ndar
     """
     batch = config.fed.batch_size
     images, trained = metrics["images"].astype(float), metrics["steps"].astype(float) * batch
-    passes = 3.0 * trained * (2 if method.recipe.copy_penalty is not None else 1)
-    if method.uses_contrastive:
+    passes = 3.0 * trained * (2 if spec.recipe.copy_penalty is not None else 1)
+    if spec.uses_contrastive:
         epochs = trained / np.maximum(images, 1)
         views = 2 * (1 - 0.5 ** epochs) if config.fed.mirror else np.minimum(epochs, 1)
         passes += 2 * (views * images if config.engine.cache_features else trained)

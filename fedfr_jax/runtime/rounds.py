@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from fedfr_jax import engine
-from fedfr_jax.algorithm import round as fedfr
 from fedfr_jax.algorithm.initialize import initial_server, server_shapes
+from fedfr_jax.algorithm.local_state import LOSS_TERMS
 from fedfr_jax.algorithm.pretraining import pretrain
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.engine.compilations import compilations
@@ -61,7 +61,7 @@ def pretrained_model(sim: Simulation, writer: workdir.RunWriter, folder: pathlib
     finished = folder / "backbone"
     trains = config.pretrain.epochs > 0
     if resume and finished.is_dir():
-        shapes = server_shapes(sim.method, sim.public.identities)
+        shapes = server_shapes(sim.spec, sim.public.identities)
         embeddings = folder / "public_embeddings"
         return load_pytree(finished, shapes.backbone), (
             load_pytree(embeddings, shapes.public_embeddings) if trains else None)
@@ -113,11 +113,11 @@ def round_row(sim: Simulation, round_index: int, clients: np.ndarray,
     hard = metrics["hard_negatives"]
     trained = int(metrics["steps"].sum()) * config.fed.batch_size
     return row | {
-        **{k: float(np.mean(metrics[k])) for k in fedfr.LOSS_TERMS},
+        **{k: float(np.mean(metrics[k])) for k in LOSS_TERMS},
         "hard_negatives_mean": float(hard.mean()), "hard_negatives_min": int(hard.min()),
         "hard_negatives_max": int(hard.max()), "images": trained,
         "images_per_second": trained / seconds,
-        "flops_per_client": float(costs.local_flops(config, sim.method, metrics, public).mean())}
+        "flops_per_client": float(costs.local_flops(config, sim.spec, metrics, public).mean())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,9 +325,9 @@ def starting_server(sim: Simulation, checkpoints: RoundCheckpoints, pretrained: 
     """The server as the newest checkpoint has it, or before the first round; on all devices."""
     mesh = sim.layout.mesh
     if checkpoints.latest() is not None:
-        server = checkpoints.restore(server_shapes(sim.method, sim.public.identities))
+        server = checkpoints.restore(server_shapes(sim.spec, sim.public.identities))
     else:
         pretrained, embeddings = engine.replicate((pretrained, embeddings), mesh)
-        server = initial_server(sim.method, sim.layout, pretrained, embeddings, sim.public)
+        server = initial_server(sim.spec, sim.layout, pretrained, embeddings, sim.public)
     # A copy: rounds give the server's memory away, and these arrays may be the caller's.
     return engine.replicate(jax.tree.map(np.array, server), mesh)

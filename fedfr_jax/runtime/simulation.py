@@ -19,8 +19,10 @@ from jax.sharding import PartitionSpec as P
 
 from fedfr_jax import data as data_sources
 from fedfr_jax import engine
-from fedfr_jax.algorithm import round as fedfr
+from fedfr_jax.algorithm.features import features, personal_features
 from fedfr_jax.algorithm.initialize import fill_in_new, initial_heads
+from fedfr_jax.algorithm.round import run_round
+from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config, ConfigError
 from fedfr_jax.data.folds import scorable
@@ -29,6 +31,7 @@ from fedfr_jax.data.split import make_split
 from fedfr_jax.data.types import FederatedSplit, ImageSource, VerificationSet
 from fedfr_jax.data.verification import leave_out, original_labels, read_bin, set_names
 from fedfr_jax.engine.convolutions import default_strategy
+from fedfr_jax.engine.layout import Layout
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.population.images import ClientImages, open_client_images
@@ -52,7 +55,7 @@ class Simulation:
       held_out: images of the evaluated clients' identities that nobody trains on.
       generic: pairs of people that nobody trained on.
       backbone: the network where its weights are shared (pretraining, evaluation).
-      method: what a client does; its network may compute convolutions otherwise.
+      spec: what a client does; its network may compute convolutions otherwise.
       layout: devices and lanes.
     """
 
@@ -65,8 +68,8 @@ class Simulation:
     held_out: HeldOut
     generic: tuple[VerificationSet, ...]
     backbone: Backbone
-    method: fedfr.Method
-    layout: fedfr.Layout
+    spec: RoundSpec
+    layout: Layout
 
 
 def use_cpu_devices(count: int) -> None:
@@ -88,31 +91,31 @@ def use_cpu_devices(count: int) -> None:
                             len(jax.devices()), count)
 
 
-def make_layout(config: Config) -> fedfr.Layout:
+def make_layout(config: Config) -> Layout:
     """Devices and lanes for these settings; clients side by side never exceed a cohort."""
     clients, settings = cohort_size(config), config.engine
     devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:clients]
     mesh = engine.make_mesh(devices)
-    return fedfr.Layout(mesh, min(settings.lanes, most_lanes(config, mesh.size)),
+    return Layout(mesh, min(settings.lanes, most_lanes(config, mesh.size)),
                         settings.feature_batch, settings.gradient_batch, settings.cache_features)
 
 
-def make_method(config: Config) -> tuple[Backbone, fedfr.Method]:
+def make_spec(config: Config) -> tuple[Backbone, RoundSpec]:
     """(network for shared weights, what a client does)."""
     shared, own = (build(config.model, config.data.image_size, conv)
                    for conv in (default_strategy(), config.engine.conv))
-    return shared, method_of(config, own)
+    return shared, spec_of(config, own)
 
 
-def method_of(config: Config, backbone: Backbone) -> fedfr.Method:
+def spec_of(config: Config, backbone: Backbone) -> RoundSpec:
     """The method that ``config.method`` names, on this network.
 
     Raises:
       InputError: the method needs something that the network does not have.
     """
-    method = fedfr.Method(backbone, config.fed, config.loss, config.recipe, config.options)
-    method.stays(jax.eval_shape(backbone.init, jax.random.key(0)))
-    return method
+    spec = RoundSpec(backbone, config.fed, config.loss, config.recipe, config.options)
+    spec.stays(jax.eval_shape(backbone.init, jax.random.key(0)))
+    return spec
 
 
 def build_simulation(config: Config, source: ImageSource | None = None) -> Simulation:
@@ -138,7 +141,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     layout = make_layout(config)
     clients = split.clients.union() if config.recipe.union else split.clients
     schedule = make_schedule(config, clients, layout.mesh.size)
-    backbone, method = make_method(config)
+    backbone, spec = make_spec(config)
     _check_gradient_batch(config, backbone)
     public = engine.replicate(PublicData(
         source.read(split.public_images), split.public_labels.astype(np.int32),
@@ -147,7 +150,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     return Simulation(
         config, source, split, public,
         open_client_images(config.data, source, split.clients, layout.mesh), schedule,
-        read_held_out(source, split, evaluated), generic, backbone, method, layout)
+        read_held_out(source, split, evaluated), generic, backbone, spec, layout)
 
 
 def _check_gradient_batch(config: Config, backbone: Backbone) -> None:
@@ -184,11 +187,11 @@ def _round(sim: Simulation) -> tuple[Callable[..., tuple], tuple]:
 
     Heads stay divided over the devices, server and metrics are on all.
     """
-    def run_round(server, heads, public, cohort, key):
-        return fedfr.run_round(sim.method, sim.layout, server, heads, public, cohort, key)
+    def one_round(server, heads, public, cohort, key):
+        return run_round(sim.spec, sim.layout, server, heads, public, cohort, key)
 
     everywhere = NamedSharding(sim.layout.mesh, P())
-    return run_round, (everywhere, NamedSharding(sim.layout.mesh, P(engine.AXIS)), everywhere)
+    return one_round, (everywhere, NamedSharding(sim.layout.mesh, P(engine.AXIS)), everywhere)
 
 
 def compile_round(sim: Simulation) -> Callable[..., tuple]:
@@ -196,8 +199,8 @@ def compile_round(sim: Simulation) -> Callable[..., tuple]:
 
     Server and heads are donated.
     """
-    run_round, shardings = _round(sim)
-    return jax.jit(run_round, donate_argnums=(0, 1), out_shardings=shardings)
+    one_round, shardings = _round(sim)
+    return jax.jit(one_round, donate_argnums=(0, 1), out_shardings=shardings)
 
 
 def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:
@@ -210,9 +213,9 @@ def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:
         one = compile_round(sim)
         return lambda servers, heads, public, cohort, keys: [
             one(servers[0], heads[0], public, cohort, keys[0])]
-    run_round, shardings = _round(sim)
+    one_round, shardings = _round(sim)
     stacked = ServerState(round=None, backbone=0, public_embeddings=0, optimizer=0)
-    each = jax.vmap(run_round, in_axes=(stacked, 0, None, None, 0), out_axes=(stacked, 0, 0))
+    each = jax.vmap(one_round, in_axes=(stacked, 0, None, None, 0), out_axes=(stacked, 0, 0))
 
     def run(servers, heads, public, cohort, keys):
         def stack(trees):
@@ -237,7 +240,7 @@ def compile_start(sim: Simulation) -> Callable[..., PyTree]:
 
     def start(stored, known, pretrained, public, cohort, key):
         initial = initial_heads(
-            sim.method, sim.layout, pretrained, public, cohort, key,
+            sim.spec, sim.layout, pretrained, public, cohort, key,
             most_identities=sim.schedule.most_identities,
             previous=sim.config.population.previous)
         return fill_in_new(stored, known, initial)
@@ -252,13 +255,13 @@ def round_key(config: Config) -> jax.Array:
 
 def make_embed(sim: Simulation) -> Callable[[PyTree, np.ndarray], np.ndarray]:
     """``(variables, images (N, S, S, 3) uint8) -> (N, d)`` features of the shared backbone."""
-    return _in_batches(sim, lambda variables, x: fedfr.features(sim.backbone, variables, x))
+    return _in_batches(sim, lambda variables, x: features(sim.backbone, variables, x))
 
 
 def make_personal_embed(sim: Simulation) -> Callable[..., np.ndarray]:
     """``((backbone, transform), images) -> (N, d)`` features of one personalized model."""
-    method = dataclasses.replace(sim.method, backbone=sim.backbone)
-    return _in_batches(sim, lambda model, x: fedfr.personal_features(method, *model, x))
+    spec = dataclasses.replace(sim.spec, backbone=sim.backbone)
+    return _in_batches(sim, lambda model, x: personal_features(spec, *model, x))
 
 
 def _in_batches(sim: Simulation, embed) -> Callable[[PyTree, np.ndarray], np.ndarray]:

@@ -1,0 +1,97 @@
+"""Images, where they lie during a round, and their features under frozen backbones."""
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from fedfr_jax import engine
+from fedfr_jax.algorithm.spec import RoundSpec
+from fedfr_jax.algorithm.state import ServerState
+from fedfr_jax.algorithm.transforms import TRANSFORMS
+from fedfr_jax.engine.layout import Layout
+from fedfr_jax.models import Backbone
+from fedfr_jax.population.cohort_data import CohortData, PublicData
+
+PyTree = Any
+
+
+@struct.dataclass
+class Shared:
+    """What every client reads in a round."""
+
+    server: ServerState
+    public: PublicData
+    table: jax.Array | None  # training images, where they lie on every device
+    key: jax.Array
+
+
+@struct.dataclass
+class Device:
+    """The list of a device's training images: themselves, or their rows in the table."""
+
+    images: jax.Array | None
+    table_rows: jax.Array | None
+
+
+def where_images_are(server, public: PublicData, cohort: CohortData, key):
+    """(what all devices share, what each device has)."""
+    in_table = cohort.table_rows is not None
+    return (Shared(server, public, cohort.images if in_table else None, key),
+            Device(None if in_table else cohort.images, cohort.table_rows))
+
+
+def own_images(shared: Shared, device: Device, positions) -> jax.Array:
+    """Images at some positions of a device's list."""
+    if shared.table is not None:
+        return shared.table[device.table_rows[positions]]
+    return device.images[positions]
+
+
+def to_input(images):
+    """uint8 RGB -> float32 in [-1, 1], ``(x / 255 - 0.5) / 0.5``."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def mirror(images):
+    """Flips (..., H, W, 3) images horizontally."""
+    return images[..., ::-1, :]
+
+
+def features(backbone: Backbone, variables: PyTree, images) -> jax.Array:
+    """(B, d) features of uint8 images under a frozen backbone."""
+    return backbone.apply(variables, to_input(images), False)[0]
+
+
+def list_features(backbone: Backbone, variables: PyTree, shared: Shared, device: Device, used,
+                  block: int) -> jax.Array:
+    """(R, d) features of a device's list of images; those after ``used`` mean nothing."""
+    size = len(device.images if shared.table is None else device.table_rows)
+    return engine.loop_blocks(
+        lambda p: features(backbone, variables, own_images(shared, device, p)),
+        jnp.arange(size), used, block=block)
+
+
+def public_features(spec: RoundSpec, layout: Layout, variables: PyTree,
+                    public: PublicData) -> jax.Array:
+    """(N_0, d) features of the public images, computed by all devices together."""
+    return engine.map_blocks(
+        lambda s, p: features(spec.backbone, s[0], s[1][p]), (variables, public.images),
+        len(public.labels), mesh=layout.mesh, block=layout.feature_batch)
+
+
+def personal_features(spec: RoundSpec, backbone: PyTree, transform: PyTree, images) -> jax.Array:
+    """Features under a client's personalized model, transform after its own backbone.
+
+    Args:
+      backbone: variables of the client's backbone, as trained and not averaged.
+      transform: the client's DFC transform.
+      images: (B, S, S, 3) uint8.
+
+    Returns:
+      (B, d).
+    """
+    f = features(spec.backbone, backbone, images)
+    return TRANSFORMS[spec.fed.transform].apply(transform, f) if spec.uses_binary else f

@@ -1,0 +1,48 @@
+"""The features that hard negatives are found with, for all clients of a cohort."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedfr_jax import engine
+from fedfr_jax.algorithm.features import Device, Shared, list_features, public_features
+from fedfr_jax.algorithm.spec import RoundSpec
+from fedfr_jax.engine.layout import Layout
+from fedfr_jax.population.cohort_data import CohortData
+
+
+def all_or_nothing(spec: RoundSpec, shared: Shared, cohort: CohortData) -> jax.Array:
+    """(C, N_0) bool, every public image for every client; (C, 0) without public data."""
+    slots = len(cohort.sizes)
+    if not spec.uses_public:
+        return jnp.zeros((slots, 0), bool)
+    return jnp.broadcast_to((cohort.sizes > 0)[:, None], (slots, len(shared.public.labels)))
+
+
+def compare_with_public(choose: Callable[..., jax.Array], spec: RoundSpec, layout: Layout,
+                        shared: Shared, device: Device, cohort: CohortData) -> jax.Array:
+    """(C, N_0) bool: ``choose`` of each client's features and those of the public images.
+
+    Args:
+      choose: ``(own (M, d), exists (M,) bool, public (N_0, d)) -> (N_0,) bool``; all features
+        are under the global backbone.
+    """
+    everybody = public_features(spec, layout, shared.server.backbone, shared.public)
+
+    def on_one_device(shared, device):
+        shared, public = shared
+        device, used, rows, sizes = device
+        features = list_features(spec.backbone, shared.server.backbone, shared, device, used[0],
+                                 layout.feature_batch)
+
+        def one_client(client):
+            rows, size = client
+            return choose(features[rows], jnp.arange(len(rows)) < size, public)
+
+        return jax.lax.map(one_client, (rows, sizes))
+
+    return engine.on_each_device(
+        on_one_device, (shared, everybody),
+        (device, cohort.used, cohort.rows, cohort.sizes), mesh=layout.mesh)

@@ -1,0 +1,117 @@
+"""What a client trains on in a round: its pool of images, and the mini-batches drawn from it."""
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from fedfr_jax import losses
+from fedfr_jax.algorithm.features import Device, Shared, mirror, own_images
+from fedfr_jax.algorithm.spec import RoundSpec
+
+
+@struct.dataclass
+class Client:
+    """One client's part of the cohort."""
+
+    number: jax.Array  # in the population
+    rows: jax.Array
+    labels: jax.Array
+    size: jax.Array
+    identities: jax.Array
+    kept_public: jax.Array  # (N_0,) bool, or (0,) without public data
+
+
+@struct.dataclass
+class Batch:
+    """A mini-batch of one client.
+
+    Attributes:
+      images: (B, S, S, 3) uint8, mirrored where the augmentation said so.
+      labels: (B,) int32: local label, or K + public label.
+      direction: (B, d) from :func:`fedfr_jax.losses.contrastive_direction` of the features
+        under the incoming and the client's previous backbone, or None.
+      weights: (B,) of the images in the identification loss, or None where all are 1.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    direction: jax.Array | None = None
+    weights: jax.Array | None = None
+
+
+@struct.dataclass
+class Pool:
+    """A client's own images and all public ones, P = M + N_0 entries, many not for use.
+
+    Attributes:
+      labels: (P,) int32: local label, or K + public label.
+      valid: (P,) bool, which entries the client trains on.
+      weights: (P,) of the entries in the identification loss, or None where all are 1.
+      key: of the client and the round; the epoch is folded in.
+      images: maps (B,) positions in the pool to (B, S, S, 3) uint8 images.
+      mirrored: whether half of the images are mirrored, drawn anew in every epoch.
+    """
+
+    labels: jax.Array
+    valid: jax.Array
+    weights: jax.Array | None
+    key: jax.Array
+    images: Any = struct.field(pytree_node=False)
+    mirrored: bool = struct.field(pytree_node=False)
+
+    @property
+    def size(self) -> jax.Array:
+        """Images that the client trains on."""
+        return self.valid.sum()
+
+    def _keys(self, epoch):
+        return jax.random.split(jax.random.fold_in(self.key, epoch))
+
+    def order(self, epoch) -> jax.Array:
+        """(P,) positions in the order of an epoch."""
+        return epoch_order(self._keys(epoch)[0], self.valid)
+
+    def flips(self, epoch) -> jax.Array:
+        """(P,) bool, which images an epoch mirrors."""
+        return jax.random.bernoulli(self._keys(epoch)[1], 0.5 if self.mirrored else 0.0,
+                                    self.valid.shape)
+
+    def views(self, positions, flip) -> jax.Array:
+        """(B, S, S, 3) uint8 images at (B,) positions, mirrored where (B,) ``flip`` says so."""
+        images = self.images(positions)
+        return jnp.where(flip[:, None, None, None], mirror(images), images)
+
+
+def make_pool(spec: RoundSpec, shared: Shared, device: Device, client: Client,
+              most_identities: int) -> Pool:
+    """The pool of one client; the key of its round is the run's, with both folded in."""
+    own, public = client.rows.shape[0], client.kept_public.shape[0]
+
+    def images(positions):
+        local = own_images(shared, device, client.rows[jnp.minimum(positions, own - 1)])
+        if not public:
+            return local
+        other = shared.public.images[jnp.maximum(positions - own, 0)]
+        return jnp.where((positions < own)[:, None, None, None], local, other)
+
+    labels = jnp.concatenate([client.labels, most_identities + shared.public.labels[:public]])
+    valid = jnp.concatenate([jnp.arange(own) < client.size, client.kept_public])
+    weights = (losses.class_weights(labels, valid, most_identities + shared.public.identities)
+               if spec.loss.balanced else None)
+    key = jax.random.fold_in(jax.random.fold_in(shared.key, shared.server.round), client.number)
+    return Pool(labels, valid, weights, key, images, spec.fed.mirror)
+
+
+def epoch_order(key, valid) -> jax.Array:
+    """A random order of the valid entries of the pool; the invalid ones come last.
+
+    Args:
+      valid: (P,) bool.
+
+    Returns:
+      (P,) int32 positions.
+    """
+    return jnp.argsort(jnp.where(valid, jax.random.uniform(key, valid.shape), jnp.inf))

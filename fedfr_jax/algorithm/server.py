@@ -1,0 +1,54 @@
+"""What the server does with an average, and with class embeddings that it is sent."""
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedfr_jax.algorithm.spec import RoundSpec
+from fedfr_jax.algorithm.state import Heads, ServerState
+from fedfr_jax.config import FedConfig
+from fedfr_jax.population.cohort_data import CohortData
+
+PyTree = Any
+
+
+def server_optimizer(fed: FedConfig) -> optax.GradientTransformation | None:
+    """What turns the average into a step of the server; None: the average is taken as it is."""
+    if fed.server_optimizer == "momentum":
+        return optax.sgd(fed.server_lr or 1.0, momentum=fed.server_momentum)
+    if fed.server_optimizer == "adam":
+        return optax.adam(fed.server_lr or 1e-3, fed.server_momentum, fed.server_beta2,
+                          fed.server_epsilon)
+    return None
+
+
+def server_trained(backbone: PyTree, public_embeddings) -> PyTree:
+    """What a server optimizer moves; running statistics are averaged."""
+    return {"params": backbone["params"], "public_embeddings": public_embeddings}
+
+
+def server_step(fed: FedConfig, server: ServerState, backbone: PyTree, public_embeddings):
+    """(backbone, public embeddings, optimizer's state) from averaged ones."""
+    optimizer = server_optimizer(fed)
+    if optimizer is None:
+        return backbone, public_embeddings, server.optimizer
+    old = server_trained(server.backbone, server.public_embeddings)
+    difference = jax.tree.map(jnp.subtract, old, server_trained(backbone, public_embeddings))
+    step, state = optimizer.update(difference, server.optimizer, old)
+    moved = optax.apply_updates(old, step)
+    return dict(backbone, params=moved["params"]), moved["public_embeddings"], state
+
+
+def embeddings_at_server(spec: RoundSpec, heads: Heads, cohort: CohortData) -> Heads:
+    """The heads after the server has seen all class embeddings (``Recipe.server_embeddings``)."""
+    if spec.recipe.server_embeddings is None:
+        return heads
+    embeddings = heads.class_embeddings
+    exists = jnp.arange(embeddings.shape[1]) < cohort.identities[:, None]
+    rows = spec.recipe.server_embeddings(
+        spec.options, embeddings.reshape(-1, embeddings.shape[-1]), exists.reshape(-1))
+    return heads.replace(class_embeddings=jnp.where(
+        exists[..., None], rows.reshape(embeddings.shape), embeddings))

@@ -1,0 +1,73 @@
+"""What a round is made of and does not change: the static part of the program."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedfr_jax.config import FedConfig, LossConfig
+from fedfr_jax.methods import METHODS, Recipe, Terms
+from fedfr_jax.models import Backbone
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundSpec:
+    """What is trained and how; static under jit.
+
+    Attributes:
+      backbone: see :class:`fedfr_jax.models.Backbone`.
+      fed: rounds, local training, averaging.
+      loss: weights and constants of the three terms.
+      recipe: where the method differs from federated averaging.
+      options: of the recipe.
+    """
+
+    backbone: Backbone
+    fed: FedConfig
+    loss: LossConfig
+    recipe: Recipe = METHODS["fedfr"]
+    options: Any = None
+
+    @property
+    def terms(self) -> Terms:
+        return self.recipe.terms(self.options, self.loss)
+
+    @property
+    def uses_public(self) -> bool:
+        return self.fed.public_data != "off"
+
+    @property
+    def uses_contrastive(self) -> bool:
+        return self.terms.contrastive > 0
+
+    @property
+    def uses_binary(self) -> bool:
+        return self.terms.binary > 0
+
+    def stays(self, variables: PyTree) -> PyTree:
+        """Pytree of bool like the backbone's variables: what a client keeps to itself."""
+        if self.recipe.stays is None:
+            return jax.tree.map(lambda _: False, variables)
+        return self.recipe.stays(self.options, self.backbone, variables)
+
+
+def epochs_of_round(spec: RoundSpec, round_index) -> tuple[jax.Array, jax.Array]:
+    """(E, epoch from which the learning rate is decayed) of a round (FedFR, section 4.1).
+
+    Where head and body take turns there is no decay: it would fall on the last turn alone.
+    """
+    fed = spec.fed
+    epochs = jnp.asarray(fed.local_epochs)[
+        jnp.minimum(round_index, len(fed.local_epochs) - 1)]
+    if spec.recipe.epochs is not None:
+        epochs = spec.recipe.epochs(spec.options, round_index, fed.rounds, epochs)
+    if spec.recipe.heads_turn is not None:
+        return epochs, epochs
+    later = jnp.maximum(1, (0.75 * epochs).astype(int))
+    first = jnp.asarray((*fed.lr_decay_epochs, 0))[
+        jnp.minimum(round_index, len(fed.lr_decay_epochs))]
+    return epochs, jnp.where(round_index < len(fed.lr_decay_epochs), first, later)
