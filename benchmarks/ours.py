@@ -16,8 +16,8 @@ from benchmarks.plain_jax import arrays_of, variables_of
 from benchmarks.problem import Built, Case, Workload, part, previous_weights
 from fedfr_jax import engine
 from fedfr_jax.algorithm.state import Heads, ServerState
-from fedfr_jax.config import (
-    Config,
+from fedfr_jax.config import Config
+from fedfr_jax.config.settings import (
     DataConfig,
     EngineConfig,
     FedConfig,

@@ -29,7 +29,7 @@ from benchmarks.problem import (
     previous_weights,
 )
 from fedfr_jax import losses
-from fedfr_jax.config import ModelConfig
+from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.engine import flops
 from fedfr_jax.models import build as build_model
 from fedfr_jax.models import from_torch, to_torch

@@ -26,10 +26,10 @@ from ml_collections import ConfigDict
 
 from fedfr_jax.algorithm.initialize import server_shapes
 from fedfr_jax.algorithm.state import ServerState
-from fedfr_jax.config import Config, ConfigError, load_config, merged, resolve, to_dict
+from fedfr_jax.config import Config, load_config, merged, resolve, to_dict
 from fedfr_jax.data.split import save_split
 from fedfr_jax.data.types import ImageSource, as_images
-from fedfr_jax.errors import InputError
+from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting import html as report
 from fedfr_jax.reporting import plots, tables

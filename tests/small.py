@@ -9,7 +9,7 @@ from fedfr_jax import engine
 from fedfr_jax.algorithm.initialize import initial_heads, initial_server
 from fedfr_jax.algorithm.round import run_round
 from fedfr_jax.algorithm.spec import RoundSpec
-from fedfr_jax.config import FedConfig, LossConfig, ModelConfig
+from fedfr_jax.config.settings import FedConfig, LossConfig, ModelConfig
 from fedfr_jax.engine.layout import Layout
 from fedfr_jax.models import build
 from fedfr_jax.population.cohort_data import CohortData, PublicData

@@ -10,8 +10,8 @@ from test_train import settings
 
 from fedfr_jax.ablation import comparison, grid
 from fedfr_jax.ablation.rows import BASELINES, FEDFR, PARTS, SWITCHES, batch_norm, fixed_epochs
-from fedfr_jax.config import Config, ConfigError, load_config, merged, resolve, to_dict
-from fedfr_jax.errors import InputError
+from fedfr_jax.config import Config, load_config, merged, resolve, to_dict
+from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.runtime.workdir import read_metrics, read_summary
 
 ROWS = (FEDFR, ("FedAvg", {"method": {"name": "fedavg"}}),

@@ -4,7 +4,8 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from fedfr_jax.config import Config, ConfigError, default_config, load_config, resolve, to_dict
+from fedfr_jax.config import Config, default_config, load_config, resolve, to_dict
+from fedfr_jax.errors import ConfigError
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 

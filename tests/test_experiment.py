@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_train import SETTINGS, final_state, settings
 
-from fedfr_jax.config import ConfigError, default_config, resolve
-from fedfr_jax.errors import InputError
+from fedfr_jax.config import default_config, resolve
+from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.experiment import Experiment, Result, run, settings_of, train
 from fedfr_jax.runtime.simulation import make_embed, use_cpu_devices
 

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from fedfr_jax.config import SplitConfig
+from fedfr_jax.config.settings import SplitConfig
 from fedfr_jax.data.split import make_split
 from fedfr_jax.population.feed import cohort_rows, needed_capacity
 

@@ -4,7 +4,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from fedfr_jax.config import DataConfig
+from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data import open_source
 from fedfr_jax.data.folder import open_folder
 from fedfr_jax.errors import InputError

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfr_jax.config import DataConfig, GeneratedConfig
+from fedfr_jax.config.settings import DataConfig, GeneratedConfig
 from fedfr_jax.data.faces import draws, generated, parameters, renderer
 from fedfr_jax.errors import InputError
 

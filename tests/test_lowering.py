@@ -7,7 +7,7 @@ from jax import export
 
 from fedfr_jax.algorithm.round import run_round
 from fedfr_jax.algorithm.spec import RoundSpec
-from fedfr_jax.config import LossConfig, ModelConfig
+from fedfr_jax.config.settings import LossConfig, ModelConfig
 from fedfr_jax.models import build
 
 MODELS = {

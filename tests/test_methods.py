@@ -16,7 +16,8 @@ from fedfr_jax.algorithm.pool import Batch
 from fedfr_jax.algorithm.round import local_loss, server_average
 from fedfr_jax.algorithm.spec import epochs_of_round
 from fedfr_jax.algorithm.transforms import TRANSFORMS
-from fedfr_jax.config import LossConfig, resolve
+from fedfr_jax.config import resolve
+from fedfr_jax.config.settings import LossConfig
 from fedfr_jax.errors import InputError
 from fedfr_jax.methods import METHODS
 from fedfr_jax.methods.fedface import spread_out_loss

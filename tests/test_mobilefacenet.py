@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfr_jax.config import ModelConfig
+from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.data.verification import read_bin
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.verification import embed_with_mirror, evaluate_pairs

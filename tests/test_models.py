@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from fedfr_jax.config import ConfigError, ModelConfig
+from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.engine.convolutions import conv2d
+from fedfr_jax.errors import ConfigError
 from fedfr_jax.models import (
     MODELS,
     build,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from fedfr_jax.config import DataConfig
+from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data import SOURCES, decode, open_source
 from fedfr_jax.data.recordio import open_recordio, scan
 from fedfr_jax.data.recordio_format import (

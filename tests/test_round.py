@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from fedfr_jax.algorithm.pool import epoch_order
 from fedfr_jax.algorithm.spec import RoundSpec
-from fedfr_jax.config import LossConfig
+from fedfr_jax.config.settings import LossConfig
 from fedfr_jax.models import Backbone
 
 

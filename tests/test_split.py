@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fedfr_jax.config import SplitConfig
+from fedfr_jax.config.settings import SplitConfig
 from fedfr_jax.data.split import describe_split, load_split, make_split, save_split
 from fedfr_jax.errors import InputError
 

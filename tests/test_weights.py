@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfr_jax.config import ModelConfig
+from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.errors import InputError
 from fedfr_jax.models import build, from_torch, load_weights, to_torch
 

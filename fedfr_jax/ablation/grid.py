@@ -28,10 +28,11 @@ from ml_collections import ConfigDict
 
 from fedfr_jax import experiment
 from fedfr_jax.ablation import comparison
-from fedfr_jax.config import Config, ConfigError, DataConfig, merged, resolve, to_dict
+from fedfr_jax.config import Config, merged, resolve, to_dict
+from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data import ImageSource, open_source
 from fedfr_jax.data.types import remembering
-from fedfr_jax.errors import InputError
+from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.experiment import Experiment, train
 from fedfr_jax.reporting.plots import slug
 from fedfr_jax.runtime import workdir

@@ -11,7 +11,7 @@ from flax import struct
 from fedfr_jax.algorithm.pool import Client
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
-from fedfr_jax.config import FedConfig
+from fedfr_jax.config.settings import FedConfig
 
 PyTree = Any
 LOSS_TERMS = ("loss", "identification", "binary", "contrastive")

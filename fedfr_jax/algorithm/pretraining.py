@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from fedfr_jax import engine, losses
 from fedfr_jax.algorithm.features import mirror, to_input
-from fedfr_jax.config import PretrainConfig
+from fedfr_jax.config.settings import PretrainConfig
 from fedfr_jax.models import Backbone
 
 PyTree = Any

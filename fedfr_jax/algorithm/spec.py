@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedfr_jax.config import FedConfig, LossConfig
+from fedfr_jax.config.settings import FedConfig, LossConfig
 from fedfr_jax.methods import METHODS, Recipe, Terms
 from fedfr_jax.models import Backbone
 

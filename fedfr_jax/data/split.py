@@ -11,7 +11,7 @@ import pathlib
 
 import numpy as np
 
-from fedfr_jax.config import SplitConfig
+from fedfr_jax.config.settings import SplitConfig
 from fedfr_jax.data.arrays import load_arrays
 from fedfr_jax.data.folds import FOLDS
 from fedfr_jax.data.types import Clients, FederatedSplit, ranges

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedfr_jax.config import DataConfig
+from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data.decode import MAX_MEGAPIXELS, check_lazily, decode_lazily
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedfr_jax.config import ConfigError, ModelConfig
+from fedfr_jax.config.settings import ModelConfig
+from fedfr_jax.errors import ConfigError
 from fedfr_jax.models.layers import (
     BatchNorm,
     Conv,

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedfr_jax.config import ConfigError
 from fedfr_jax.engine.convolutions import conv2d
+from fedfr_jax.errors import ConfigError
 
 Initializer = Callable[..., jax.Array]
 

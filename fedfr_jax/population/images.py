@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedfr_jax import engine
-from fedfr_jax.config import DataConfig
+from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data.types import Clients, ImageSource
 from fedfr_jax.errors import InputError
 from fedfr_jax.population.cohort_data import CohortData

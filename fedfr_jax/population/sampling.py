@@ -17,7 +17,7 @@ import numpy as np
 from fedfr_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from fedfr_jax.config import PopulationConfig
+    from fedfr_jax.config.settings import PopulationConfig
 
 _STREAM = 0xC0_40_27  # tells these random streams from others of the same seed
 

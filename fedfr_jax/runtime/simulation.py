@@ -24,7 +24,7 @@ from fedfr_jax.algorithm.initialize import fill_in_new, initial_heads
 from fedfr_jax.algorithm.round import run_round
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import ServerState
-from fedfr_jax.config import Config, ConfigError
+from fedfr_jax.config import Config
 from fedfr_jax.data.folds import scorable
 from fedfr_jax.data.held_out import HeldOut, evaluated_clients, read_held_out
 from fedfr_jax.data.split import make_split
@@ -32,6 +32,7 @@ from fedfr_jax.data.types import FederatedSplit, ImageSource, VerificationSet
 from fedfr_jax.data.verification import leave_out, original_labels, read_bin, set_names
 from fedfr_jax.engine.convolutions import default_strategy
 from fedfr_jax.engine.layout import Layout
+from fedfr_jax.errors import ConfigError
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.population.images import ClientImages, open_client_images

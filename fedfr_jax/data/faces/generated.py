@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedfr_jax.config import DataConfig
+from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data.faces.parameters import identity_parameters, noise_key, sample_parameters
 from fedfr_jax.data.faces.renderer import photograph, to_bytes
 from fedfr_jax.data.types import ImageSource

@@ -1,0 +1,141 @@
+"""What values settings may have, alone and together."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fedfr_jax.config.whole import Config
+from fedfr_jax.errors import ConfigError
+from fedfr_jax.methods import METHODS
+
+_CHOICES = {
+    "loss.identification": ("cosface", "arcface"),
+    "data.source": ("generated", "recordio", "folder", "tfds"),
+    "model.dtype": ("float32", "bfloat16", "auto"),
+    "fed.public_data": ("auto", "hard", "all", "off"),
+    "fed.class_embedding_init": ("mean_feature", "random"),
+    "fed.transform": ("linear", "bottleneck", "none"),
+    "fed.aggregation": ("images", "uniform"),
+    "fed.server_optimizer": ("average", "momentum", "adam"),
+    "data.images": ("auto", "resident", "stream", "render"),
+    "population.sampling": ("uniform", "weighted", "schedule"),
+    "population.previous": ("float32", "bfloat16", "off"),
+    "engine.conv": ("auto", "grouped", "patches", "custom"),
+}
+_POSITIVE = (
+    "data.image_size", "data.max_megapixels", "model.embedding", "loss.scale",
+    "loss.temperature", "loss.binary_scale",
+    "loss.binary_power", "pretrain.batch_size", "pretrain.lr", "pretrain.scale",
+    "fed.num_clients", "fed.batch_size", "fed.lr",
+    "fed.server_epsilon", "eval.batch_size", "eval.block", "engine.feature_batch",
+    "checkpoint.every", "checkpoint.keep")
+_NOT_NEGATIVE = (
+    "fed.rounds", "fed.server_momentum", "fed.server_beta2", "data.workers", "loss.margin",
+    "loss.contrastive_weight", "loss.binary_weight",
+    "loss.binary_margin", "pretrain.epochs", "pretrain.momentum", "pretrain.weight_decay",
+    "pretrain.warmup_epochs", "pretrain.margin", "fed.momentum", "fed.weight_decay",
+    "fed.lr_decay", "fed.server_lr", "data.resident_gib", "population.cohort", "eval.clients",
+    "eval.every", "eval.examples", "engine.lanes", "engine.cpu_devices",
+    "engine.gradient_batch")
+
+
+def _get(config: Config, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raises for values that are out of range or contradict each other."""
+    for name, choices in {"method.name": tuple(METHODS), **_CHOICES}.items():
+        if _get(config, name) not in choices:
+            raise ConfigError(f"{name} is {_get(config, name)!r}; use one of {', '.join(choices)}")
+    for name in _POSITIVE:
+        if not _get(config, name) > 0:
+            raise ConfigError(f"{name} is {_get(config, name)}; it must be above 0")
+    for name in _NOT_NEGATIVE:
+        if not _get(config, name) >= 0:
+            raise ConfigError(f"{name} is {_get(config, name)}; it must not be negative")
+    _check_ranges(config)
+    _check_contradictions(config)
+
+
+def _check_ranges(config: Config) -> None:
+    fed, loss = config.fed, config.loss
+    if not fed.local_epochs or min(fed.local_epochs) < 1:
+        raise ConfigError(f"fed.local_epochs is {fed.local_epochs}; give at least one epoch "
+                          "for each round, such as (10, 8, 6, 4)")
+    if not 0 <= loss.binary_balance <= 1:
+        raise ConfigError(f"loss.binary_balance is {loss.binary_balance}; it is a share, 0 to 1")
+    if not -1 <= fed.hard_threshold <= 1:
+        raise ConfigError(f"fed.hard_threshold is {fed.hard_threshold}; it is a cosine, -1 to 1")
+    if not config.eval.fars or not all(0 < f < 1 for f in config.eval.fars):
+        raise ConfigError(f"eval.fars is {config.eval.fars}; give rates between 0 and 1")
+    if list(config.eval.fars) != sorted(set(config.eval.fars)):
+        raise ConfigError(f"eval.fars is {config.eval.fars}; give each rate once, lowest first")
+
+
+def _check_contradictions(config: Config) -> None:
+    data, loss = config.data, config.loss
+    if data.source != "generated" and not data.root and data.source != "tfds":
+        raise ConfigError(f"data.root is empty; data.source={data.source!r} needs the folder "
+                          "the images are in")
+    if data.verification_labels and (
+            len(data.verification_labels) != len(data.verification_sets)):
+        raise ConfigError(f"data.verification_labels has {len(data.verification_labels)} entries "
+                          f"for {len(data.verification_sets)} data.verification_sets; give one "
+                          "each ('' for none)")
+    _check_population(config)
+    if loss.binary_detached and loss.binary_weight == 0 and config.method.name == "fedfr":
+        raise ConfigError("loss.binary_detached is set, but loss.binary_weight=0 leaves the "
+                          "binary term out")
+
+
+def _check_method(config: Config) -> None:
+    """What a method needs of other settings, and of its own, none of which is negative."""
+    name, recipe = config.method.name, config.recipe
+    options = config.options
+    for field in dataclasses.fields(options) if options is not None else ():
+        value = getattr(options, field.name)
+        if isinstance(value, (int, float)) and value < 0:
+            raise ConfigError(f"method.{name}.{field.name} is {value}; it must not be negative")
+    population = config.population
+    terms = recipe.terms(options, config.loss)
+    if terms.contrastive > 0 and not terms.temperature > 0:
+        raise ConfigError(f"the temperature of method.name={name!r} is {terms.temperature}; it "
+                          "must be above 0")
+    if recipe.isolated and config.fed.public_data not in ("auto", "off"):
+        raise ConfigError(f"fed.public_data is {config.fed.public_data!r}, but with method.name="
+                          f"{name!r} nothing is shared, and the class embeddings of public "
+                          "identities would be; set it to 'off'")
+    own = recipe.stays is not None or recipe.copy_penalty is not None
+    if population.previous == "off" and (terms.contrastive > 0 or own):
+        need = ("keeps part of the backbone with the clients" if own else
+                "has a contrastive term, which needs the clients' previous backbones")
+        raise ConfigError(f"population.previous is 'off', but method.name={name!r} {need}; set "
+                          "population.previous='float32' or 'bfloat16'" + (
+                              "" if own else ", or the term's weight to 0"))
+    if recipe.union and population.cohort > 1:
+        raise ConfigError(f"population.cohort is {population.cohort}, but method.name={name!r} "
+                          "trains one client that holds everybody's images; set it to 0")
+    if recipe.union and population.sampling == "schedule":
+        raise ConfigError(f"population.sampling is 'schedule', but method.name={name!r} trains "
+                          "one client that holds everybody's images; set it to 'uniform'")
+
+
+def _check_population(config: Config) -> None:
+    fed, population = config.fed, config.population
+    if population.cohort > fed.num_clients:
+        raise ConfigError(f"population.cohort is {population.cohort}, but there are only "
+                          f"fed.num_clients={fed.num_clients} clients")
+    if (population.sampling == "schedule") != bool(population.schedule):
+        raise ConfigError(f"population.schedule is {population.schedule!r}; give the file of the "
+                          "rounds' clients with population.sampling='schedule', and only then")
+    _check_method(config)
+    if config.data.images == "render" and config.data.source != "generated":
+        raise ConfigError("data.images is 'render', but only generated faces can be rendered; "
+                          "use 'resident' or 'stream'")
+    part = config.engine.gradient_batch
+    if part and fed.batch_size % part:
+        raise ConfigError(f"engine.gradient_batch is {part}; it must divide "
+                          f"fed.batch_size={fed.batch_size}")

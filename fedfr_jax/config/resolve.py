@@ -1,0 +1,86 @@
+"""From nested dictionaries to checked settings, and back."""
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fedfr_jax.config.checks import check
+from fedfr_jax.config.whole import Config, method_config
+from fedfr_jax.errors import ConfigError
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The settings as nested plain dictionaries, for ``config.json``."""
+    return dataclasses.asdict(config)
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries with some values changed."""
+    result = dict(base)
+    for key, value in changes.items():
+        inner = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if inner else value
+    return result
+
+
+def resolve(settings: Mapping[str, Any]) -> Config:
+    """Checked, frozen settings from a ``ConfigDict`` or nested dictionaries.
+
+    Args:
+      settings: may leave settings out; those keep their defaults.
+
+    Raises:
+      ConfigError: a setting is unknown, of the wrong type, out of range, or
+        contradicts another one; the message begins with its name.
+    """
+    config = _build(Config, settings, "")
+    check(config)
+    return _as_method_says(config)
+
+
+def _as_method_says(config: Config) -> Config:
+    """The settings with what the method decides."""
+    recipe, fed = config.recipe, config.fed
+    if fed.public_data == "auto":
+        fed = dataclasses.replace(fed, public_data=recipe.public_data)
+    if not recipe.trains:
+        fed = dataclasses.replace(fed, rounds=0)
+    return dataclasses.replace(config, fed=fed)
+
+
+def _build(kind: type, settings: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    if kind is Config:
+        hints["method"] = type(method_config())
+    unknown = set(settings) - set(hints)
+    if unknown:
+        name = sorted(unknown)[0]
+        raise ConfigError(f"{prefix}{name} is not a setting; {prefix or 'the top level '}has "
+                          f"{', '.join(hints)}")
+    values = {}
+    for name, value in settings.items():
+        hint, where = hints[name], prefix + name
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping | ConfigDict):
+                raise ConfigError(f"{where} is a group of settings, not {value!r}")
+            values[name] = _build(hint, value, where + ".")
+        else:
+            values[name] = _convert(value, hint, where)
+    return kind(**values)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, tuple | list):
+            raise ConfigError(f"{where} takes several values, such as (1, 2), not {value!r}")
+        element = typing.get_args(hint)[0]
+        return tuple(_convert(v, element, where) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} is {value!r}, but takes a value of type {hint.__name__}")
+    return value

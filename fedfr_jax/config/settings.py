@@ -1,0 +1,177 @@
+"""The groups of settings, in frozen dataclasses.
+
+They are the only place where a setting, its type and its default stand. This module imports
+nothing of the package, so that every other may use it; the whole, with the method's own
+settings, is :class:`fedfr_jax.config.Config`.
+"""
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedConfig:
+    """Procedural faces, used when ``data.source == "generated"``."""
+
+    identities: int = 600  # people in the whole data set
+    images_per_identity: tuple[int, ...] = (20, 20)  # (fewest, most), drawn per identity
+    difficulty: float = 1.0  # strength of pose, light, occlusion, blur and noise; 0 = none
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitConfig:
+    """FedFR's split into client, public and held-out identities (FEDFR.md section 6)."""
+
+    client_fraction: float = 0.5  # share of the shuffled identities that clients draw from
+    identities_per_client: tuple[int, ...] = (10, 10)  # (fewest, most), drawn per client
+    client_images: tuple[int, ...] = (1, 1_000_000)  # an identity qualifies with so many images
+    verification_images: int = 8  # first images of each client identity, held out for tests
+    public_identities: int = 0  # use at most so many; 0 = all that qualify
+    public_images: tuple[int, ...] = (1, 1_000_000)  # an identity qualifies with so many images
+    unused_public: bool = False  # identities for clients that no client took become public
+    max_training_images: int = 0  # per client identity; 0 = all that are left
+    held_out_identities: int = 0  # set aside for generic verification pairs, seen by nobody
+    held_out_pairs: int = 0  # genuine and as many impostor pairs made from them (x2 in all)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where images come from. ``seed`` fixes both generated faces and the split."""
+
+    source: str = "generated"  # generated | recordio | folder | tfds
+    root: str = ""  # folder of train.rec / of identity folders / tfds data_dir
+    name: str = "lfw"  # tfds only: data set in the catalog
+    label: str = ""  # tfds only: the identity feature; "" = found from the features
+    image_size: int = 112  # images are square; others are resized
+    seed: int = 0
+    workers: int = 0  # decoding threads; 0 = one per core
+    max_megapixels: float = 50.0  # larger images are refused before decoding (Pillow: above 178)
+    verification_sets: tuple[str, ...] = ()  # insightface .bin files, relative to root
+    verification_labels: tuple[str, ...] = ()  # per set: .npy (pairs, 2) identities, or ""
+    # Where the clients' training images are during training: resident (all clients' on every
+    # device), stream (the cohort's, read ahead), render (the cohort's, generated on the device);
+    # auto: resident if they take up at most resident_gib, else render if possible, else stream.
+    # Public images are always resident.
+    images: str = "auto"
+    resident_gib: float = 2.0  # per device
+    generated: GeneratedConfig = GeneratedConfig()
+    split: SplitConfig = SplitConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The backbone: image -> R^embedding."""
+
+    name: str = "spherenet"  # spherenet | mobilefacenet | iresnet
+    depth: int = 20  # spherenet: 4, 10, 20, 36, 64; iresnet: 18, 34, 50, 100
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # spherenet, iresnet: channels per stage
+    embedding: int = 512
+    # Compute type (float32 | bfloat16 | auto: the faster one here); parameters stay float32.
+    dtype: str = "float32"
+    weights: str = ""  # pretrained weights (.npz or a checkpoint folder); "" = pretrain here
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Identification in every method; in FedFR
+    L = L_cos + contrastive_weight L_con + binary_weight L_bin (FEDFR.md section 4)."""
+
+    identification: str = "cosface"  # cosface | arcface
+    scale: float = 30.0
+    margin: float = 0.4  # a cosine for cosface, radians for arcface
+    balanced: bool = False  # every class weighs the same in it, however many images it has
+    contrastive_weight: float = 5.0  # mu; 0 switches the term off
+    temperature: float = 0.5  # tau
+    binary_weight: float = 10.0  # beta; 0 switches the DFC branch off
+    binary_scale: float = 30.0  # r
+    binary_margin: float = 0.4  # m
+    binary_balance: float = 0.7  # lambda
+    binary_power: float = 3.0  # t
+    binary_detached: bool = False  # True: L_bin does not reach the backbone
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """CosFace training on the public identities, before the first round."""
+
+    epochs: int = 20  # 0: start from random weights or from model.weights
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0  # linear warm-up, then cosine to zero
+    scale: float = 30.0
+    margin: float = 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class FedConfig:
+    """Rounds, local training and averaging (FEDFR.md section 3)."""
+
+    num_clients: int = 40
+    rounds: int = 20
+    batch_size: int = 256
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    local_epochs: tuple[int, ...] = (10, 8, 6, 4)  # per round; the last one repeats
+    lr_decay_epochs: tuple[int, ...] = (8,)  # per round; then max(1, int(0.75 E))
+    lr_decay: float = 0.1
+    mirror: bool = True  # random horizontal flip
+    # hard: hard negatives | all | off (local classes only) | auto: what the method says
+    public_data: str = "auto"
+    hard_threshold: float = 0.4  # cosine above which a public image is a hard negative
+    class_embedding_init: str = "mean_feature"  # or random (normal, std 0.01)
+    transform: str = "linear"  # linear | bottleneck | none
+    aggregation: str = "images"  # weights of the average: images | uniform
+    # What the server does with the average: takes it (average), or takes its difference to
+    # the old model as a gradient for SGD with momentum or for Adam (Reddi et al., ICLR 2021).
+    server_optimizer: str = "average"  # average | momentum | adam
+    server_lr: float = 0.0  # for momentum and adam; 0 = 1 for momentum, 1e-3 for adam
+    server_momentum: float = 0.9  # for momentum; adam's beta_1
+    server_beta2: float = 0.99
+    server_epsilon: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class PopulationConfig:
+    """Who of ``fed.num_clients`` clients takes part in a round, and how their state rests."""
+
+    cohort: int = 0  # clients per round; 0 = all
+    sampling: str = "uniform"  # uniform | weighted (by training images) | schedule
+    schedule: str = ""  # file with the clients of every round, for sampling = schedule
+    availability: str = ""  # .npy, bool (period, clients): who can take part in which round
+    previous: str = "float32"  # type of the clients' previous backbones: float32 | bfloat16 | off
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Generic and personalized evaluation (FEDFR.md section 7)."""
+
+    fars: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    clients: int = 0  # evaluate the personalized models of so many clients, drawn; 0 = all
+    every: int = 0  # generic and personalized evaluation each so many rounds; 0 = at the end
+    batch_size: int = 256
+    block: int = 4096  # rows of a similarity block; bounds memory
+    examples: int = 8  # hard negatives and mistakes shown in the report
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """How a round is laid out on the hardware; none of it changes results.
+
+    What is left on automatic is measured, see :mod:`fedfr_jax.runtime.autotune`.
+    """
+
+    lanes: int = 0  # clients side by side under vmap on a device; 0 = measured
+    cpu_devices: int = 0  # one XLA device per so many cores' worth; 0 = one per core
+    conv: str = "auto"  # auto (measured) | grouped | patches | custom
+    feature_batch: int = 256  # images per forward pass of a frozen backbone
+    gradient_batch: int = 0  # images per gradient pass, a divisor of fed.batch_size; 0 = all
+    cache_features: bool = True  # contrastive features once per round, not in every step
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 1  # rounds between checkpoints
+    keep: int = 2
