@@ -5,6 +5,7 @@ library's interfaces ends in this file.
 """
 from __future__ import annotations
 
+import dataclasses
 import types
 
 import jax
@@ -16,16 +17,16 @@ from benchmarks.plain_jax import arrays_of, variables_of
 from benchmarks.problem import Built, Case, Workload, part, previous_weights
 from fedfr_jax import engine
 from fedfr_jax.algorithm.state import Heads, ServerState
-from fedfr_jax.config import Config
+from fedfr_jax.config import Config, method_config
 from fedfr_jax.config.settings import (
     DataConfig,
     EngineConfig,
     FedConfig,
-    LossConfig,
     ModelConfig,
     SplitConfig,
 )
 from fedfr_jax.engine.layout import Layout
+from fedfr_jax.methods import METHODS
 from fedfr_jax.population.cohort_data import CohortData, PublicData
 from fedfr_jax.runtime import simulation
 from fedfr_jax.runtime.autotune import settle
@@ -36,11 +37,12 @@ def _config(case: Case, dtype: str, conv: str, lanes: int, cache_features: bool)
                     local_epochs=(case.epochs,), lr_decay_epochs=(case.decay_epoch,),
                     public_data="all" if case.public else "off")
     model = {} if case.model != "spherenet" else dict(depth=case.depth, widths=case.widths)
-    off = {name: 0.0 for name, on in (("contrastive_weight", case.contrastive),
+    terms = {name: 0.0 for name, on in (("contrastive_weight", case.contrastive),
                                       ("binary_weight", case.binary)) if not on}
     return Config(
         model=ModelConfig(name=case.model, embedding=case.embedding, dtype=dtype, **model),
-        fed=fed, loss=LossConfig(**off),
+        fed=fed, method=dataclasses.replace(
+            method_config(), fedfr=dataclasses.replace(METHODS["fedfr"].options(), **terms)),
         engine=EngineConfig(lanes=lanes, conv=conv, cache_features=cache_features),
         data=DataConfig(image_size=case.size, split=SplitConfig(
             identities_per_client=(case.identities,) * 2)))

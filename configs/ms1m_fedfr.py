@@ -35,8 +35,8 @@ def get_config():
     c.fed.local_epochs = (10, 8, 6, 4)
     c.fed.lr_decay_epochs = (8,)
     c.fed.hard_threshold = 0.4
-    c.loss.contrastive_weight = 5.0
-    c.loss.binary_weight = 10.0
+    c.method.fedfr.contrastive_weight = 5.0
+    c.method.fedfr.binary_weight = 10.0
     c.eval.fars = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     c.engine.lanes = 1
     return c

@@ -85,6 +85,6 @@ display(*list(drawn.values())[:3])
 # Only the new cells are run. Here: FedFR with a tenth of the weight of its contrastive term.
 
 # %%
-rows.append(("FedFR, weak contrast", {"loss": {"contrastive_weight": 0.5}}))
+rows.append(("FedFR, weak contrast", {"method": {"fedfr": {"contrastive_weight": 0.5}}}))
 found = grid.run_grid(grid.make_cells(base, rows, seeds), folder)
 display(comparison.result_tables(found)[0])

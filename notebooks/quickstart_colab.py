@@ -140,7 +140,7 @@ next(plot for name, plot in plots.items() if name.startswith("roc-personalized")
 #
 # Every bar is a client: its personalized model minus the pretrained one, on the same pairs.
 # Not all clients gain: here a client's transform of the embedding has a few hundred images to learn
-# from. `fed={"transform": "none"}` leaves it out, see `docs/results.md`.
+# from. `method={"fedfr": {"transform": "none"}}` leaves it out, see `docs/results.md`.
 
 # %%
 next(plot for name, plot in plots.items() if name.startswith("gains-verification"))

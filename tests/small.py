@@ -11,6 +11,7 @@ from fedfr_jax.algorithm.round import run_round
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config.settings import FedConfig, LossConfig, ModelConfig
 from fedfr_jax.engine.layout import Layout
+from fedfr_jax.methods.fedfr import Options
 from fedfr_jax.models import build
 from fedfr_jax.population.cohort_data import CohortData, PublicData
 
@@ -80,10 +81,10 @@ def federation(sizes=(9, 5, 12), identities=(3, 2, 4), public=10, seed=0) -> Fed
                       labels, tuple(identities))
 
 
-def method(fed=FED, loss=None, model=MODEL, conv="auto", **changes) -> RoundSpec:
-    """FedFR on a tiny SphereNet; keyword arguments change ``FedConfig``."""
+def method(fed=FED, loss=None, model=MODEL, conv="auto", options=None, **changes) -> RoundSpec:
+    """FedFR on a tiny SphereNet; keyword arguments change ``FedConfig``, ``options`` FedFR's."""
     return RoundSpec(build(model, SIZE, conv), dataclasses.replace(fed, **changes),
-                        loss or LossConfig())
+                     loss or LossConfig(), options=Options(**options or {}))
 
 
 def layout(lanes=1, devices=1, **changes) -> Layout:

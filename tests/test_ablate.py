@@ -197,6 +197,6 @@ def test_plots_make_room_for_long_names():
 
 
 def test_settings_of_rows_reach_the_runs():
-    cell = grid.make_cells(base(), [("x", {"loss": {"temperature": 0.25}})], (5,))[0]
-    assert cell.config.loss.temperature == 0.25
+    cell = grid.make_cells(base(), [("x", {"method": {"fedfr": {"temperature": 0.25}}})], (5,))[0]
+    assert cell.config.options.temperature == 0.25
     assert cell.config.loss.margin == resolve(base()).loss.margin

@@ -4,8 +4,10 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from fedfr_jax.config import Config, default_config, load_config, resolve, to_dict
+from fedfr_jax.config import Config, default_config, load_config, resolve, setting_names, to_dict
+from fedfr_jax.config.moved import MOVED
 from fedfr_jax.errors import ConfigError
+from fedfr_jax.runtime.command_line import check_setting_flags
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -62,8 +64,9 @@ def test_shipped_settings_are_valid(path):
     ({"data": {"generated": {"people": 5}}}, "data.generated.people"),
     ({"data": {"verification_sets": ("a.bin", "b.bin"), "verification_labels": ("x",)}},
      "data.verification_labels"),
-    ({"loss": {"binary_weight": 0.0, "binary_detached": True}}, "loss.binary_detached"),
-    ({"loss": {"binary_balance": 1.2}}, "loss.binary_balance"),
+    ({"method": {"fedfr": {"binary_weight": 0.0, "binary_detached": True}}},
+     "method.fedfr.binary_detached"),
+    ({"method": {"fedfr": {"binary_balance": 1.2}}}, "method.fedfr.binary_balance"),
     ({"eval": {"fars": (0.1, 0.01)}}, "eval.fars"),
     ({"eval": {"fars": (0.0,)}}, "eval.fars"),
     ({"model": {"dtype": "float16"}}, "model.dtype"),
@@ -84,3 +87,22 @@ def test_config_files_cannot_invent_settings():
     with pytest.raises(AttributeError, match="roundz"):
         config.fed.roundz = 3
     assert isinstance(config, ConfigDict)
+
+
+def test_a_setting_that_moved_or_is_misspelt_is_told_its_name():
+    with pytest.raises(ConfigError, match=r"loss\.temperature is now method\.fedfr\.temperature"):
+        resolve({"loss": {"temperature": 0.1}})
+    with pytest.raises(ConfigError, match=r"fed\.round is not a setting; did you mean fed\.rounds"):
+        resolve({"fed": {"round": 3}})
+
+
+def test_flags_are_looked_up_before_anything_is_read():
+    check_setting_flags(["--config=x.py", "--config.fed.lr=1", "--config.fed.local_epochs[0]=2"])
+    for flag, answer in (("fed.transform=none", "method.fedfr.transform"), ("sed=3", "seed")):
+        with pytest.raises(ConfigError, match=answer):
+            check_setting_flags([f"--config.{flag}"])
+
+
+def test_every_old_name_leads_to_a_setting():
+    assert set(MOVED.values()) <= set(setting_names(default_config()))
+    assert not set(MOVED) & set(setting_names(default_config()))

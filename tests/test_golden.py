@@ -20,6 +20,7 @@ from fedfr_jax.algorithm.round import local_step
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.config.settings import FedConfig, LossConfig, ModelConfig
+from fedfr_jax.methods.fedfr import Options
 from fedfr_jax.models import build
 from fedfr_jax.models.weights import from_torch, to_torch
 
@@ -52,8 +53,8 @@ def test_components(path):
     golden = np.load(path)
     sizes = {k: int(golden[k]) for k in ("batch", "local_classes", "public_classes")}
     case = _inputs().component_case(int(golden["seed"]), **sizes)
-    loss, labels = LossConfig(), case["labels"]
-    binary = dict(scale=loss.binary_scale, margin=loss.binary_margin, power=loss.binary_power)
+    loss, terms, labels = LossConfig(), Options(), case["labels"]
+    binary = dict(scale=terms.binary_scale, margin=terms.binary_margin, power=terms.binary_power)
 
     def cosface(features, classes):
         return losses.margin_loss(features, classes, labels, scale=loss.scale, margin=loss.margin)
@@ -63,12 +64,12 @@ def test_components(path):
 
     def dfc(features, weight, bias, binary_weight, binary_bias):
         return losses.binary_loss(personal(features, weight, bias), binary_weight, binary_bias,
-                                  labels, balance=loss.binary_balance, **binary)
+                                  labels, balance=terms.binary_balance, **binary)
 
     def contrastive(features):
         direction = losses.contrastive_direction(case["global_features"],
                                                  case["previous_features"])
-        return losses.contrastive_loss(features, direction, temperature=loss.temperature)
+        return losses.contrastive_loss(features, direction, temperature=terms.temperature)
 
     dfc_inputs = [case[k] for k in ("features", "transform_weight", "transform_bias",
                                     "binary_weight", "binary_bias")]

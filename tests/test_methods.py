@@ -72,7 +72,7 @@ def test_every_method_names_its_source():
 
 
 def test_fedavg_is_fedfr_without_its_parts():
-    plain = make("fedfr", loss=LossConfig(contrastive_weight=0.0, binary_weight=0.0))
+    plain = make("fedfr", contrastive_weight=0.0, binary_weight=0.0)
     _, _, expected, *_ = run(plain)
     _, _, actual, *_ = run(make("fedavg"))
     assert_same(actual, expected)
@@ -208,8 +208,8 @@ def test_fedrep_trains_first_the_head_then_the_body():
 def test_lg_fedavg_is_fedper_the_other_way_round():
     lg, per = make("lg_fedavg"), make("fedper")
     variables = lg.backbone.init(jax.random.key(0))
-    assert jax.tree.leaves(lg.stays(variables)) == [
-        not x for x in jax.tree.leaves(per.stays(variables))]
+    assert jax.tree.leaves(lg.private(variables)) == [
+        not x for x in jax.tree.leaves(per.private(variables))]
     before, _, after, *_ = run(lg)
     is_head = in_output_layer(lg.backbone, before.backbone)
     assert differs(leaves_of(after.backbone, is_head)[0], leaves_of(before.backbone, is_head)[0])
@@ -225,7 +225,7 @@ def test_fedbn_keeps_batch_normalization():
     assert differs(after.backbone["params"]["Dense_0"], before.backbone["params"]["Dense_0"])
     assert np.ptp(heads.previous["params"][norm]["scale"], axis=0).max() > 1e-6
     with pytest.raises(InputError, match="batch normalization"):
-        make("fedbn").stays(small.method().backbone.init(jax.random.key(0)))
+        make("fedbn").private(small.method().backbone.init(jax.random.key(0)))
 
 
 def test_local_never_hears_of_others():
@@ -346,9 +346,8 @@ def test_class_embeddings_may_start_at_random():
 
 
 def test_a_detached_binary_loss_trains_the_dfc_branch_only():
-    off = LossConfig(binary_weight=0.0)
-    _, _, without, *_ = run(make("fedfr", loss=off), 1)
-    _, start, detached, heads, _ = run(make("fedfr", loss=LossConfig(binary_detached=True)), 1)
+    _, _, without, *_ = run(make("fedfr", binary_weight=0.0), 1)
+    _, start, detached, heads, _ = run(make("fedfr", binary_detached=True), 1)
     _, _, attached, *_ = run(make("fedfr"), 1)
     assert_same(detached.backbone, without.backbone, rtol=1e-5, atol=1e-6)
     assert differs(attached.backbone, without.backbone)
@@ -406,7 +405,7 @@ def test_arcface_and_balanced_classes():
 
 @pytest.mark.parametrize("name", sorted(TRANSFORMS))
 def test_transforms_start_as_the_identity_and_belong_to_the_client(name):
-    method = make("fedfr", fed={"transform": name})
+    method = make("fedfr", transform=name)
     _, heads, _, after, _ = run(method, count=1)
     images = small.federation().public.images[:4]
     variables = jax.tree.map(lambda v: v[0], after.previous)

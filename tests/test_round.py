@@ -31,18 +31,18 @@ def reference_loss(method, p, stats, images, labels, g, prev, trained_before, k)
     cosine = unit(f) @ unit(jnp.concatenate(rows)).T
     logits = 30 * (cosine - 0.4 * jax.nn.one_hot(labels, cosine.shape[1]))
     total = -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels])
-    if method.loss.contrastive_weight:
+    if method.terms.contrastive_weight:
         a = jnp.exp(jnp.sum(unit(f) * unit(g), -1) / 0.5)
         b = jnp.exp(jnp.sum(unit(f) * unit(prev), -1) / 0.5)
-        total += jnp.where(trained_before, method.loss.contrastive_weight * jnp.mean(
+        total += jnp.where(trained_before, method.terms.contrastive_weight * jnp.mean(
             -jnp.log(a / (a + b))), 0)
-    if method.loss.binary_weight:
+    if method.terms.binary_weight:
         h = f @ p["w"].T + p["b"]
         q = 2 * ((unit(h) @ unit(p["u"]).T + 1) / 2) ** 3 - 1
         own = jax.nn.one_hot(labels, k)
         positive = 0.7 / 30 * jnp.log(1 + jnp.exp(-(30 * (q - 0.4) + p["c"])))
         negative = 0.3 / 30 * jnp.log(1 + jnp.exp(30 * (q + 0.4) + p["c"]))
-        total += method.loss.binary_weight * jnp.mean(
+        total += method.terms.binary_weight * jnp.mean(
             jnp.sum(own * positive + (1 - own) * negative, -1))
     return total, stats
 
@@ -217,9 +217,9 @@ def test_public_data_switches(changes):
 
 
 def test_fedavg_is_the_round_without_the_parts_of_fedfr():
-    loss = LossConfig(contrastive_weight=0.0, binary_weight=0.0)
+    options = dict(contrastive_weight=0.0, binary_weight=0.0)
     metrics = assert_round_equals_reference(
-        small.method(loss=loss, public_data="off"), small.layout(), small.federation())
+        small.method(options=options, public_data="off"), small.layout(), small.federation())
     assert not np.any(metrics["contrastive"]) and not np.any(metrics["binary"])
 
 
@@ -253,7 +253,7 @@ def test_previous_backbones_in_half_precision_or_not_at_all():
     data, layout = small.federation(), small.layout()
     cohort = data.cohort()
     full = small.method()
-    no_contrast = small.method(loss=LossConfig(contrastive_weight=0.0))
+    no_contrast = small.method(options=dict(contrastive_weight=0.0))
 
     def run(method, previous):
         server, heads = small.start(method, layout, data.public, cohort, previous=previous)

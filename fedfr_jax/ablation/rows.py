@@ -15,6 +15,10 @@ def _method(name: str) -> Row:
     return METHODS[name].title, {"method": {"name": name}}
 
 
+def _fedfr(**options: Any) -> dict[str, Any]:
+    return {"method": {"fedfr": options}}
+
+
 FEDFR: Row = _method("fedfr")
 
 # The baselines, in their papers' default settings.
@@ -24,15 +28,15 @@ BASELINES: tuple[Row, ...] = tuple(_method(name) for name, recipe in METHODS.ite
 PARTS: tuple[Row, ...] = (
     ("FedFR, all public data", {"fed": {"public_data": "all"}}),
     ("FedFR, no public data", {"fed": {"public_data": "off"}}),
-    ("FedFR without contrastive", {"loss": {"contrastive_weight": 0.0}}),
-    ("FedFR without DFC", {"loss": {"binary_weight": 0.0}}),
-    ("FedFR, DFC detached", {"loss": {"binary_detached": True}}),
-    ("FedFR, DFC without transform", {"fed": {"transform": "none"}}),
+    ("FedFR without contrastive", _fedfr(contrastive_weight=0.0)),
+    ("FedFR without DFC", _fedfr(binary_weight=0.0)),
+    ("FedFR, DFC detached", _fedfr(binary_detached=True)),
+    ("FedFR, DFC without transform", _fedfr(transform="none")),
     ("FedAvg with hard negatives", {"method": {"name": "fedavg"}, "fed": {"public_data": "hard"}}),
 )
 # Its other switches.
 SWITCHES: tuple[Row, ...] = (
-    ("FedFR, bottleneck transform", {"fed": {"transform": "bottleneck"}}),
+    ("FedFR, bottleneck transform", _fedfr(transform="bottleneck")),
     ("FedFR, random class embeddings", {"fed": {"class_embedding_init": "random"}}),
     ("FedFR, ArcFace", {"loss": {"identification": "arcface"}}),
     ("FedFR, balanced classes", {"loss": {"balanced": True}}),

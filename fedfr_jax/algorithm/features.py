@@ -94,4 +94,4 @@ def personal_features(spec: RoundSpec, backbone: PyTree, transform: PyTree, imag
       (B, d).
     """
     f = features(spec.backbone, backbone, images)
-    return TRANSFORMS[spec.fed.transform].apply(transform, f) if spec.uses_binary else f
+    return TRANSFORMS[spec.terms.transform].apply(transform, f) if spec.uses_binary else f

@@ -111,7 +111,7 @@ def _initial_head(spec, own, client, key, most):
     else:
         embeddings = _class_means(own[rows], labels, jnp.arange(len(rows)) < size, most)
     return Heads(class_embeddings=embeddings,
-                 transform=TRANSFORMS[spec.fed.transform].init(transform_key, d),
+                 transform=TRANSFORMS[spec.terms.transform].init(transform_key, d),
                  binary_weight=embeddings, binary_bias=jnp.zeros(most),
                  previous=None, has_trained=jnp.array(False),
                  copy_embeddings=embeddings if spec.recipe.copy_penalty is not None else None)
@@ -137,7 +137,7 @@ def head_shapes(spec: RoundSpec, most_identities: int, previous: str) -> Heads:
         jax.eval_shape(spec.backbone.init, jax.random.key(0)))
     return Heads(
         class_embeddings=array((k, d), jnp.float32),
-        transform=jax.eval_shape(lambda key: TRANSFORMS[spec.fed.transform].init(key, d),
+        transform=jax.eval_shape(lambda key: TRANSFORMS[spec.terms.transform].init(key, d),
                                  jax.random.key(0)),
         binary_weight=array((k, d), jnp.float32), binary_bias=array((k,), jnp.float32),
         previous=backbone, has_trained=array((), jnp.bool_),

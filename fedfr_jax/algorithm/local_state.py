@@ -45,12 +45,14 @@ def local_optimizer(fed: FedConfig) -> optax.GradientTransformation:
 
 def starting_backbone(spec: RoundSpec, server: ServerState, head: Heads) -> PyTree:
     """Variables that a client starts a round with: the server's, and its own where they stay."""
-    def choose(stays, received, own):
-        return jnp.where(head.has_trained, own.astype(jnp.float32), received) if stays else received
+    def choose(private, received, own):
+        if not private:
+            return received
+        return jnp.where(head.has_trained, own.astype(received.dtype), received)
 
-    if spec.recipe.stays is None:
+    if spec.recipe.private is None:
         return server.backbone
-    return jax.tree.map(choose, spec.stays(server.backbone), server.backbone, head.previous)
+    return jax.tree.map(choose, spec.private(server.backbone), server.backbone, head.previous)
 
 
 def start_training(spec: RoundSpec, trained: PyTree, batch_stats: PyTree) -> LocalState:
@@ -87,9 +89,9 @@ def take_turns(spec: RoundSpec, epoch, epochs, old: LocalState, new: LocalState)
     if spec.recipe.heads_turn is None:
         return new
     heads_turn = spec.recipe.heads_turn(spec.options, epoch, epochs)
-    stays = spec.stays({"params": old.trained["backbone"], "batch_stats": old.batch_stats})
+    private = spec.private({"params": old.trained["backbone"], "batch_stats": old.batch_stats})
     is_head = {k: jax.tree.map(lambda _, k=k: k != "public_embeddings", v)
-               for k, v in old.trained.items()} | {"backbone": stays["params"]}
+               for k, v in old.trained.items()} | {"backbone": private["params"]}
     # The optimizer's state has a leaf for every trained tensor, and no other leaves.
     is_head_state = optax.tree_utils.tree_map_params(
         local_optimizer(spec.fed), lambda _, head: head, old.optimizer, is_head)
@@ -99,7 +101,7 @@ def take_turns(spec: RoundSpec, epoch, epochs, old: LocalState, new: LocalState)
 
     return LocalState(
         jax.tree.map(choose, is_head, new.trained, old.trained),
-        jax.tree.map(choose, stays["batch_stats"], new.batch_stats, old.batch_stats),
+        jax.tree.map(choose, private["batch_stats"], new.batch_stats, old.batch_stats),
         jax.tree.map(choose, is_head_state, new.optimizer, old.optimizer), new.losses)
 
 
@@ -107,12 +109,12 @@ def hand_back(spec: RoundSpec, server: ServerState, client: Client, head: Heads,
               state: LocalState, copy: LocalState | None, images, steps):
     """Divides a trained client into what is averaged, its weight, and what it keeps.
 
-    What stays with the client is zero in what it sends, of no size.
+    What is private is zero in what the client sends, of no size.
     """
     trained = state.trained
     backbone = {"params": trained["backbone"], "batch_stats": state.batch_stats}
-    sent = {"backbone": jax.tree.map(lambda stays, v: jnp.float32(0) if stays else v,
-                                     spec.stays(backbone), backbone),
+    sent = {"backbone": jax.tree.map(lambda private, v: jnp.float32(0) if private else v,
+                                     spec.private(backbone), backbone),
             "public_embeddings": trained.get("public_embeddings", server.public_embeddings)}
     previous = head.previous
     if previous is not None:

@@ -169,13 +169,14 @@ def local_loss(spec: RoundSpec, trained: PyTree, batch_stats: PyTree, batch: Bat
         contrastive = has_previous * losses.contrastive_loss(
             f, batch.direction, temperature=terms.temperature)
     if spec.uses_binary:  # equations 4 and 5
-        source = jax.lax.stop_gradient(f) if loss.binary_detached else f
-        personal = TRANSFORMS[spec.fed.transform].apply(trained["transform"], source)
+        source = jax.lax.stop_gradient(f) if terms.binary_detached else f
+        personal = TRANSFORMS[terms.transform].apply(trained["transform"], source)
         binary = losses.binary_loss(
             personal, trained["binary_weight"], trained["binary_bias"], batch.labels,
-            scale=loss.binary_scale, margin=loss.binary_margin, balance=loss.binary_balance,
-            power=loss.binary_power, class_mask=is_own)
-    total = identification + terms.contrastive * contrastive + terms.binary * binary
+            scale=terms.binary_scale, margin=terms.binary_margin, balance=terms.binary_balance,
+            power=terms.binary_power, class_mask=is_own)
+    total = (identification + terms.contrastive_weight * contrastive
+             + terms.binary_weight * binary)
     if penalty is not None:
         total += penalty(trained["backbone"])
     return total, ({"loss": total, "identification": identification, "binary": binary,
@@ -192,8 +193,8 @@ def server_average(spec: RoundSpec, server: ServerState, average: PyTree, weight
     takes = weight > 0
     if spec.recipe.averages is not None:
         takes &= spec.recipe.averages(spec.options, server.round, spec.fed.rounds)
-    backbone = jax.tree.map(lambda stays, a, old: old if stays else a,
-                            spec.stays(server.backbone), average["backbone"], server.backbone)
+    backbone = jax.tree.map(lambda private, a, old: old if private else a,
+                            spec.private(server.backbone), average["backbone"], server.backbone)
     backbone, public, state = server_step(spec.fed, server, backbone, average["public_embeddings"])
     new = ServerState(server.round, backbone, public, state)
     new = jax.tree.map(lambda n, o: jnp.where(takes, n, o), new, server)

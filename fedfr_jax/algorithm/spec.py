@@ -21,7 +21,7 @@ class RoundSpec:
     Attributes:
       backbone: see :class:`fedfr_jax.models.Backbone`.
       fed: rounds, local training, averaging.
-      loss: weights and constants of the three terms.
+      loss: identification; the other terms are the method's.
       recipe: where the method differs from federated averaging.
       options: of the recipe.
     """
@@ -30,11 +30,11 @@ class RoundSpec:
     fed: FedConfig
     loss: LossConfig
     recipe: Recipe = METHODS["fedfr"]
-    options: Any = None
+    options: Any = dataclasses.field(default_factory=METHODS["fedfr"].options)
 
     @property
     def terms(self) -> Terms:
-        return self.recipe.terms(self.options, self.loss)
+        return self.recipe.terms(self.options)
 
     @property
     def uses_public(self) -> bool:
@@ -42,17 +42,17 @@ class RoundSpec:
 
     @property
     def uses_contrastive(self) -> bool:
-        return self.terms.contrastive > 0
+        return self.terms.contrastive_weight > 0
 
     @property
     def uses_binary(self) -> bool:
-        return self.terms.binary > 0
+        return self.terms.binary_weight > 0
 
-    def stays(self, variables: PyTree) -> PyTree:
+    def private(self, variables: PyTree) -> PyTree:
         """Pytree of bool like the backbone's variables: what a client keeps to itself."""
-        if self.recipe.stays is None:
+        if self.recipe.private is None:
             return jax.tree.map(lambda _: False, variables)
-        return self.recipe.stays(self.options, self.backbone, variables)
+        return self.recipe.private(self.options, self.backbone, variables)
 
 
 def epochs_of_round(spec: RoundSpec, round_index) -> tuple[jax.Array, jax.Array]:

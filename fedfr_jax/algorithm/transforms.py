@@ -1,7 +1,8 @@
 """The DFC transform: from the shared feature space to a client's own.
 
 A transform is ``(init, apply)``; to add one, write the two functions and a line
-in ``TRANSFORMS``. Every transform starts as the identity.
+in ``TRANSFORMS`` and the name in
+``TRANSFORM_NAMES`` of config/checks.py. Every transform starts as the identity.
 """
 from __future__ import annotations
 

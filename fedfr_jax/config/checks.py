@@ -6,15 +6,15 @@ from typing import Any
 
 from fedfr_jax.config.whole import Config
 from fedfr_jax.errors import ConfigError
-from fedfr_jax.methods import METHODS
+from fedfr_jax.methods import METHODS, Terms
 
+TRANSFORM_NAMES = ("linear", "bottleneck", "none")  # keys of algorithm.transforms.TRANSFORMS
 _CHOICES = {
     "loss.identification": ("cosface", "arcface"),
     "data.source": ("generated", "recordio", "folder", "tfds"),
     "model.dtype": ("float32", "bfloat16", "auto"),
     "fed.public_data": ("auto", "hard", "all", "off"),
     "fed.class_embedding_init": ("mean_feature", "random"),
-    "fed.transform": ("linear", "bottleneck", "none"),
     "fed.aggregation": ("images", "uniform"),
     "fed.server_optimizer": ("average", "momentum", "adam"),
     "data.images": ("auto", "resident", "stream", "render"),
@@ -24,15 +24,13 @@ _CHOICES = {
 }
 _POSITIVE = (
     "data.image_size", "data.max_megapixels", "model.embedding", "loss.scale",
-    "loss.temperature", "loss.binary_scale",
-    "loss.binary_power", "pretrain.batch_size", "pretrain.lr", "pretrain.scale",
+    "pretrain.batch_size", "pretrain.lr", "pretrain.scale",
     "fed.num_clients", "fed.batch_size", "fed.lr",
     "fed.server_epsilon", "eval.batch_size", "eval.block", "engine.feature_batch",
     "checkpoint.every", "checkpoint.keep")
 _NOT_NEGATIVE = (
     "fed.rounds", "fed.server_momentum", "fed.server_beta2", "data.workers", "loss.margin",
-    "loss.contrastive_weight", "loss.binary_weight",
-    "loss.binary_margin", "pretrain.epochs", "pretrain.momentum", "pretrain.weight_decay",
+    "pretrain.epochs", "pretrain.momentum", "pretrain.weight_decay",
     "pretrain.warmup_epochs", "pretrain.margin", "fed.momentum", "fed.weight_decay",
     "fed.lr_decay", "fed.server_lr", "data.resident_gib", "population.cohort", "eval.clients",
     "eval.every", "eval.examples", "engine.lanes", "engine.cpu_devices",
@@ -61,12 +59,10 @@ def check(config: Config) -> None:
 
 
 def _check_ranges(config: Config) -> None:
-    fed, loss = config.fed, config.loss
+    fed = config.fed
     if not fed.local_epochs or min(fed.local_epochs) < 1:
         raise ConfigError(f"fed.local_epochs is {fed.local_epochs}; give at least one epoch "
                           "for each round, such as (10, 8, 6, 4)")
-    if not 0 <= loss.binary_balance <= 1:
-        raise ConfigError(f"loss.binary_balance is {loss.binary_balance}; it is a share, 0 to 1")
     if not -1 <= fed.hard_threshold <= 1:
         raise ConfigError(f"fed.hard_threshold is {fed.hard_threshold}; it is a cosine, -1 to 1")
     if not config.eval.fars or not all(0 < f < 1 for f in config.eval.fars):
@@ -76,7 +72,7 @@ def _check_ranges(config: Config) -> None:
 
 
 def _check_contradictions(config: Config) -> None:
-    data, loss = config.data, config.loss
+    data = config.data
     if data.source != "generated" and not data.root and data.source != "tfds":
         raise ConfigError(f"data.root is empty; data.source={data.source!r} needs the folder "
                           "the images are in")
@@ -86,9 +82,6 @@ def _check_contradictions(config: Config) -> None:
                           f"for {len(data.verification_sets)} data.verification_sets; give one "
                           "each ('' for none)")
     _check_population(config)
-    if loss.binary_detached and loss.binary_weight == 0 and config.method.name == "fedfr":
-        raise ConfigError("loss.binary_detached is set, but loss.binary_weight=0 leaves the "
-                          "binary term out")
 
 
 def _check_method(config: Config) -> None:
@@ -100,16 +93,14 @@ def _check_method(config: Config) -> None:
         if isinstance(value, (int, float)) and value < 0:
             raise ConfigError(f"method.{name}.{field.name} is {value}; it must not be negative")
     population = config.population
-    terms = recipe.terms(options, config.loss)
-    if terms.contrastive > 0 and not terms.temperature > 0:
-        raise ConfigError(f"the temperature of method.name={name!r} is {terms.temperature}; it "
-                          "must be above 0")
+    terms = recipe.terms(options)
+    _check_terms(f"method.{name}.", terms)
     if recipe.isolated and config.fed.public_data not in ("auto", "off"):
         raise ConfigError(f"fed.public_data is {config.fed.public_data!r}, but with method.name="
                           f"{name!r} nothing is shared, and the class embeddings of public "
                           "identities would be; set it to 'off'")
-    own = recipe.stays is not None or recipe.copy_penalty is not None
-    if population.previous == "off" and (terms.contrastive > 0 or own):
+    own = recipe.private is not None or recipe.copy_penalty is not None
+    if population.previous == "off" and (terms.contrastive_weight > 0 or own):
         need = ("keeps part of the backbone with the clients" if own else
                 "has a contrastive term, which needs the clients' previous backbones")
         raise ConfigError(f"population.previous is 'off', but method.name={name!r} {need}; set "
@@ -121,6 +112,22 @@ def _check_method(config: Config) -> None:
     if recipe.union and population.sampling == "schedule":
         raise ConfigError(f"population.sampling is 'schedule', but method.name={name!r} trains "
                           "one client that holds everybody's images; set it to 'uniform'")
+
+
+def _check_terms(prefix: str, terms: Terms) -> None:
+    """The contrastive and the binary term of a method's loss."""
+    for name in ("temperature", "binary_scale", "binary_power"):
+        if not getattr(terms, name) > 0:
+            raise ConfigError(f"{prefix}{name} is {getattr(terms, name)}; it must be above 0")
+    if not 0 <= terms.binary_balance <= 1:
+        raise ConfigError(f"{prefix}binary_balance is {terms.binary_balance}; it is a share, "
+                          "0 to 1")
+    if terms.transform not in TRANSFORM_NAMES:
+        raise ConfigError(f"{prefix}transform is {terms.transform!r}; use one of "
+                          f"{', '.join(TRANSFORM_NAMES)}")
+    if terms.binary_detached and terms.binary_weight == 0:
+        raise ConfigError(f"{prefix}binary_detached is set, but {prefix}binary_weight=0 leaves "
+                          "the binary term out")
 
 
 def _check_population(config: Config) -> None:

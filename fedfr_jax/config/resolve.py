@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from fedfr_jax.config.checks import check
+from fedfr_jax.config.moved import MOVED
 from fedfr_jax.config.whole import Config, method_config
 from fedfr_jax.errors import ConfigError
 
@@ -25,6 +27,32 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         inner = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merged(result[key], value) if inner else value
     return result
+
+
+def setting_names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Names such as ``fed.lr`` of all settings in nested dictionaries, and of their groups."""
+    for key, value in settings.items():
+        yield prefix + key
+        if isinstance(value, Mapping | ConfigDict):
+            yield from setting_names(value, f"{prefix}{key}.")
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """What to tell about a setting that does not exist.
+
+    Args:
+      name: as given, such as ``fed.round``.
+      known: names that exist, of the same group or of all.
+    """
+    if name in MOVED:
+        return f"{name} is now {MOVED[name]}"
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 1)
+    if near:
+        return f"{name} is not a setting; did you mean {near[0]}?"
+    group = name.rpartition(".")[0]
+    inside = [k for k in known if k.rpartition(".")[0] == group] or known
+    return f"{name} is not a setting; there are {', '.join(inside)}"
 
 
 def resolve(settings: Mapping[str, Any]) -> Config:
@@ -56,11 +84,8 @@ def _build(kind: type, settings: Mapping[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
     if kind is Config:
         hints["method"] = type(method_config())
-    unknown = set(settings) - set(hints)
-    if unknown:
-        name = sorted(unknown)[0]
-        raise ConfigError(f"{prefix}{name} is not a setting; {prefix or 'the top level '}has "
-                          f"{', '.join(hints)}")
+    for name in sorted(set(settings) - set(hints)):
+        raise ConfigError(unknown(prefix + name, [prefix + known for known in hints]))
     values = {}
     for name, value in settings.items():
         hint, where = hints[name], prefix + name

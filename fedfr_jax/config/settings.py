@@ -73,21 +73,12 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Identification in every method; in FedFR
-    L = L_cos + contrastive_weight L_con + binary_weight L_bin (FEDFR.md section 4)."""
+    """The identification loss, which every method has; its other terms are the method's."""
 
     identification: str = "cosface"  # cosface | arcface
     scale: float = 30.0
     margin: float = 0.4  # a cosine for cosface, radians for arcface
     balanced: bool = False  # every class weighs the same in it, however many images it has
-    contrastive_weight: float = 5.0  # mu; 0 switches the term off
-    temperature: float = 0.5  # tau
-    binary_weight: float = 10.0  # beta; 0 switches the DFC branch off
-    binary_scale: float = 30.0  # r
-    binary_margin: float = 0.4  # m
-    binary_balance: float = 0.7  # lambda
-    binary_power: float = 3.0  # t
-    binary_detached: bool = False  # True: L_bin does not reach the backbone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +113,6 @@ class FedConfig:
     public_data: str = "auto"
     hard_threshold: float = 0.4  # cosine above which a public image is a hard negative
     class_embedding_init: str = "mean_feature"  # or random (normal, std 0.01)
-    transform: str = "linear"  # linear | bottleneck | none
     aggregation: str = "images"  # weights of the average: images | uniform
     # What the server does with the average: takes it (average), or takes its difference to
     # the old model as a gradient for SGD with momentum or for Adam (Reddi et al., ICLR 2021).

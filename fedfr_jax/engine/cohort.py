@@ -171,7 +171,7 @@ def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, client
                 shared, device, rows(clients, at), rows(state, at), active)
             total = jax.tree.map(lambda t, s: t + jnp.tensordot(weight, s.astype(jnp.float32), 1),
                                  total, sent)
-            place = jnp.where(active, at, slots)  # nobody's results are dropped
+            place = jnp.where(active, at, slots)  # results of empty slots are dropped
             state, metrics = jax.tree.map(lambda x, n: x.at[place].set(n, mode="drop"),
                                           (state, metrics), (new, measured))
             return total, weights + weight.sum(), state, metrics

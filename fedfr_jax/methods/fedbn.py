@@ -23,4 +23,4 @@ def _leaves(tree, prefix):
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-RECIPE = Recipe(title="FedBN", source="Li et al., ICLR 2021, section 3", stays=_in_batch_norm)
+RECIPE = Recipe(title="FedBN", source="Li et al., ICLR 2021, section 3", private=_in_batch_norm)

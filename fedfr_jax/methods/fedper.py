@@ -7,4 +7,4 @@ that makes the embedding is, too. The server's own copy of it stays as it was pr
 from fedfr_jax.methods.recipe import Recipe, in_output_layer
 
 RECIPE = Recipe(title="FedPer", source="Arivazhagan et al., 2019, algorithms 1 and 2",
-                stays=lambda o, backbone, variables: in_output_layer(backbone, variables))
+                private=lambda o, backbone, variables: in_output_layer(backbone, variables))

@@ -17,5 +17,5 @@ class Options:
 
 RECIPE = Recipe(
     title="FedRep", source="Collins et al., ICML 2021, algorithm 1", options=Options,
-    stays=lambda o, backbone, variables: in_output_layer(backbone, variables),
+    private=lambda o, backbone, variables: in_output_layer(backbone, variables),
     heads_turn=lambda o, epoch, epochs: epoch < jnp.maximum(epochs - o.body_epochs, 0))

@@ -13,4 +13,4 @@ def _before_output(options, backbone, variables):
 
 
 RECIPE = Recipe(title="LG-FedAvg", source="Liang et al., 2020, algorithm 1",
-                stays=_before_output)
+                private=_before_output)

@@ -7,4 +7,4 @@ import jax
 from fedfr_jax.methods.recipe import Recipe
 
 RECIPE = Recipe(title="local only", source="no collaboration", isolated=True,
-                stays=lambda o, backbone, variables: jax.tree.map(lambda _: True, variables))
+                private=lambda o, backbone, variables: jax.tree.map(lambda _: True, variables))

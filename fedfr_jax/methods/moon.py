@@ -14,4 +14,4 @@ class Options:
 
 
 RECIPE = Recipe(title="MOON", source="Li et al., CVPR 2021, equation 3", options=Options,
-                terms=lambda o, loss: Terms(contrastive=o.weight, temperature=o.temperature))
+                terms=lambda o: Terms(contrastive_weight=o.weight, temperature=o.temperature))

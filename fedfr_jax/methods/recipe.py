@@ -24,17 +24,20 @@ class NoOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """Weights of the terms beside identification in the local loss.
+    """The terms beside identification in the local loss: FedFR, equations 2 to 6.
 
-    Attributes:
-      contrastive: mu; 0 leaves the term out.
-      temperature: tau of the contrastive term.
-      binary: beta; 0 leaves the DFC branch out.
+    A method whose users set all of them inherits its options from here.
     """
 
-    contrastive: float = 0.0
-    temperature: float = 0.5
-    binary: float = 0.0
+    contrastive_weight: float = 0.0  # mu; 0 leaves the term out
+    temperature: float = 0.5  # tau of the contrastive term
+    binary_weight: float = 0.0  # beta; 0 leaves the binary term and its branch (DFC) out
+    binary_scale: float = 30.0  # r
+    binary_margin: float = 0.4  # m
+    binary_balance: float = 0.7  # lambda
+    binary_power: float = 3.0  # t
+    binary_detached: bool = False  # True: the binary term does not reach the backbone
+    transform: str = "none"  # of the branch: linear | bottleneck | none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +49,13 @@ class Recipe:
       source: paper and equation.
       options: frozen dataclass of its own settings, ``config.method.<name>``.
       public_data: what ``fed.public_data`` = auto means: hard | all | off.
-      terms: ``(o, LossConfig) -> Terms``.
+      terms: ``o -> Terms``, the terms of the loss beside identification.
       penalty: ``(o, params, received) -> scalar`` added to the local loss, where ``params``
         are those of the backbone in training and ``received`` those the server sent.
-      stays: ``(o, Backbone, variables) -> pytree of bool`` like ``variables``: the tensors of
+      private: ``(o, Backbone, variables) -> pytree of bool`` like ``variables``: the tensors of
         the backbone that a client keeps; they are neither sent nor averaged. None: no tensor.
       heads_turn: ``(o, epoch, epochs) -> bool scalar``: in this epoch only what stays with the
-        client (head and tensors of ``stays``) is trained, in the others only the rest.
+        client (head and tensors of ``private``) is trained, in the others only the rest.
         None: all is trained at once.
       epochs: ``(o, round, rounds, epochs) -> epochs`` of a round, all int scalars that may be
         traced; None: as ``fed.local_epochs`` says.
@@ -64,7 +67,7 @@ class Recipe:
         the class embeddings of all clients of a round, which then have to be sent. None: they
         stay with the clients.
       union: one client holds the training images of all.
-      isolated: nothing at all is shared; ``stays`` keeps the whole backbone.
+      isolated: nothing at all is shared; ``private`` keeps the whole backbone.
       trains: False: no rounds.
     """
 
@@ -72,9 +75,9 @@ class Recipe:
     source: str
     options: type = NoOptions
     public_data: str = "off"
-    terms: Callable[[Any, Any], Terms] = lambda o, loss: Terms()
+    terms: Callable[[Any], Terms] = lambda o: Terms()
     penalty: Callable[..., jax.Array] | None = None
-    stays: Callable[..., PyTree] | None = None
+    private: Callable[..., PyTree] | None = None
     heads_turn: Callable[..., jax.Array] | None = None
     epochs: Callable[..., jax.Array] | None = None
     averages: Callable[..., jax.Array] | None = None

@@ -140,7 +140,7 @@ def personal_models(sim: Simulation, workdir,
       workdir: of the run, or an open :class:`RowStore`.
       backbone: the global variables after the last round.
     """
-    transform = TRANSFORMS[sim.config.fed.transform]
+    transform = TRANSFORMS[sim.spec.terms.transform]
     untrained = transform.init(jax.random.key(0), sim.backbone.embedding)
     if sim.spec.recipe.union:
         return lambda client: (backbone, untrained)

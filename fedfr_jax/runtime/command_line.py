@@ -3,14 +3,15 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 import jax
 from absl import app, flags, logging
 
-from fedfr_jax.config import config_path
-from fedfr_jax.errors import InputError
+from fedfr_jax.config import config_path, default_config, setting_names, unknown
+from fedfr_jax.errors import ConfigError, InputError
 
 
 def with_config_files(argv: Sequence[str]) -> list[str]:
@@ -31,6 +32,19 @@ def with_config_files(argv: Sequence[str]) -> list[str]:
     return [found(argument) for argument in argv]
 
 
+def check_setting_flags(argv: Sequence[str]) -> None:
+    """Looks up every ``--config.a.b=x``, before files are read.
+
+    Raises:
+      ConfigError: there is no such setting; the message has the nearest name, or the new one.
+    """
+    known = list(setting_names(default_config()))
+    for argument in argv:
+        found = re.match(r"--?config\.([^=\[]+)", argument)
+        if found and found[1] not in known:
+            raise ConfigError(unknown(found[1], known))
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Runs what a command does, once its flags are defined; it reads them from ``flags.FLAGS``."""
     def main(argv):
@@ -40,6 +54,8 @@ def run_command(command: Callable[[], None]) -> None:
             logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
             command()
 
+    with reports_input_errors():
+        check_setting_flags(sys.argv[1:])
     app.run(main, argv=with_config_files(sys.argv))
 
 

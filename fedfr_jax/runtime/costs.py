@@ -40,9 +40,9 @@ def communication(spec: RoundSpec, public_identities: int, identities: float,
     if spec.recipe.union or not spec.recipe.trains:
         return {"down": {}, "up": {}}
     variables = jax.eval_shape(spec.backbone.init, jax.random.key(0))
-    sent = [x for x, stays in zip(jax.tree.leaves(variables),
-                                  jax.tree.leaves(spec.stays(variables)), strict=True)
-            if not stays]
+    sent = [x for x, private in zip(jax.tree.leaves(variables),
+                                  jax.tree.leaves(spec.private(variables)), strict=True)
+            if not private]
     row = 4 * spec.backbone.embedding
     parts = {"backbone": _bytes(sent)}
     if spec.uses_public:

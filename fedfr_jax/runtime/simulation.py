@@ -115,7 +115,7 @@ def spec_of(config: Config, backbone: Backbone) -> RoundSpec:
       InputError: the method needs something that the network does not have.
     """
     spec = RoundSpec(backbone, config.fed, config.loss, config.recipe, config.options)
-    spec.stays(jax.eval_shape(backbone.init, jax.random.key(0)))
+    spec.private(jax.eval_shape(backbone.init, jax.random.key(0)))
     return spec
 
 
