@@ -20,6 +20,7 @@ _HOMES = {  # name -> module that defines it
     "Result": "fedfr_jax.experiment",
     "default_config": "fedfr_jax.config",
     "load_config": "fedfr_jax.config",
+    "plain_rounds": "fedfr_jax.runtime.plain",
     "register_backbone": "fedfr_jax.models",
     "register_method": "fedfr_jax.methods",
     "run": "fedfr_jax.experiment",

@@ -90,7 +90,7 @@ def margin_loss(features, class_embeddings, labels, *, scale: float, margin: flo
     return jnp.mean(loss if weights is None else weights * loss)
 
 
-def class_weights(labels, valid, classes: int):
+def class_weights(labels, valid, classes: int, dtype=jnp.float32):
     """Weights with which every class counts the same, 1 on average over the valid images.
 
     Args:
@@ -99,7 +99,7 @@ def class_weights(labels, valid, classes: int):
     Returns:
       (P,) ``images / (present classes * images of the class)``; 0 where not valid.
     """
-    counts = jax.ops.segment_sum(valid.astype(jnp.float32), labels, classes)
+    counts = jax.ops.segment_sum(valid.astype(dtype), labels, classes)
     present = jnp.maximum((counts > 0).sum(), 1)
     return jnp.where(valid, valid.sum() / (present * jnp.maximum(counts[labels], 1)), 0.0)
 

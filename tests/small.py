@@ -92,7 +92,7 @@ def layout(lanes=1, devices=1, **changes) -> Layout:
                         **changes)
 
 
-def states(method, layout, public, cohort, seed=0, previous="float32", most=4):
+def states(method, layout, public, cohort, seed=0, previous="full", most=4):
     """(server, heads) from a random backbone; traceable."""
     variables = method.backbone.init(jax.random.key(seed))
     server = initial_server(method, layout, variables, None, public)

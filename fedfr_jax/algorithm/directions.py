@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fedfr_jax import losses
-from fedfr_jax.algorithm.features import Shared, features, mirror
+from fedfr_jax.algorithm.features import Shared, features, mirror, type_of
 from fedfr_jax.algorithm.pool import Pool
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
@@ -21,7 +21,7 @@ from fedfr_jax.engine.layout import Layout
 
 def direction(spec: RoundSpec, server: ServerState, head: Heads, images) -> jax.Array:
     """(B, d) direction of the contrastive term for uint8 images."""
-    previous = jax.tree.map(lambda v: v.astype(jnp.float32), head.previous)
+    previous = jax.tree.map(lambda v, own: own.astype(v.dtype), server.backbone, head.previous)
     return losses.contrastive_direction(features(spec.backbone, server.backbone, images),
                                         features(spec.backbone, previous, images))
 
@@ -62,5 +62,5 @@ def _table(spec: RoundSpec, layout: Layout, lane: Lane, shared: Shared, head: He
         images = jnp.where((entries >= count)[:, None, None, None], mirror(images), images)
         return table.at[entries].set(direction(spec, shared.server, head, images))
 
-    table = jnp.zeros((views * count, spec.backbone.embedding))
+    table = jnp.zeros((views * count, spec.backbone.embedding), type_of(shared.server.backbone))
     return lane.repeat(blocks, one_block, table).reshape(views, count, -1)

@@ -50,9 +50,14 @@ def own_images(shared: Shared, device: Device, positions) -> jax.Array:
     return device.images[positions]
 
 
-def to_input(images):
-    """uint8 RGB -> float32 in [-1, 1], ``(x / 255 - 0.5) / 0.5``."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
+def type_of(variables: PyTree) -> jnp.dtype:
+    """The type of a pytree of parameters, and so of what is computed with them."""
+    return engine.sum_type(variables)
+
+
+def to_input(images, dtype):
+    """uint8 RGB -> a floating type in [-1, 1], ``(x / 255 - 0.5) / 0.5``."""
+    return images.astype(dtype) / 127.5 - 1.0
 
 
 def mirror(images):
@@ -62,7 +67,7 @@ def mirror(images):
 
 def features(backbone: Backbone, variables: PyTree, images) -> jax.Array:
     """(B, d) features of uint8 images under a frozen backbone."""
-    return backbone.apply(variables, to_input(images), False)[0]
+    return backbone.apply(variables, to_input(images, type_of(variables)), False)[0]
 
 
 def list_features(backbone: Backbone, variables: PyTree, shared: Shared, device: Device, used,

@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from fedfr_jax import engine
-from fedfr_jax.algorithm.features import list_features, public_features, where_images_are
+from fedfr_jax.algorithm.features import (
+    list_features,
+    public_features,
+    type_of,
+    where_images_are,
+)
 from fedfr_jax.algorithm.server import server_optimizer, server_trained
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
@@ -17,7 +22,11 @@ from fedfr_jax.engine.layout import Layout
 from fedfr_jax.population.cohort_data import CohortData, PublicData
 
 PyTree = Any
-PREVIOUS_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def previous_type(setting: str, dtype: jnp.dtype) -> jnp.dtype:
+    """Type of a stored previous backbone: ``population.previous``, "full" or "bfloat16"."""
+    return jnp.dtype(jnp.bfloat16) if setting == "bfloat16" else dtype
 
 
 def initial_server(spec: RoundSpec, layout: Layout, backbone: PyTree,
@@ -48,7 +57,7 @@ def _optimizer_state(spec, backbone, public_embeddings):
 def _public_means(spec, layout, backbone, public):
     count = public.labels.shape[0]
     if not count:
-        return jnp.zeros((public.identities, spec.backbone.embedding))
+        return jnp.zeros((public.identities, spec.backbone.embedding), type_of(backbone))
     features = public_features(spec, layout, backbone, public)
     return _class_means(features, public.labels, jnp.ones(count, bool), public.identities)
 
@@ -56,13 +65,13 @@ def _public_means(spec, layout, backbone, public):
 def _class_means(features, labels, mask, classes):
     """(classes, d) mean feature of each label; zero for a label without images."""
     sums = jax.ops.segment_sum(features * mask[:, None], labels, classes)
-    counts = jax.ops.segment_sum(mask.astype(jnp.float32), labels, classes)
+    counts = jax.ops.segment_sum(mask.astype(features.dtype), labels, classes)
     return sums / jnp.maximum(counts, 1)[:, None]
 
 
 def initial_heads(spec: RoundSpec, layout: Layout, pretrained: PyTree,
                   public: PublicData, cohort: CohortData, key: jax.Array, *,
-                  most_identities: int, previous: str = "float32") -> Heads:
+                  most_identities: int, previous: str = "full") -> Heads:
     """The heads of clients that have not taken part yet (FedFR, section 3.4).
 
     A class embedding starts as the mean of its identity's features under the pretrained
@@ -76,10 +85,11 @@ def initial_heads(spec: RoundSpec, layout: Layout, pretrained: PyTree,
       public, cohort: as for a round.
       key: for the random options.
       most_identities: K, rows of a head.
-      previous: type of the previous backbone, a key of ``PREVIOUS_TYPES``, or "off".
+      previous: type of the previous backbone, "full", "bfloat16" or "off".
     """
     shared, device = where_images_are(
-        ServerState(jnp.int32(0), pretrained, jnp.zeros((0, spec.backbone.embedding))),
+        ServerState(jnp.int32(0), pretrained,
+                    jnp.zeros((0, spec.backbone.embedding), type_of(pretrained))),
         public, cohort, key)
 
     def on_one_device(shared, device):
@@ -97,7 +107,7 @@ def initial_heads(spec: RoundSpec, layout: Layout, pretrained: PyTree,
         return heads
     slots = cohort.sizes.shape[0]
     return heads.replace(previous=jax.tree.map(
-        lambda v: jnp.broadcast_to(v.astype(PREVIOUS_TYPES[previous]), (slots, *v.shape)),
+        lambda v: jnp.broadcast_to(v.astype(previous_type(previous, v.dtype)), (slots, *v.shape)),
         pretrained))
 
 
@@ -107,12 +117,13 @@ def _initial_head(spec, own, client, key, most):
     d = spec.backbone.embedding
     if spec.fed.class_embedding_init == "random":
         exists = jnp.arange(most) < identities
-        embeddings = 0.01 * jax.random.normal(embedding_key, (most, d)) * exists[:, None]
+        embeddings = 0.01 * jax.random.normal(
+            embedding_key, (most, d), own.dtype) * exists[:, None]
     else:
         embeddings = _class_means(own[rows], labels, jnp.arange(len(rows)) < size, most)
     return Heads(class_embeddings=embeddings,
-                 transform=TRANSFORMS[spec.terms.transform].init(transform_key, d),
-                 binary_weight=embeddings, binary_bias=jnp.zeros(most),
+                 transform=TRANSFORMS[spec.terms.transform].init(transform_key, d, own.dtype),
+                 binary_weight=embeddings, binary_bias=jnp.zeros(most, own.dtype),
                  previous=None, has_trained=jnp.array(False),
                  copy_embeddings=embeddings if spec.recipe.copy_penalty is not None else None)
 
@@ -132,23 +143,25 @@ def head_shapes(spec: RoundSpec, most_identities: int, previous: str) -> Heads:
     """Shapes and types of one client's head, without a leading axis."""
     d, k = spec.backbone.embedding, most_identities
     array = jax.ShapeDtypeStruct
+    variables = jax.eval_shape(spec.backbone.init, jax.random.key(0))
+    dtype = type_of(variables)
     backbone = None if previous == "off" else jax.tree.map(
-        lambda v: array(v.shape, PREVIOUS_TYPES[previous]),
-        jax.eval_shape(spec.backbone.init, jax.random.key(0)))
+        lambda v: array(v.shape, previous_type(previous, v.dtype)), variables)
     return Heads(
-        class_embeddings=array((k, d), jnp.float32),
-        transform=jax.eval_shape(lambda key: TRANSFORMS[spec.terms.transform].init(key, d),
+        class_embeddings=array((k, d), dtype),
+        transform=jax.eval_shape(lambda key: TRANSFORMS[spec.terms.transform].init(key, d, dtype),
                                  jax.random.key(0)),
-        binary_weight=array((k, d), jnp.float32), binary_bias=array((k,), jnp.float32),
+        binary_weight=array((k, d), dtype), binary_bias=array((k,), dtype),
         previous=backbone, has_trained=array((), jnp.bool_),
-        copy_embeddings=(array((k, d), jnp.float32) if spec.recipe.copy_penalty is not None
+        copy_embeddings=(array((k, d), dtype) if spec.recipe.copy_penalty is not None
                          else None))
 
 
 def server_shapes(spec: RoundSpec, public_identities: int) -> ServerState:
     """Shapes and types of the server's state."""
     backbone = jax.eval_shape(spec.backbone.init, jax.random.key(0))
-    embeddings = jax.ShapeDtypeStruct((public_identities, spec.backbone.embedding), jnp.float32)
+    embeddings = jax.ShapeDtypeStruct((public_identities, spec.backbone.embedding),
+                                      type_of(backbone))
     return ServerState(
         jax.ShapeDtypeStruct((), jnp.int32), backbone, embeddings,
         jax.eval_shape(functools.partial(_optimizer_state, spec), backbone, embeddings))

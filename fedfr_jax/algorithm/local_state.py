@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from fedfr_jax.algorithm.features import type_of
 from fedfr_jax.algorithm.pool import Client
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
@@ -58,7 +59,7 @@ def starting_backbone(spec: RoundSpec, server: ServerState, head: Heads) -> PyTr
 def start_training(spec: RoundSpec, trained: PyTree, batch_stats: PyTree) -> LocalState:
     """A client before its first step."""
     return LocalState(trained, batch_stats, local_optimizer(spec.fed).init(trained),
-                      {term: jnp.zeros(()) for term in LOSS_TERMS})
+                      {term: jnp.zeros((), type_of(trained)) for term in LOSS_TERMS})
 
 
 def initial_state(spec: RoundSpec, server: ServerState, head: Heads) -> LocalState:
@@ -78,7 +79,7 @@ def initial_state(spec: RoundSpec, server: ServerState, head: Heads) -> LocalSta
 
 def initial_copy(spec: RoundSpec, server: ServerState, head: Heads) -> LocalState:
     """The personal copy before its first step: as the client left it (``Recipe.copy_penalty``)."""
-    own = jax.tree.map(lambda v, s: jnp.where(head.has_trained, v.astype(jnp.float32), s),
+    own = jax.tree.map(lambda v, s: jnp.where(head.has_trained, v.astype(s.dtype), s),
                        head.previous, server.backbone)
     return initial_state(spec, server.replace(backbone=own),
                          head.replace(class_embeddings=head.copy_embeddings))
@@ -113,7 +114,7 @@ def hand_back(spec: RoundSpec, server: ServerState, client: Client, head: Heads,
     """
     trained = state.trained
     backbone = {"params": trained["backbone"], "batch_stats": state.batch_stats}
-    sent = {"backbone": jax.tree.map(lambda private, v: jnp.float32(0) if private else v,
+    sent = {"backbone": jax.tree.map(lambda private, v: jnp.zeros((), v.dtype) if private else v,
                                      spec.private(backbone), backbone),
             "public_embeddings": trained.get("public_embeddings", server.public_embeddings)}
     previous = head.previous

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from fedfr_jax import losses
-from fedfr_jax.algorithm.features import Device, Shared, mirror, own_images
+from fedfr_jax.algorithm.features import Device, Shared, mirror, own_images, type_of
 from fedfr_jax.algorithm.spec import RoundSpec
 
 
@@ -76,8 +76,9 @@ class Pool:
 
     def flips(self, epoch) -> jax.Array:
         """(P,) bool, which images an epoch mirrors."""
-        return jax.random.bernoulli(self._keys(epoch)[1], 0.5 if self.mirrored else 0.0,
-                                    self.valid.shape)
+        if not self.mirrored:
+            return jnp.zeros(self.valid.shape, bool)
+        return _bits(self._keys(epoch)[1], self.valid.shape) < 1 << 31
 
     def views(self, positions, flip) -> jax.Array:
         """(B, S, S, 3) uint8 images at (B,) positions, mirrored where (B,) ``flip`` says so."""
@@ -99,7 +100,8 @@ def make_pool(spec: RoundSpec, shared: Shared, device: Device, client: Client,
 
     labels = jnp.concatenate([client.labels, most_identities + shared.public.labels[:public]])
     valid = jnp.concatenate([jnp.arange(own) < client.size, client.kept_public])
-    weights = (losses.class_weights(labels, valid, most_identities + shared.public.identities)
+    weights = (losses.class_weights(labels, valid, most_identities + shared.public.identities,
+                                    type_of(shared.server.backbone))
                if spec.loss.balanced else None)
     key = jax.random.fold_in(jax.random.fold_in(shared.key, shared.server.round), client.number)
     return Pool(labels, valid, weights, key, images, spec.fed.mirror)
@@ -114,4 +116,10 @@ def epoch_order(key, valid) -> jax.Array:
     Returns:
       (P,) int32 positions.
     """
-    return jnp.argsort(jnp.where(valid, jax.random.uniform(key, valid.shape), jnp.inf))
+    draws = _bits(key, valid.shape) >> 9  # as many bits as a random float32 has
+    return jnp.argsort(jnp.where(valid, draws, jnp.iinfo(draws.dtype).max))
+
+
+def _bits(key, shape):
+    # Whole numbers, and not random floats: the draws are the same in every precision.
+    return jax.random.bits(key, shape, jnp.uint32)

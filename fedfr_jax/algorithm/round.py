@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from fedfr_jax import engine, losses
 from fedfr_jax.algorithm.directions import contrastive_directions
-from fedfr_jax.algorithm.features import Device, Shared, to_input, where_images_are
+from fedfr_jax.algorithm.features import Device, Shared, to_input, type_of, where_images_are
 from fedfr_jax.algorithm.gradient import gradient_in_parts
 from fedfr_jax.algorithm.hard_negatives import all_or_nothing, compare_with_public
 from fedfr_jax.algorithm.local_state import (
@@ -156,7 +156,7 @@ def local_loss(spec: RoundSpec, trained: PyTree, batch_stats: PyTree, batch: Bat
     """
     loss, terms = spec.loss, spec.terms
     variables = {"params": trained["backbone"], "batch_stats": batch_stats}
-    f, new_stats = spec.backbone.apply(variables, to_input(batch.images), True)
+    f, new_stats = spec.backbone.apply(variables, to_input(batch.images, type_of(trained)), True)
     classes, exists = trained["class_embeddings"], is_own
     if spec.uses_public:
         classes = jnp.concatenate([classes, trained["public_embeddings"]])

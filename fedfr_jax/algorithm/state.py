@@ -41,7 +41,7 @@ class Heads:
       transform: DFC transform, pytree with leading axis C.
       binary_weight: (C, K, d); binary_bias: (C, K): one-vs-all classifiers.
       previous: variables of each client's backbone after its last local training, in
-        float32 or bfloat16; None where it is not kept.
+        the type of the parameters or bfloat16; None where it is not kept.
       has_trained: (C,) bool, False until ``previous`` means something.
       copy_embeddings: (C, K, d) class embeddings that go with a personal copy of the backbone,
         which is then what ``previous`` holds; None in methods without one.

@@ -16,33 +16,33 @@ _BRANCHES = 4
 
 
 class Transform(NamedTuple):
-    """``init(key, d) -> params`` and ``apply(params, features (B, d)) -> (B, d)``."""
+    """``init(key, d, dtype) -> params`` and ``apply(params, features (B, d)) -> (B, d)``."""
 
     init: Any
     apply: Any
 
 
-def _linear_init(key, d):
+def _linear_init(key, d, dtype=jnp.float32):
     del key
-    return {"weight": jnp.eye(d), "bias": jnp.zeros(d)}
+    return {"weight": jnp.eye(d, dtype=dtype), "bias": jnp.zeros(d, dtype)}
 
 
 def _linear_apply(params, features):
     return features @ params["weight"].T + params["bias"]
 
 
-def _bottleneck_init(key, d):
+def _bottleneck_init(key, d, dtype=jnp.float32):
     width = d // _BRANCHES
     first, second = jax.random.split(key)
     he = nn.initializers.he_normal(in_axis=1, out_axis=2, batch_axis=0)
     return {
-        "down": he(first, (_BRANCHES, d, width)),
-        "down_bias": jnp.zeros((_BRANCHES, width)),
-        "mid": he(second, (_BRANCHES, width, width)),
-        "mid_bias": jnp.zeros((_BRANCHES, width)),
+        "down": he(first, (_BRANCHES, d, width), dtype),
+        "down_bias": jnp.zeros((_BRANCHES, width), dtype),
+        "mid": he(second, (_BRANCHES, width, width), dtype),
+        "mid_bias": jnp.zeros((_BRANCHES, width), dtype),
         # Zero: the residual path alone speaks at first.
-        "up": jnp.zeros((_BRANCHES * width, d)),
-        "up_bias": jnp.zeros(d),
+        "up": jnp.zeros((_BRANCHES * width, d), dtype),
+        "up_bias": jnp.zeros(d, dtype),
     }
 
 
@@ -57,7 +57,7 @@ def _bottleneck_apply(params, features):
 # two-layer branches of width d/4, concatenated, a linear layer, and a residual path. "none"
 # leaves the binary classifiers on the backbone's features.
 TRANSFORMS = {
-    "none": Transform(lambda key, d: {}, lambda params, features: features),
+    "none": Transform(lambda key, d, dtype=jnp.float32: {}, lambda params, features: features),
     "linear": Transform(_linear_init, _linear_apply),
     "bottleneck": Transform(_bottleneck_init, _bottleneck_apply),
 }

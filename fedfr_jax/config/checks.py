@@ -12,14 +12,14 @@ TRANSFORM_NAMES = ("linear", "bottleneck", "none")  # keys of algorithm.transfor
 _CHOICES = {
     "loss.identification": ("cosface", "arcface"),
     "data.source": ("generated", "recordio", "folder", "tfds"),
-    "model.dtype": ("float32", "bfloat16", "auto"),
+    "model.dtype": ("float32", "bfloat16", "float64", "auto"),
     "fed.public_data": ("auto", "hard", "all", "off"),
     "fed.class_embedding_init": ("mean_feature", "random"),
     "fed.aggregation": ("images", "uniform"),
     "fed.server_optimizer": ("average", "momentum", "adam"),
     "data.images": ("auto", "resident", "stream", "render"),
     "population.sampling": ("uniform", "weighted", "schedule"),
-    "population.previous": ("float32", "bfloat16", "off"),
+    "population.previous": ("full", "bfloat16", "off"),
     "engine.conv": ("auto", "grouped", "patches", "custom"),
 }
 _POSITIVE = (
@@ -104,7 +104,7 @@ def _check_method(config: Config) -> None:
         need = ("keeps part of the backbone with the clients" if own else
                 "has a contrastive term, which needs the clients' previous backbones")
         raise ConfigError(f"population.previous is 'off', but method.name={name!r} {need}; set "
-                          "population.previous='float32' or 'bfloat16'" + (
+                          "population.previous='full' or 'bfloat16'" + (
                               "" if own else ", or the term's weight to 0"))
     if recipe.union and population.cohort > 1:
         raise ConfigError(f"population.cohort is {population.cohort}, but method.name={name!r} "

@@ -66,7 +66,8 @@ class ModelConfig:
     depth: int = 20  # spherenet: 4, 10, 20, 36, 64; iresnet: 18, 34, 50, 100
     widths: tuple[int, ...] = (64, 128, 256, 512)  # spherenet, iresnet: channels per stage
     embedding: int = 512
-    # Compute type (float32 | bfloat16 | auto: the faster one here); parameters stay float32.
+    # Compute type: float32 | bfloat16 | auto (the faster of the two here), with parameters of
+    # float32; or float64 for everything, which needs JAX_ENABLE_X64=1.
     dtype: str = "float32"
     weights: str = ""  # pretrained weights (.npz or a checkpoint folder); "" = pretrain here
 
@@ -131,7 +132,8 @@ class PopulationConfig:
     sampling: str = "uniform"  # uniform | weighted (by training images) | schedule
     schedule: str = ""  # file with the clients of every round, for sampling = schedule
     availability: str = ""  # .npy, bool (period, clients): who can take part in which round
-    previous: str = "float32"  # type of the clients' previous backbones: float32 | bfloat16 | off
+    # The clients' previous backbones are stored in full precision, as bfloat16, or not at all.
+    previous: str = "full"  # full | bfloat16 | off
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fedfr_jax.engine.precision import sum_type
+
 AXIS = "clients"  # of the device mesh
 _LANES = "lanes"  # of vmap
 
@@ -141,12 +143,13 @@ def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, client
       lanes: clients side by side on one device.
 
     Returns:
-      (weighted average of ``sent`` in float32, total weight, new ``state``, ``metrics``
-      stacked over C, zero for empty slots). The average is zero if the total weight is.
+      (weighted average of ``sent``, at least in float32, total weight, new ``state``,
+      ``metrics`` stacked over C, zero for empty slots). The average is zero if the total weight
+      is.
     """
     def one(shared, device, client, state, active):
         sent, weight, state, metrics = update(Lane(active, lanes), shared, device, client, state)
-        return sent, jnp.where(active, weight, 0).astype(jnp.float32), state, metrics
+        return sent, jnp.where(active, weight, 0).astype(sum_type(sent)), state, metrics
 
     def alone(shared, device, *rows):
         # Not vmap over one: XLA's products with a batch axis are slower, even if it is 1.
@@ -169,7 +172,7 @@ def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, client
             active = (at < slots) & taken.at[at].get(mode="clip")
             sent, weight, new, measured = side_by_side(
                 shared, device, rows(clients, at), rows(state, at), active)
-            total = jax.tree.map(lambda t, s: t + jnp.tensordot(weight, s.astype(jnp.float32), 1),
+            total = jax.tree.map(lambda t, s: t + jnp.tensordot(weight, s.astype(t.dtype), 1),
                                  total, sent)
             place = jnp.where(active, at, slots)  # results of empty slots are dropped
             state, metrics = jax.tree.map(lambda x, n: x.at[place].set(n, mode="drop"),
@@ -177,12 +180,12 @@ def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, client
             return total, weights + weight.sum(), state, metrics
 
         example = rows((clients, state), jnp.zeros(lanes, int))
-        sent, _, _, measured = jax.eval_shape(side_by_side, shared, device, *example,
+        sent, weight, _, measured = jax.eval_shape(side_by_side, shared, device, *example,
                                               jnp.ones(lanes, bool))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape[1:], jnp.float32), sent)
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape[1:], weight.dtype), sent)
         metrics = jax.tree.map(lambda m: jnp.zeros((slots, *m.shape[1:]), m.dtype), measured)
         total, weights, state, metrics = lax.fori_loop(
-            0, chunks, one_chunk, (zero, jnp.float32(0), state, metrics))
+            0, chunks, one_chunk, (zero, jnp.zeros((), weight.dtype), state, metrics))
         return lax.psum((total, weights), AXIS), state, metrics
 
     # check_vma=False: with it on, jax.grad inside would sum the gradient of the

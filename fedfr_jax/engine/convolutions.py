@@ -25,6 +25,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from fedfr_jax.engine import winograd
+from fedfr_jax.engine.precision import sum_type
 
 STRATEGIES = ("grouped", "patches", "custom")
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -85,8 +86,8 @@ def _ordinary(x, kernel, stride, padding, groups=1):
 
 
 def _matmul(x, w):
-    """Contracts the last axis of ``x`` with ``w``, summing in float32."""
-    return jnp.einsum("...k,kc->...c", x, w, preferred_element_type=jnp.float32).astype(x.dtype)
+    """Contracts the last axis of ``x`` with ``w``, summing in at least float32."""
+    return jnp.einsum("...k,kc->...c", x, w, preferred_element_type=sum_type(x)).astype(x.dtype)
 
 
 def _windows(x, window, stride, padding):
@@ -134,7 +135,7 @@ def _taking_turns(op):
 
 
 def _swapped(x, dy, stride, padding):
-    """Weight gradient in float32: the forward convolution of x with dy as its kernel.
+    """Weight gradient in at least float32: the forward convolution of x with dy as its kernel.
 
     Images and channels change places, by transposes and not by dimension numbers,
     because XLA:CPU has a fast path for NHWC only.
@@ -142,7 +143,7 @@ def _swapped(x, dy, stride, padding):
     grad = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), (1, 1), padding,
         rhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS,
-        preferred_element_type=jnp.float32)
+        preferred_element_type=sum_type(x))
     return grad.transpose(1, 2, 0, 3)
 
 
@@ -285,7 +286,7 @@ def _ops(window, stride, padding):
             dy_part = lax.dynamic_slice(dy, (image, row, 0, 0), (images, rows, *dy.shape[2:]))
             return total + _swapped(part, dy_part, stride, [(0, 0)] * 2)
 
-        total = jnp.zeros((*window, x.shape[-1], dy.shape[-1]), jnp.float32)
+        total = jnp.zeros((*window, x.shape[-1], dy.shape[-1]), sum_type(x))
         return lax.fori_loop(0, dy.shape[0] // images * bands, add_piece, total).astype(x.dtype)
 
     def input_gradient_for(shape):

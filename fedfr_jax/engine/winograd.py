@@ -100,7 +100,7 @@ def weight_gradient(x, dy, padding):
     side = 4
     pieces = _pieces(dy.shape[:3], side, _gradient_tiles(x.shape[-1]))
     x, dy = pieces.filled(x), pieces.filled(dy)
-    place = jnp.zeros((x.shape[-1], dy.shape[-1]), jnp.float32)
+    place = jnp.zeros((x.shape[-1], dy.shape[-1]), x.dtype)
 
     def add_piece(i, total):
         tiles = _input_tiles(pieces.cut(x, i, padding, 2), side)

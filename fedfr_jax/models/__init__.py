@@ -36,12 +36,14 @@ class Backbone:
     """A network as two pure functions on a pytree of variables.
 
     Attributes:
-      init: ``key -> {"params": ..., "batch_stats": ...}``, all float32. ``batch_stats`` is
+      init: ``key -> {"params": ..., "batch_stats": ...}``, in float32, or float64
+        where ``model.dtype`` says so. ``batch_stats`` is
         an empty dict for a network without batch norm.
       apply: ``(variables, images, train) -> (features, batch_stats)`` with images
-        (N, S, S, 3) in [-1, 1], features (N, embedding) float32, not normalized, and ``train``
-        a Python bool: True normalizes with the statistics of the batch and returns updated
-        running ones, False uses the running ones and returns them as they are.
+        (N, S, S, 3) in [-1, 1], features (N, embedding) in the parameters' type, not
+        normalized, and ``train`` a Python bool: True normalizes with the statistics of the
+        batch and returns updated running ones, False uses the running ones and returns them
+        as they are.
       embedding: size of a feature.
       image_size: side S of the images, in pixels.
       name: key in ``MODELS``.
@@ -78,7 +80,7 @@ def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
     if config.embedding < 1:
         raise ConfigError(f"model.embedding is {config.embedding}; it must be positive")
     module, published = MODELS[config.name](config, image_size, conv)
-    return Backbone(init=_init_function(module, image_size),
+    return Backbone(init=_init_function(module, image_size, config.dtype),
                     apply=_apply_function(module, image_size), embedding=config.embedding,
                     image_size=image_size, name=config.name, output_layers=module.output_layers,
                     published=published)
@@ -102,13 +104,17 @@ def register_backbone(
     MODELS[name] = build
 
 
-def _init_function(module: nn.Module, image_size: int) -> Callable[[jax.Array], dict[str, Any]]:
+def _init_function(module: nn.Module, image_size: int,
+                   dtype: str) -> Callable[[jax.Array], dict[str, Any]]:
+    kind = jnp.float64 if dtype == "float64" else jnp.float32  # of the parameters
+
     # Under jit the forward pass of Flax's init is dropped as unused.
     @jax.jit
     def init(key: jax.Array) -> dict[str, Any]:
-        images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+        images = jnp.zeros((1, image_size, image_size, 3), kind)
         variables = module.init(key, images, train=False)
-        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+        found = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+        return jax.tree.map(lambda v: v.astype(kind), found)
 
     return init
 

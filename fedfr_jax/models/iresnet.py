@@ -17,6 +17,7 @@ from fedfr_jax.models.layers import (
     PReLU,
     check_widths,
     compute_dtype,
+    entering,
     final_map_side,
 )
 from fedfr_jax.models.weights import Published
@@ -58,7 +59,7 @@ class _Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """IResNet on (N, S, S, 3) images; the result is (N, embedding) float32.
+    """IResNet on (N, S, S, 3) images; the result is (N, embedding), at least float32.
 
     Attributes:
       blocks: blocks per stage, 4 entries.
@@ -77,7 +78,7 @@ class IResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        x = images.astype(self.dtype)
+        x = entering(images, self.dtype)
         x = Conv(self.widths[0], strategy=self.strategy, init=_conv_init, name="conv1")(x)
         x = BatchNorm(name="bn1")(x, train)
         x = PReLU(name="prelu")(x)

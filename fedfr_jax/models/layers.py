@@ -1,9 +1,9 @@
-"""The layers that the backbones share, in NHWC, with float32 parameters.
+"""The layers that the backbones share, in NHWC.
 
 They are Flax modules rather than ``flax.linen``'s own because every convolution has
 to go through :func:`fedfr_jax.engine.convolutions.conv2d`: with one set of weights per client,
 ``nn.Conv`` under ``jax.vmap`` becomes a grouped convolution, which is slow.
-Activations are kept in the compute type of a backbone, sums are taken in float32.
+Activations are kept in the compute type of a backbone; sums are taken in at least float32.
 """
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedfr_jax.engine.convolutions import conv2d
+from fedfr_jax.engine.precision import sum_type
 from fedfr_jax.errors import ConfigError
 
 Initializer = Callable[..., jax.Array]
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 MIN_IMAGE_SIZE = 16  # four halvings leave a map of one pixel
 
 # fan_in of a depthwise kernel is its area, so one rule serves both kinds.
@@ -33,11 +34,23 @@ def compute_dtype(name: str) -> Any:
     """Compute type of a backbone from the setting ``model.dtype``.
 
     Raises:
-      ConfigError: for anything but ``float32`` and ``bfloat16``.
+      ConfigError: the type is unknown, or JAX is not set to have it.
     """
     if name not in DTYPES:
         raise ConfigError(f"model.dtype is {name!r}; use one of {', '.join(DTYPES)}")
+    if name == "float64" and not jax.config.jax_enable_x64:
+        raise ConfigError("model.dtype is 'float64', which JAX leaves out by default; set the "
+                          "environment variable JAX_ENABLE_X64=1")
     return DTYPES[name]
+
+
+def entering(images: jax.Array, dtype: Any) -> jax.Array:
+    """Images in the compute type: bfloat16 where it is asked for, else at least float32.
+
+    Images of float64, which come with parameters of that type, keep it.
+    """
+    return images.astype(dtype if dtype == jnp.bfloat16
+                         else jnp.promote_types(images.dtype, jnp.float32))
 
 
 def final_map_side(image_size: int) -> int:
@@ -122,7 +135,7 @@ prelu.defvjp(_prelu_forward, _prelu_backward)
 
 
 class Dense(nn.Module):
-    """Linear layer (N, F) -> (N, features) with bias; its result is float32."""
+    """Linear layer (N, F) -> (N, features) with bias; its result is at least float32."""
 
     features: int
     init: Initializer = xavier_uniform
@@ -136,12 +149,12 @@ class Dense(nn.Module):
 
 @jax.custom_vjp
 def matmul(x, w):
-    """(N, F) times (F, features) in float32.
+    """(N, F) times (F, features) in at least float32.
 
     Its own gradient, because JAX's is that of the transpose of ``w``, which XLA:CPU then
     turns round inside the optimizer's update, several times slower than the product.
     """
-    return jnp.matmul(x, w, preferred_element_type=jnp.float32)
+    return jnp.matmul(x, w, preferred_element_type=sum_type(x))
 
 
 def _matmul_forward(x, w):
@@ -151,12 +164,12 @@ def _matmul_forward(x, w):
 def _matmul_backward(residuals, dy):
     x, w = residuals
     dy = dy.astype(x.dtype)
-    dx = jnp.einsum("nc,kc->nk", dy, w, preferred_element_type=jnp.float32)
-    if x.shape[0] <= 16 and x.dtype == jnp.float32:
+    dx = jnp.einsum("nc,kc->nk", dy, w, preferred_element_type=sum_type(x))
+    if x.shape[0] <= 16 and x.dtype != jnp.bfloat16:
         # Few rows: these products fuse with the optimizer, and dw never goes to memory.
         dw = functools.reduce(jnp.add, (x[i, :, None] * dy[i] for i in range(x.shape[0])))
     else:
-        dw = jnp.einsum("nk,nc->kc", x, dy, preferred_element_type=jnp.float32)
+        dw = jnp.einsum("nk,nc->kc", x, dy, preferred_element_type=sum_type(x))
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -168,7 +181,7 @@ class BatchNorm(nn.Module):
 
     Training normalizes with the mean and the biased variance of the batch and moves the
     running mean and the running *unbiased* variance towards them; otherwise the running
-    ones are used. Statistics are float32 whatever the type of the input. Under ``vmap``
+    ones are used. Statistics are at least float32 whatever the type of the input. Under ``vmap``
     each client has its own.
 
     Attributes:
@@ -198,15 +211,15 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * jax.lax.rsqrt(var + self.eps)
-        return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
+        return ((x.astype(sum_type(x)) - mean) * factor + bias).astype(x.dtype)
 
 
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance per channel in float32.
+    """Mean and biased variance per channel in at least float32.
 
     Two passes: E[x²] - E[x]² loses the variance of a channel with a large mean.
     """
-    x = x.astype(jnp.float32)
+    x = x.astype(sum_type(x))
     axes = tuple(range(x.ndim - 1))
     mean = jnp.mean(x, axes)
     return mean, jnp.mean(jnp.square(x - mean), axes)

@@ -15,6 +15,7 @@ from fedfr_jax.models.layers import (
     Dense,
     PReLU,
     compute_dtype,
+    entering,
     he_normal,
 )
 from fedfr_jax.models.weights import Published
@@ -71,7 +72,7 @@ class _Bottleneck(nn.Module):
 
 
 class MobileFaceNet(nn.Module):
-    """MobileFaceNet on (N, S, S, 3) images; the result is (N, embedding) float32.
+    """MobileFaceNet on (N, S, S, 3) images; the result is (N, embedding), at least float32.
 
     The global depthwise convolution covers the whole map that is left, which is 7×7 for
     the published size of 112.
@@ -90,7 +91,7 @@ class MobileFaceNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         way = self.strategy
-        x = images.astype(self.dtype)
+        x = entering(images, self.dtype)
         x = _ConvNorm(STEM, 3, 2, strategy=way, name="conv_1")(x, train)
         x = _ConvNorm(STEM, 3, depthwise=True, strategy=way, name="conv_2_dw")(x, train)
         for name, expanded, width, stride, blocks in BLOCKS:

@@ -19,6 +19,7 @@ from fedfr_jax.models.layers import (
     PReLU,
     check_widths,
     compute_dtype,
+    entering,
     final_map_side,
     xavier_uniform,
 )
@@ -73,7 +74,7 @@ class _Stage(nn.Module):
 
 
 class SphereNet(nn.Module):
-    """SphereNet on (N, S, S, 3) images; the result is (N, embedding) float32.
+    """SphereNet on (N, S, S, 3) images; the result is (N, embedding), at least float32.
 
     Attributes:
       units: residual units per stage, 4 entries.
@@ -93,7 +94,7 @@ class SphereNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         del train  # nothing here behaves differently in training
-        x = images.astype(self.dtype)
+        x = entering(images, self.dtype)
         for k, (units, width) in enumerate(zip(self.units, self.widths, strict=True), start=1):
             x = _Stage(width, units, self.strategy, name=f"stage{k}")(x)
         x = x.reshape(x.shape[0], -1)

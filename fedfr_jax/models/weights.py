@@ -59,7 +59,7 @@ def load_weights(path: str | os.PathLike[str], backbone: Backbone) -> dict[str, 
       backbone: the backbone that the weights are for.
 
     Returns:
-      ``{"params": ..., "batch_stats": ...}``, float32, in the structure of ``backbone.init``.
+      ``{"params": ..., "batch_stats": ...}`` in the structure and type of ``backbone.init``.
 
     Raises:
       InputError: if the file cannot be read, or an array is missing, unknown, of another
@@ -93,7 +93,8 @@ def from_torch(arrays: Mapping[str, np.ndarray], backbone: Backbone,
       source: what error messages call them, e.g. the file.
 
     Returns:
-      ``{"params": ..., "batch_stats": ...}`` of float32 arrays.
+      ``{"params": ..., "batch_stats": ...}`` of arrays in the
+      parameters' type.
 
     Raises:
       InputError: as for :func:`load_weights`.
@@ -108,9 +109,9 @@ def from_torch(arrays: Mapping[str, np.ndarray], backbone: Backbone,
 
     def convert(path: Any, leaf: Any) -> jax.Array:
         name = published.name(_keys(path))
-        array = _numeric(arrays[name], name, source)
+        array = _numeric(arrays[name], name, source, leaf.dtype)
         if name == published.input_name:
-            array = array * np.float32(published.input_scale)
+            array = array * array.dtype.type(published.input_scale)
         shape = _published_shape(leaf.shape, published.map_side)
         if array.shape != shape:
             raise InputError(
@@ -122,7 +123,7 @@ def from_torch(arrays: Mapping[str, np.ndarray], backbone: Backbone,
 
 
 def to_torch(variables: Mapping[str, Any], backbone: Backbone) -> dict[str, np.ndarray]:
-    """The inverse of :func:`from_torch`: name -> float32 array in the published layout.
+    """The inverse of :func:`from_torch`: name -> array in the published layout.
 
     Also converts anything of the same structure, such as gradients, except where the
     published input scale differs (there the first convolution is divided by the ratio).
@@ -135,12 +136,13 @@ def to_torch(variables: Mapping[str, Any], backbone: Backbone) -> dict[str, np.n
     arrays = {}
     for path, leaf in _leaves(variables):
         name = published.name(_keys(path))
-        array = _to_published(np.asarray(leaf, np.float32), published.map_side)
+        array = _to_published(np.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32)),
+                              published.map_side)
         if name == published.input_name:
-            array = array / np.float32(published.input_scale)
+            array = array / array.dtype.type(published.input_scale)
         arrays[name] = array
     for name in published.ones:
-        arrays[name] = np.ones(backbone.embedding, np.float32)
+        arrays[name] = np.ones(backbone.embedding, array.dtype)
     return arrays
 
 
@@ -184,13 +186,13 @@ def _list(names: list[str], most: int = 3) -> str:
     return f"arrays {', '.join(names[:most])}{more} are"
 
 
-def _numeric(array: np.ndarray, name: str, source: str) -> np.ndarray:
-    """The array in float32; InputError if it has no finite float32 value."""
+def _numeric(array: np.ndarray, name: str, source: str, dtype: np.dtype) -> np.ndarray:
+    """The array in a floating type; InputError if it has no finite value there."""
     array = np.asarray(array)
     if array.dtype.kind not in "fiu":
         raise InputError(f"{source}: array {name} has type {array.dtype}; numbers are needed "
                          "(convert bfloat16 to float32 before saving)")
-    array = array.astype(np.float32)
+    array = array.astype(dtype)
     if not np.isfinite(array).all():
         raise InputError(f"{source}: array {name} holds infinite or undefined values")
     return array

@@ -204,10 +204,10 @@ def _program(config: Config, candidate: Candidate, mesh):
     spec = RoundSpec(backbone, fed, LossConfig())
     classes = 64  # enough to be there, too few to weigh
     identities = config.data.split.identities_per_client[1]
-    head = head_shapes(spec, identities, "float32").replace(previous=None)
+    head = head_shapes(spec, identities, "off").replace(previous=None)
     head = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), head)
     server = ServerState(jnp.int32(0), backbone.init(jax.random.key(0)),
-                         jnp.ones((classes, backbone.embedding)))
+                         jnp.ones((classes, backbone.embedding), head.class_embeddings.dtype))
     size = config.data.image_size
     images = np.random.default_rng(0).integers(
         0, 256, (fed.batch_size, size, size, 3), np.uint8)

@@ -153,7 +153,8 @@ def personal_models(sim: Simulation, workdir,
         row = jax.tree.map(lambda x: x[0], store.read(np.array([client])))
         if row.previous is None:
             return backbone, row.transform
-        return jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), row.previous), row.transform
+        return (jax.tree.map(lambda v, like: jnp.asarray(v, like.dtype), row.previous, backbone),
+                row.transform)
 
     return model
 

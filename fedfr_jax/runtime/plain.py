@@ -1,0 +1,66 @@
+"""The door to the core for plain arrays."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedfr_jax.algorithm.plain import PlainRounds
+from fedfr_jax.config import default_config, merged, resolve
+from fedfr_jax.errors import InputError
+from fedfr_jax.population.packing import pack_clients, pack_public
+from fedfr_jax.runtime.autotune import settle
+from fedfr_jax.runtime.simulation import make_layout, make_spec
+
+
+def plain_rounds(clients: Sequence[tuple[np.ndarray, np.ndarray]],
+                 public: tuple[np.ndarray, np.ndarray] | None = None,
+                 config: Mapping[str, Any] | None = None, **settings: Any) -> PlainRounds:
+    """Rounds on arrays of images, of the same pure functions that a whole run is made of.
+
+        rounds = plain_rounds(clients, public, fed={"batch_size": 8})
+        server, heads = rounds.start(rounds.spec.backbone.init(key), key)
+        server, heads, metrics = rounds.step(server, heads, key)
+
+    Args:
+      clients: (images (M_i, S, S, 3) uint8 RGB, labels (M_i,) whole numbers from 0) of each.
+      public: images and labels of the public people; None: there are none.
+      config: settings as nested dictionaries; ``data`` is not read but for what the arrays say.
+      **settings: groups of settings that change, such as ``fed={"lr": 0.01}``.
+
+    Raises:
+      InputError: the arrays or the settings do not fit, or there is too little to train on.
+    """
+    if not clients:
+        raise InputError("clients is empty; give (images, labels) of at least one")
+    size = np.shape(clients[0][0])[1]
+    if public is None:
+        public = np.zeros((0, size, size, 3), np.uint8), np.zeros(0, np.int32)
+        settings = merged({"fed": {"public_data": "off"}}, settings)
+    chosen = merged(default_config().to_dict() if config is None else config, settings)
+    config = resolve(merged(chosen, {"data": {"image_size": size},
+                                     "fed": {"num_clients": len(clients)}}))
+    cohort_public = pack_public(*public)
+    if config.fed.public_data != "off" and not cohort_public.identities:
+        raise InputError(f"fed.public_data is {config.fed.public_data!r}, but public is empty")
+    _same_size(size, [images for images, _ in clients] + [public[0]])
+    few = [i for i, (images, _) in enumerate(clients) if len(images) < config.fed.batch_size]
+    if few:
+        raise InputError(f"client {few[0]} has {len(clients[few[0]][0])} images, less than "
+                         f"fed.batch_size={config.fed.batch_size}; lower it")
+    most = max(int(np.max(labels, initial=-1)) + 1 for _, labels in clients)
+    split = dataclasses.replace(config.data.split, identities_per_client=(1, max(1, most)))
+    config = settle(dataclasses.replace(config, data=dataclasses.replace(config.data, split=split)),
+                    report=lambda line: None)
+    layout = make_layout(config)
+    return PlainRounds(make_spec(config)[1], layout, cohort_public,
+                       pack_clients(clients, layout.mesh.size))
+
+
+def _same_size(size: int, groups: Sequence[np.ndarray]) -> None:
+    for images in groups:
+        if np.shape(images)[1:] != (size, size, 3):
+            raise InputError(f"images of shape {np.shape(images)} are given beside others of "
+                             f"{size} x {size} pixels; all must be of one size")
