@@ -1,12 +1,12 @@
 """Settings: one clear error with the setting's name, before anything else happens."""
-import pathlib
 
 import pytest
 from ml_collections import ConfigDict
+from small import ROOT
 
 from fedfr_jax.config import Config, ConfigError, default_config, load_config, resolve, to_dict
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
 def test_defaults_survive_the_round_trip():
