@@ -1,19 +1,30 @@
-"""A small federation of random images, for tests of the round."""
+"""What tests share: a federation of random images for the round, settings of small runs."""
 import dataclasses
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from fedfr_jax import engine
-from fedfr_jax.algorithm.initialize import initial_heads, initial_server
+from fedfr_jax.algorithm.initialize import initial_heads, initial_server, server_shapes
+from fedfr_jax.algorithm.plain import place
 from fedfr_jax.algorithm.round import run_round
 from fedfr_jax.algorithm.spec import RoundSpec
+from fedfr_jax.config import resolve
 from fedfr_jax.config.settings import FedConfig, LossConfig, ModelConfig
 from fedfr_jax.engine.layout import Layout
 from fedfr_jax.methods.fedfr import Options
-from fedfr_jax.models import build
+from fedfr_jax.models import Backbone, build
 from fedfr_jax.population.cohort_data import CohortData, PublicData
+from fedfr_jax.population.packing import pack_clients
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Real faces and outputs of the authors' code, where they are at hand.
+DATA = pathlib.Path(os.environ.get("FEDFR_DATA_DIR", ROOT.parent / "shared" / "data"))
+GOLDEN = pathlib.Path(os.environ.get("FEDFR_GOLDEN_DIR", ROOT.parent / "shared" / "golden"))
 
 SIZE = 16
 MODEL = ModelConfig(depth=4, widths=(4, 4, 8, 8), embedding=8)
@@ -36,39 +47,12 @@ class Federation:
         return PublicData(jnp.asarray(self.public_images), jnp.asarray(self.public_labels), 4)
 
     def cohort(self, devices=1, clients=None, table=True) -> CohortData:
-        """The given clients (default: all) in order, with empty slots at each device's end."""
-        clients = list(range(len(self.images))) if clients is None else clients
-        slots = -(-len(clients) // devices)
-        placed = np.full((devices, slots), -1)
-        for i, client in enumerate(clients):
-            placed[i % devices, i // devices] = client
-        most = max(len(x) for x in self.images)
-        shape = (devices * slots, most)
-        rows, labels = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        sizes, identities = np.zeros(shape[0], np.int32), np.zeros(shape[0], np.int32)
-        lists = []
-        for d in range(devices):
-            found = []
-            for s, client in enumerate(placed[d]):
-                if client >= 0:
-                    n, at = len(self.images[client]), d * slots + s
-                    rows[at, :n] = len(found) + np.arange(n)
-                    labels[at, :n], sizes[at] = self.labels[client], n
-                    identities[at] = self.identities[client]
-                    found += [(client, i) for i in range(n)]
-            lists.append(found)
-        capacity = max(map(len, lists)) + 2  # two that nobody uses
-        used = np.array([len(found) for found in lists], np.int32)
-        lists = [found + [(0, 0)] * (capacity - len(found)) for found in lists]
-        flat = np.concatenate(self.images)
-        first = np.concatenate([[0], np.cumsum([len(x) for x in self.images])])
-        table_rows = np.array([first[c] + i for found in lists for c, i in found], np.int32)
-        images = flat if table else flat[table_rows]
-        return CohortData(
-            images=jnp.asarray(images), table_rows=jnp.asarray(table_rows) if table else None,
-            used=jnp.asarray(used), rows=jnp.asarray(rows), labels=jnp.asarray(labels),
-            sizes=jnp.asarray(sizes), identities=jnp.asarray(identities),
-            clients=jnp.asarray(placed.reshape(-1), jnp.int32))
+        """The given clients (default: all), and two images on each device that nobody uses."""
+        cohort = pack_clients(list(zip(self.images, self.labels, strict=True)), devices, clients)
+        rows = np.pad(cohort.table_rows.reshape(devices, -1), ((0, 0), (0, 2))).reshape(-1)
+        images = {"table_rows": rows} if table else {
+            "images": cohort.images[rows], "table_rows": None}
+        return jax.tree.map(jnp.asarray, cohort.replace(**images))
 
 
 def federation(sizes=(9, 5, 12), identities=(3, 2, 4), public=10, seed=0) -> Federation:
@@ -107,14 +91,6 @@ def start(method, layout, public, cohort, **changes):
         engine.replicate(public, layout.mesh), place(cohort, layout))
 
 
-def place(cohort: CohortData, layout) -> CohortData:
-    """Divides a cohort over the devices."""
-    images = cohort.images
-    divide = engine.replicate if cohort.table_rows is not None else engine.spread
-    return engine.spread(cohort.replace(images=None), layout.mesh).replace(
-        images=divide(images, layout.mesh))
-
-
 def rounds(method, layout, server, heads, public, cohort, count=1, key=None):
     """Runs ``count`` rounds in one compiled function; returns state and last metrics."""
     key = jax.random.key(7) if key is None else key
@@ -125,3 +101,61 @@ def rounds(method, layout, server, heads, public, cohort, count=1, key=None):
     for _ in range(count):
         server, heads, metrics = step(server, heads, public, cohort)
     return jax.device_get((server, heads, metrics))
+
+
+class TinyNetwork(nn.Module):
+    """The smallest network with batch norm."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = x[:, ::4, ::4].reshape(len(x), -1)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(6)(x))
+        return nn.Dense(8)(jnp.tanh(x))
+
+
+def tiny_backbone():
+    module = TinyNetwork()
+
+    def apply(variables, images, train):
+        if not train:
+            return module.apply(variables, images, False), variables["batch_stats"]
+        f, new = module.apply(variables, images, True, mutable=["batch_stats"])
+        return f, new["batch_stats"]
+
+    return Backbone(init=lambda key: module.init(key, jnp.zeros((2, 16, 16, 3)), False),
+                    apply=apply, embedding=8, image_size=16, name="tiny")
+
+
+# Whole runs on a few generated faces.
+SETTINGS = {
+    "data": {"image_size": 16,
+             "generated": {"identities": 30, "images_per_identity": (5, 7)},
+             "split": {"held_out_identities": 10, "held_out_pairs": 40, "client_fraction": 0.5,
+                       "identities_per_client": (2, 3), "verification_images": 2}},
+    "model": {"depth": 4, "widths": (4, 4, 8, 8), "embedding": 8},
+    "pretrain": {"epochs": 2, "batch_size": 16},
+    "fed": {"num_clients": 3, "rounds": 3, "batch_size": 4, "local_epochs": (2, 1),
+            "lr": 0.01, "hard_threshold": 0.9},
+    "eval": {"fars": (0.01, 0.1), "batch_size": 32},
+    "engine": {"lanes": 1, "conv": "custom"},
+}
+
+
+def settings(**groups):
+    merged = {k: dict(v) for k, v in SETTINGS.items()}
+    for name, values in groups.items():
+        merged.setdefault(name, {}).update(values)
+    return resolve(merged)
+
+
+def final_state(folder, config):
+    """(server, touched clients, their rows) that a run left behind."""
+    # Imported here, as Orbax takes a second.
+    from fedfr_jax.runtime.checkpoints import RoundCheckpoints  # noqa: PLC0415
+    from fedfr_jax.runtime.client_states import open_store  # noqa: PLC0415
+    from fedfr_jax.runtime.simulation import build_simulation  # noqa: PLC0415
+
+    sim = build_simulation(config)
+    with RoundCheckpoints(folder) as checkpoints, open_store(sim, folder) as store:
+        server = checkpoints.restore(server_shapes(sim.spec, sim.public.identities))
+        return jax.device_get(server), store.touched(), store.read(store.touched())

@@ -1,15 +1,15 @@
 """Settings: one clear error with the setting's name, before anything else happens."""
-import pathlib
 
 import pytest
 from ml_collections import ConfigDict
+from small import ROOT
 
 from fedfr_jax.config import Config, default_config, load_config, resolve, setting_names, to_dict
 from fedfr_jax.config.moved import MOVED
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.runtime.command_line import check_setting_flags
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
 def test_defaults_survive_the_round_trip():

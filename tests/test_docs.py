@@ -1,17 +1,16 @@
 """What the documents show is run."""
-import pathlib
 import re
 import subprocess
 import sys
 
 import jupytext
 import pytest
+from small import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 TRY = """
 import runpy, sys
 sys.path.insert(0, {tests!r})
-from test_train import SETTINGS
+from small import SETTINGS
 from fedfr_jax import register_method, run
 register_method("fedperprox", runpy.run_path({path!r})["RECIPE"])  # after everything is imported
 plain = run("fedper", SETTINGS, fed={{"rounds": 2}}).summary["models"]["global"]

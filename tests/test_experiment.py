@@ -1,10 +1,9 @@
 """The interface for notebooks: step by step, in one call, and what comes out."""
-import pathlib
 
 import jax
 import numpy as np
 import pytest
-from test_train import SETTINGS, final_state, settings
+from small import ROOT, SETTINGS, final_state, settings
 
 from fedfr_jax.config import default_config, resolve
 from fedfr_jax.errors import ConfigError, InputError
@@ -19,7 +18,7 @@ def test_settings_of_any_kind():
     assert settings_of(config, fed={"lr": 0.5}).fed == settings_of(
         fed={"lr": 0.5, "rounds": 3}).fed
     assert settings_of(resolve({"seed": 3})).seed == 3
-    path = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
+    path = ROOT / "configs" / "quickstart.py"
     found = settings_of(path, "fedavg", fed={"rounds": 4})
     assert (found.method.name, found.fed.rounds, found.data.image_size) == ("fedavg", 4, 48)
     with pytest.raises(InputError, match=r"nowhere\.py is not there"):

@@ -8,6 +8,7 @@ import sys
 import zipfile
 
 import pytest
+from small import ROOT
 
 import fedfr_jax
 from fedfr_jax.config import config_path, default_config, resolve
@@ -16,7 +17,6 @@ from fedfr_jax.methods import METHODS, Recipe, register_method
 from fedfr_jax.models import MODELS, register_backbone
 from fedfr_jax.runtime.command_line import with_config_files
 
-ROOT = pathlib.Path(__file__).parents[1]
 CONFIGURATIONS = {path.name for path in (ROOT / "configs").glob("*.py")}
 INSTALLED = """
 import pathlib, fedfr_jax

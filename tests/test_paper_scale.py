@@ -1,11 +1,11 @@
 """The paper's settings fit together at their real shapes, without the data or the memory."""
 import dataclasses
 import importlib.util
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import pytest
+from small import ROOT
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm.initialize import initial_heads, server_shapes
@@ -20,7 +20,7 @@ IMAGES_PER_CLIENT, PUBLIC_IMAGES = 6500, 420_671
 
 
 def paper_config():
-    path = pathlib.Path(__file__).parents[1] / "configs" / "ms1m_fedfr.py"
+    path = ROOT / "configs" / "ms1m_fedfr.py"
     spec = importlib.util.spec_from_file_location("ms1m_fedfr", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

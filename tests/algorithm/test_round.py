@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
-from flax import linen as nn
 
 from fedfr_jax.algorithm.pool import epoch_order
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config.settings import LossConfig
-from fedfr_jax.models import Backbone
 
 
 def unit(x):
@@ -269,31 +267,8 @@ def test_previous_backbones_in_half_precision_or_not_at_all():
     assert_close(off[0].backbone, run(no_contrast, "float32")[0].backbone)
 
 
-class TinyNetwork(nn.Module):
-    """The smallest network with batch norm."""
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = x[:, ::4, ::4].reshape(len(x), -1)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(6)(x))
-        return nn.Dense(8)(jnp.tanh(x))
-
-
-def tiny_backbone():
-    module = TinyNetwork()
-
-    def apply(variables, images, train):
-        if not train:
-            return module.apply(variables, images, False), variables["batch_stats"]
-        f, new = module.apply(variables, images, True, mutable=["batch_stats"])
-        return f, new["batch_stats"]
-
-    return Backbone(init=lambda key: module.init(key, jnp.zeros((2, 16, 16, 3)), False),
-                    apply=apply, embedding=8, image_size=16, name="tiny")
-
-
 def test_batch_norm_statistics_are_averaged():
-    method, data, layout = RoundSpec(tiny_backbone(), small.FED, LossConfig()), \
+    method, data, layout = RoundSpec(small.tiny_backbone(), small.FED, LossConfig()), \
         small.federation(), small.layout()
     assert_round_equals_reference(method, small.layout(lanes=2), data)
     cohort = data.cohort()

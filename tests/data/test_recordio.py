@@ -1,11 +1,10 @@
 """RecordIO: format, labels, damaged files, the writer, and a real data set."""
-import os
-import pathlib
 import struct
 
 import numpy as np
 import pytest
 from absl import logging
+from small import DATA
 
 from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data import SOURCES, decode, open_source
@@ -19,9 +18,7 @@ from fedfr_jax.data.recordio_format import (
 )
 from fedfr_jax.errors import InputError
 
-REAL = pathlib.Path(
-    os.environ.get("FEDFR_DATA_DIR", pathlib.Path(__file__).parents[2] / "shared" / "data")
-) / "lfw"
+REAL = DATA / "lfw"
 
 
 def pictures(count, size=16, seed=0):

@@ -1,22 +1,20 @@
 """Verification sets: pickles of all kinds, hostile pickles, leaving out identities."""
 import io
 import os
-import pathlib
 import pickle
 import struct
 
 import numpy as np
 import pytest
 from PIL import Image
+from small import DATA
 
 from fedfr_jax.data.recordio import open_recordio
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.data.verification import leave_out, original_labels, read_bin, set_names
 from fedfr_jax.errors import InputError
 
-REAL = pathlib.Path(
-    os.environ.get("FEDFR_DATA_DIR", pathlib.Path(__file__).parents[2] / "shared" / "data")
-) / "lfw"
+REAL = DATA / "lfw"
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 12, 12, 3), dtype=np.uint8)
 ANSWERS = [True, False, True]
 

@@ -1,36 +1,13 @@
 """Evaluation protocols against plain float64 loops, and their edge cases."""
 from __future__ import annotations
 
-import math
-
 import numpy as np
+import protocols
 import pytest
+from protocols import FARS
 
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation import personalized, streaming, verification
-
-FARS = np.array([1e-3, 1e-2, 0.1, 0.3])
-
-
-def _unit(x):
-    x = np.asarray(x, np.float64)
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def _threshold(negatives, far):
-    return sorted(negatives, reverse=True)[math.floor(far * len(negatives))]
-
-
-def _close(got, expected, comparisons):
-    assert np.all(np.abs(np.asarray(got) - expected) * comparisons <= 1 + 1e-6), (got, expected)
-
-
-def _faces(rng, counts, dim=12, noise=0.7):
-    labels = np.repeat(np.arange(len(counts)), counts)
-    centers = rng.standard_normal((len(counts), dim))
-    features = centers[labels] + noise * rng.standard_normal((len(labels), dim))
-    order = rng.permutation(len(labels))
-    return features[order].astype(np.float32), labels[order]
 
 
 def _corners(rng, n):
@@ -39,13 +16,13 @@ def _corners(rng, n):
 
 
 def _brute_verification(features, labels, own, fars):
-    unit = _unit(features)
+    unit = protocols.unit(features)
     positive, negative = [], []
     for i in range(len(unit)):
         for j in range(i + 1, len(unit)):
             if own[i] or own[j]:
                 (positive if labels[i] == labels[j] else negative).append(float(unit[i] @ unit[j]))
-    tar = [np.mean(np.array(positive) > _threshold(negative, f)) for f in fars]
+    tar = [np.mean(np.array(positive) > protocols.threshold(negative, f)) for f in fars]
     return np.array(tar), len(positive), len(negative)
 
 
@@ -80,7 +57,7 @@ def test_rates_outside_zero_to_one(rates):
 @pytest.mark.parametrize(("block", "cache_bytes"), [(4096, 0), (16, 0), (16, 3000), (13, 1 << 30)])
 def test_streamed_thresholds_equal_a_full_sort(on_device, block, cache_bytes):
     rng = np.random.default_rng(1)
-    features, labels = _faces(rng, [3, 1, 4, 2, 5, 9, 30])
+    features, labels = protocols.faces(rng, [3, 1, 4, 2, 5, 9, 30])
     order = np.argsort(labels > 4, kind="stable")
     unit, labels = streaming.unit_rows(features[order]), labels[order]
     own = int((labels <= 4).sum())
@@ -133,7 +110,7 @@ def test_non_finite_features_are_refused():
 
 
 def _brute_folds(embeddings, is_same, folds):
-    unit = _unit(embeddings)
+    unit = protocols.unit(embeddings)
     distance = ((unit[::2] - unit[1::2]) ** 2).sum(1)
     accuracies, chosen = [], []
     for test in np.array_split(np.arange(len(is_same)), folds):
@@ -163,11 +140,11 @@ def test_pairs_against_loops(count, folds):
     accuracy, std, threshold = _brute_folds(embeddings, is_same, folds)
     np.testing.assert_allclose([got.accuracy, got.accuracy_std, got.threshold],
                                [accuracy, std, threshold], atol=1e-12)
-    unit = _unit(embeddings)
+    unit = protocols.unit(embeddings)
     scores = (unit[::2] * unit[1::2]).sum(1)
     np.testing.assert_allclose(got.scores, scores, atol=1e-6)
-    expected = [np.mean(scores[is_same] > _threshold(scores[~is_same], f)) for f in FARS]
-    _close(got.tar_at_far, expected, is_same.sum())
+    expected = [np.mean(scores[is_same] > protocols.threshold(scores[~is_same], f)) for f in FARS]
+    protocols.close(got.tar_at_far, expected, is_same.sum())
     far, tar = got.roc
     assert far[0] == 0 and far[-1] == tar[-1] == 1 and len(far) <= 201
     assert np.all(np.diff(far) >= 0) and np.all(np.diff(tar) >= 0)
@@ -211,7 +188,7 @@ def test_embedding_with_mirror(count):
     np.testing.assert_allclose(raw, expected, rtol=1e-5, atol=1e-2)
     assert shapes == {(4, 6, 6, 3)}
     unit = verification.embed_with_mirror(embed, images, 4)
-    np.testing.assert_allclose(unit, _unit(expected), atol=1e-5)
+    np.testing.assert_allclose(unit, protocols.unit(expected), atol=1e-5)
     with pytest.raises(InputError, match="images must be"):
         verification.embed_with_mirror(embed, images[:0], 4)
 
@@ -224,12 +201,12 @@ COUNTS = [3, 7, 1, 4, 6, 2, 5, 9, 8, 3, 4, 10, 6]
 
 @pytest.mark.parametrize("client", range(4))
 def test_personal_verification_against_loops(client):
-    features, labels = _faces(np.random.default_rng(client), COUNTS)
+    features, labels = protocols.faces(np.random.default_rng(client), COUNTS)
     own = np.isin(labels, CLIENTS[client])
     got = personalized.personal_verification(features, labels, own, FARS, block=16)
     tar, positives, negatives = _brute_verification(features, labels, own, FARS)
     assert (got.num_positives, got.num_negatives) == (positives, negatives)
-    _close(got.tar, tar, positives)
+    protocols.close(got.tar, tar, positives)
     np.testing.assert_array_equal(got.resolvable, FARS * negatives >= 1)
     assert np.isnan(got.roc_tar[0]) and got.roc_tar[-1] > 0.5
 
@@ -244,11 +221,11 @@ def test_personal_verification_under_ties():
 
 
 def test_personal_verification_where_undefined():
-    features, labels = _faces(np.random.default_rng(0), [1, 1, 1, 1])
+    features, labels = protocols.faces(np.random.default_rng(0), [1, 1, 1, 1])
     alone = personalized.personal_verification(features, labels, labels == 0, FARS)
     assert np.isnan(alone.tar).all() and alone.num_positives == 0 and alone.num_negatives == 3
     assert not alone.resolvable.any()
-    features, labels = _faces(np.random.default_rng(0), [5])
+    features, labels = protocols.faces(np.random.default_rng(0), [5])
     single = personalized.personal_verification(features, labels, labels == 0, FARS)
     assert np.isnan(single.tar).all() and single.num_positives == 10 and single.num_negatives == 0
     with pytest.raises(InputError, match="no verification image"):
@@ -259,39 +236,22 @@ def test_personal_verification_where_undefined():
         personalized.personal_verification(features, labels[:3], labels == 0, FARS)
 
 
-def _brute_identification(probes, labels, gallery, gallery_labels, identities, *, fpirs):
-    probes, gallery = _unit(probes), _unit(gallery)
-    rows = np.stack([gallery[gallery_labels == k].mean(0) for k in identities])
-    mated, non_mated = [], []
-    for probe, label in zip(probes, labels, strict=True):
-        for row, identity in zip(rows, identities, strict=True):
-            (mated if label == identity else non_mated).append(float(probe @ row))
-    ordered = sorted(non_mated, reverse=True)
-    pair = [np.mean(np.array(mated) > ordered[math.ceil(f * len(probes)) - 1]) for f in fpirs]
-    scores = probes @ _unit(rows).T
-    tops, right = scores.max(1), identities[scores.argmax(1)] == labels
-    known = np.isin(labels, identities)
-    thresholds = [_threshold(tops[~known], f) for f in fpirs]
-    open_set = [np.mean(right[known] & (tops[known] > t)) for t in thresholds]
-    return pair, open_set, right[known].mean()
-
-
 @pytest.mark.parametrize("client", range(4))
 @pytest.mark.parametrize("block", [7, 4096])
 def test_personal_identification_against_loops(client, block):
     rng = np.random.default_rng(20 + client)
-    features, labels = _faces(rng, [2 * n for n in COUNTS], noise=1.0)
+    features, labels = protocols.faces(rng, [2 * n for n in COUNTS], noise=1.0)
     probe = rng.permutation(len(labels)) % 2 == 0
     probe[[np.flatnonzero(labels == k)[0] for k in range(13)]] = False
     identities = CLIENTS[client][::-1]
     probes, gallery = features[probe], features[~probe]
     got = personalized.personal_identification(
         probes, labels[probe], gallery, labels[~probe], identities, fpirs=FARS, block=block)
-    pair, open_set, rank1 = _brute_identification(
+    pair, open_set, rank1 = protocols.brute_identification(
         probes, labels[probe], gallery, labels[~probe], identities, fpirs=FARS)
-    _close(got.pair_tpir, pair, got.num_mated)
-    _close(got.open_set_tpir, open_set, got.num_mated)
-    _close(got.rank1, rank1, got.num_mated)
+    protocols.close(got.pair_tpir, pair, got.num_mated)
+    protocols.close(got.open_set_tpir, open_set, got.num_mated)
+    protocols.close(got.rank1, rank1, got.num_mated)
     assert got.num_mated + got.num_non_mated == probe.sum()
 
 
@@ -301,15 +261,15 @@ def test_personal_identification_under_ties():
     gallery, identities = _corners(rng, 3), np.array([2, 0, 4])
     got = personalized.personal_identification(probes, labels, gallery, identities, identities,
                                                fpirs=FARS)
-    pair, open_set, rank1 = _brute_identification(probes, labels, gallery, identities, identities,
-                                                  fpirs=FARS)
+    pair, open_set, rank1 = protocols.brute_identification(
+        probes, labels, gallery, identities, identities, fpirs=FARS)
     np.testing.assert_array_equal(got.pair_tpir, pair)
     np.testing.assert_array_equal(got.open_set_tpir, open_set)
     assert got.rank1 == rank1
 
 
 def test_personal_identification_where_undefined():
-    features, labels = _faces(np.random.default_rng(0), [4, 4])
+    features, labels = protocols.faces(np.random.default_rng(0), [4, 4])
     got = personalized.personal_identification(features, labels, features, labels, [0, 1],
                                                fpirs=FARS)
     assert np.isnan(got.open_set_tpir).all() and not np.isnan(got.pair_tpir).any()

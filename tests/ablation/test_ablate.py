@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from test_config import CONFIGS
-from test_train import settings
+from small import ROOT, settings
 
 from fedfr_jax.ablation import comparison, grid
 from fedfr_jax.ablation.rows import BASELINES, FEDFR, PARTS, SWITCHES, batch_norm, fixed_epochs
@@ -32,7 +31,7 @@ def test_all_rows_are_settings_that_resolve():
 
 
 def test_grid_of_the_shipped_configuration():
-    path = next(p for p in CONFIGS if p.stem == "ablation")
+    path = ROOT / "configs" / "ablation.py"
     cells, reference = grid.grid_of(load_config(path))
     assert reference == "FedFR"
     assert {"FedFR", "FedAvg", "FedBN, iresnet"} < {cell.row for cell in cells}
@@ -88,6 +87,7 @@ def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
     assert float(rows[4]["sent (MB)"]) == 0 and float(rows[4]["arithmetic (GFLOP)"]) == 0
 
     changed = grid.make_cells(base() | {"loss": {"margin": 0.1}}, ROWS, (0,), vary=("seed",))
+
     def refused():
         with pytest.raises(InputError, match=r"other settings \(loss.margin: 0.4 -> 0.1\)"):
             grid.run_grid(changed, tmp_path)

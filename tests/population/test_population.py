@@ -1,6 +1,5 @@
 """Rows of a population at rest: round trips, going back to a checkpoint, kills, bad files."""
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from small import ROOT
 
 from fedfr_jax.errors import InputError
 from fedfr_jax.population import store as population
@@ -60,6 +60,7 @@ def test_rows_of_all_kinds_come_back(path):
         "scalar": (np.int8, ()), "wide": (np.float64, (1, 1)), "none": (np.float32, (0, 4)),
         "u": (np.uint64, ()), "c": (np.complex64, (2,)), "byte": (ml_dtypes.float8_e4m3fn, (7,)),
     }
+
     def array(lead, kind, shape):
         return np.asarray(rng.integers(0, 2, (*lead, *shape))).astype(kind)
 
@@ -194,7 +195,7 @@ def test_kill_in_the_middle_of_writing(tmp_path):
     for delay in (0.02, 0.11, 0.05):
         child = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE,
-            cwd=pathlib.Path(__file__).parents[1],
+            cwd=ROOT,
         )
         assert child.stdout.readline() == b"ready\n"
         while not (tmp_path / "checkpoint").exists():

@@ -1,7 +1,6 @@
 """Several devices and several processes give what one device gives."""
 import json
 import os
-import pathlib
 import socket
 import subprocess
 import sys
@@ -9,8 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[1]
+from small import ROOT
 
 EIGHT_DEVICES = """
 import sys; sys.path.insert(0, "tests")
@@ -55,16 +53,16 @@ def test_eight_devices_equal_one():
 
 
 ONE_PROCESS = """
-import sys; sys.path.insert(0, "tests")
+import sys
 from absl import flags
-import test_devices, json
+import json
 from fedfr_jax.experiment import train
 from fedfr_jax.runtime import command_line as cli
 from fedfr_jax.config import resolve
 cli.define_distributed_flags()
-flags.FLAGS(["x", *sys.argv[2:]])
+flags.FLAGS(["x", *sys.argv[3:]])
 cli.join_processes()
-train(resolve(test_devices.SETTINGS), sys.argv[1])
+train(resolve(json.loads(sys.argv[2])), sys.argv[1])
 """
 SETTINGS = {
     "data": {"image_size": 16, "images": "stream",
@@ -86,7 +84,7 @@ def run_processes(folder, count, devices):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     started = [subprocess.Popen(
-        [sys.executable, "-c", ONE_PROCESS, str(folder),
+        [sys.executable, "-c", ONE_PROCESS, str(folder), json.dumps(SETTINGS),
          *([f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process={i}"]
            if count > 1 else [])],
         cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE,

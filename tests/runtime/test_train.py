@@ -2,7 +2,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -10,49 +9,21 @@ import sys
 import jax
 import numpy as np
 import pytest
+from small import ROOT, SETTINGS, final_state, settings
 
-from fedfr_jax.algorithm.initialize import server_shapes
 from fedfr_jax.config import resolve
 from fedfr_jax.errors import InputError
 from fedfr_jax.experiment import evaluate, train
 from fedfr_jax.runtime import workdir
-from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree, save_pytree
+from fedfr_jax.runtime.checkpoints import load_pytree, save_pytree
 from fedfr_jax.runtime.client_states import open_store
 from fedfr_jax.runtime.simulation import build_simulation
-
-ROOT = pathlib.Path(__file__).parents[1]
-SETTINGS = {
-    "data": {"image_size": 16,
-             "generated": {"identities": 30, "images_per_identity": (5, 7)},
-             "split": {"held_out_identities": 10, "held_out_pairs": 40, "client_fraction": 0.5,
-                       "identities_per_client": (2, 3), "verification_images": 2}},
-    "model": {"depth": 4, "widths": (4, 4, 8, 8), "embedding": 8},
-    "pretrain": {"epochs": 2, "batch_size": 16},
-    "fed": {"num_clients": 3, "rounds": 3, "batch_size": 4, "local_epochs": (2, 1),
-            "lr": 0.01, "hard_threshold": 0.9},
-    "eval": {"fars": (0.01, 0.1), "batch_size": 32},
-    "engine": {"lanes": 1, "conv": "custom"},
-}
-
-
-def settings(**groups):
-    merged = {k: dict(v) for k, v in SETTINGS.items()}
-    for name, values in groups.items():
-        merged.setdefault(name, {}).update(values)
-    return resolve(merged)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "a"
     return folder, train(settings(), folder)
-
-
-def final_state(folder, config):
-    sim = build_simulation(config)
-    with RoundCheckpoints(folder) as checkpoints, open_store(sim, folder) as store:
-        server = checkpoints.restore(server_shapes(sim.spec, sim.public.identities))
-        return jax.device_get(server), store.touched(), store.read(store.touched())
 
 
 def test_a_run_leaves_everything_behind(finished):
@@ -114,7 +85,7 @@ def assert_same(a, b):
 
 COMMAND = """
 import sys; sys.path.insert(0, {tests!r})
-import conftest, test_train, signal, os
+import conftest, small, signal, os
 from fedfr_jax.runtime import rounds as program
 from fedfr_jax.experiment import train
 real, calls = program.round_row, []
@@ -125,7 +96,7 @@ def round_row(*args):
         import time; time.sleep(600)  # as if the round took long
     return real(*args)
 program.round_row = round_row
-train(test_train.settings(**{changes}), {folder!r})
+train(small.settings(**{changes}), {folder!r})
 """
 
 

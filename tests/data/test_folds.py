@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
-from test_train import settings
+from small import settings
 
 from fedfr_jax.data.folds import make_folds
 from fedfr_jax.errors import InputError

@@ -7,7 +7,6 @@ import numpy as np
 import optax
 import pytest
 import small
-from test_round import tiny_backbone
 
 from fedfr_jax.algorithm.features import features, personal_features
 from fedfr_jax.algorithm.gradient import gradient_in_parts
@@ -217,7 +216,7 @@ def test_lg_fedavg_is_fedper_the_other_way_round():
 
 
 def test_fedbn_keeps_batch_normalization():
-    backbone = tiny_backbone()
+    backbone = small.tiny_backbone()
     before, _, after, heads, _ = run(make("fedbn", backbone))
     norm = "BatchNorm_0"
     assert_same(after.backbone["params"][norm], before.backbone["params"][norm])

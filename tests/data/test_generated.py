@@ -4,7 +4,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import pathlib
 import subprocess
 import sys
 import tracemalloc
@@ -13,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import ROOT
 
 from fedfr_jax.config.settings import DataConfig, GeneratedConfig
 from fedfr_jax.data.faces import draws, generated, parameters, renderer
 from fedfr_jax.errors import InputError
 
 SIZE = 32
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _config(**changes) -> DataConfig:

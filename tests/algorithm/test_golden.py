@@ -4,13 +4,12 @@ Runs on every file of the folder ``FEDFR_GOLDEN_DIR``; which test a file belongs
 told by the arrays in it, and seed and sizes are read from it.
 """
 import importlib.util
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import GOLDEN
 
 from fedfr_jax import losses
 from fedfr_jax.algorithm.features import features
@@ -24,19 +23,16 @@ from fedfr_jax.methods.fedfr import Options
 from fedfr_jax.models import build
 from fedfr_jax.models.weights import from_torch, to_torch
 
-FOLDER = pathlib.Path(os.environ.get(
-    "FEDFR_GOLDEN_DIR", pathlib.Path(__file__).parents[2] / "shared" / "golden"))
-
 
 def _files(key):
     """Golden files that hold ``key``; a skipped parameter where there is none."""
-    found = [f for f in sorted(FOLDER.glob("*.npz")) if key in np.load(f).files]
+    found = [f for f in sorted(GOLDEN.glob("*.npz")) if key in np.load(f).files]
     return [pytest.param(f, id=f.stem) for f in found] or [
-        pytest.param(None, marks=pytest.mark.skip(reason=f"no golden files in {FOLDER}"))]
+        pytest.param(None, marks=pytest.mark.skip(reason=f"no golden files in {GOLDEN}"))]
 
 
 def _inputs():
-    spec = importlib.util.spec_from_file_location("golden_inputs", FOLDER / "inputs.py")
+    spec = importlib.util.spec_from_file_location("golden_inputs", GOLDEN / "inputs.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

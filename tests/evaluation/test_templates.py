@@ -2,15 +2,9 @@
 from __future__ import annotations
 
 import numpy as np
+import protocols
 import pytest
-from test_evaluation import (
-    FARS,
-    _brute_identification,
-    _close,
-    _faces,
-    _threshold,
-    _unit,
-)
+from protocols import FARS
 
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation import ijb, templates
@@ -40,7 +34,7 @@ def _brute_pool(features, scores, template, media):
         for m in np.unique(media[template == t]):
             chosen = (template == t) & (media == m)
             total += (features[chosen].astype(np.float64) * scores[chosen, None]).mean(0)
-        out.append(_unit(total))
+        out.append(protocols.unit(total))
     return np.unique(template), np.stack(out)
 
 
@@ -56,8 +50,8 @@ def test_template_pooling_and_verification():
     got = templates.template_verification(ids, pooled, ids[i], ids[j], same, fars=FARS)
     scores = (expected[i] * expected[j]).sum(1)
     np.testing.assert_allclose(got.scores, scores, atol=1e-6)
-    tar = [np.mean(scores[same] > _threshold(scores[~same], f)) for f in FARS]
-    _close(got.tar, tar, same.sum())
+    tar = [np.mean(scores[same] > protocols.threshold(scores[~same], f)) for f in FARS]
+    protocols.close(got.tar, tar, same.sum())
     with pytest.raises(InputError, match="template 6 has no images"):
         templates.template_verification(ids, pooled, [5, 6], [8, 8], [1, 0], fars=FARS)
     with pytest.raises(InputError, match="per image"):
@@ -75,20 +69,20 @@ def test_pair_scores_in_blocks(monkeypatch):
 
 def test_template_identification_against_loops():
     rng = np.random.default_rng(9)
-    probes, subjects = _faces(rng, [4] * 15, noise=1.2)
-    gallery, gallery_subjects = _faces(rng, [1] * 12)
+    probes, subjects = protocols.faces(rng, [4] * 15, noise=1.2)
+    gallery, gallery_subjects = protocols.faces(rng, [1] * 12)
     got = templates.template_identification(probes, subjects, gallery, gallery_subjects,
                                             fpirs=FARS, block=16)
-    scores = _unit(probes) @ _unit(gallery).T
+    scores = protocols.unit(probes) @ protocols.unit(gallery).T
     order = np.argsort(-scores, axis=1, kind="stable")
     known = np.isin(subjects, gallery_subjects)
     for rank, rate in zip(got.ranks, got.rank_rates, strict=True):
         hit = (gallery_subjects[order[:, :rank]] == subjects[:, None]).any(1)
-        _close(rate, hit[known].mean(), known.sum())
-    pair, open_set, _ = _brute_identification(probes, subjects, gallery, gallery_subjects,
+        protocols.close(rate, hit[known].mean(), known.sum())
+    pair, open_set, _ = protocols.brute_identification(probes, subjects, gallery, gallery_subjects,
                                               gallery_subjects, fpirs=FARS)
-    _close(got.pair_tpir, pair, known.sum())
-    _close(got.open_set_tpir, open_set, known.sum())
+    protocols.close(got.pair_tpir, pair, known.sum())
+    protocols.close(got.open_set_tpir, open_set, known.sum())
     assert (got.num_mated, got.num_non_mated) == (known.sum(), (~known).sum())
 
 

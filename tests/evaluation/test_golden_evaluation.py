@@ -1,22 +1,19 @@
 """Personalized and template protocols against stored results of a float64 evaluation."""
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small import GOLDEN
 
 from fedfr_jax.evaluation.personalized import personal_identification, personal_verification
 from fedfr_jax.evaluation.templates import pool_templates, template_verification
 
-FOLDER = Path(os.environ.get("FEDFR_GOLDEN_DIR",
-                             Path(__file__).resolve().parents[2] / "shared" / "golden"))
-
 
 def _cases() -> list[Path]:
     found = []
-    for path in sorted(FOLDER.glob("*.npz")):
+    for path in sorted(GOLDEN.glob("*.npz")):
         with np.load(path, allow_pickle=False) as case:
             if "personal_verification_tar" in case.files:
                 found.append(path)
@@ -26,7 +23,7 @@ def _cases() -> list[Path]:
 CASES = _cases()
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(not CASES, reason=f"no stored evaluation in {FOLDER}"),
+    pytest.mark.skipif(not CASES, reason=f"no stored evaluation in {GOLDEN}"),
 ]
 
 

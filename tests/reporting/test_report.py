@@ -6,112 +6,17 @@ import json
 import re
 from html.parser import HTMLParser
 
+import made_up
 import numpy as np
 import pytest
 from PIL import Image
 
-from fedfr_jax.config import Config
 from fedfr_jax.errors import InputError
 from fedfr_jax.reporting import plots
 from fedfr_jax.reporting.html import ReportData, load_report_data, write_report
 from fedfr_jax.runtime import workdir
 
 HOSTILE = '<script>alert("x")</script>&$a_b$'
-MODELS = {"pretrained": 0.0, "global": 0.06, "personalized": 0.1}
-
-
-def spread(values: np.ndarray) -> dict:
-    values = values[np.isfinite(values)]
-    worst = np.sort(values)[: max(1, len(values) // 10)].mean()
-    return {"mean": values.mean(), "std": values.std(), "worst10": worst,
-            "min": values.min(), "max": values.max()}
-
-
-def make_faces(rng, *shape: int, size: int = 48) -> np.ndarray:
-    """Smooth blobs: (…, size, size, 3) uint8."""
-    y, x = np.mgrid[-1:1:size * 1j, -1:1:size * 1j]
-    center = rng.uniform(-0.3, 0.3, (*shape, 2, 1, 1))
-    blob = np.exp(-2 * ((x - center[..., 0, :, :]) ** 2 + (y - center[..., 1, :, :]) ** 2))
-    color = rng.uniform(60, 255, (*shape, 1, 1, 3))
-    return (blob[..., None] * color).astype(np.uint8)
-
-
-def make_metrics(rng, rounds: int) -> list[dict]:
-    rows = [{"kind": "pretrain", "epoch": i // 60, "step": i, "lr": 0.1,
-             "loss": 18 * np.exp(-i / 300) + 2 + rng.normal(0, 0.4),
-             "accuracy": 1 - np.exp(-i / 400), "images_per_second": 310.0} for i in range(1200)]
-    for r in range(rounds + 1):
-        for model, lift in MODELS.items():
-            if model == "pretrained" and r > 0:
-                continue
-            share = 1 - np.exp(-r / 4)
-            row = {"kind": "evaluation", "round": r, "model": model,
-                   "personal/verification_tar@0.001": 0.78 + lift * share,
-                   "personal/verification_tar@0.01": 0.88 + lift * share,
-                   "personal/rank1": 0.9 + lift * share / 2}
-            if model != "personalized":
-                row["generic/held_out/accuracy"] = 0.93 + 0.3 * lift * share
-            rows.append(row)
-        if r:
-            rows.append({"kind": "round", "round": r, "loss": 9 * np.exp(-r / 6) + 2,
-                         "identification": 5 * np.exp(-r / 6) + 1, "contrastive": 0.6 + 0.1 / r,
-                         "binary": 0.3 / r, "hard_negatives_mean": 900 / r + 40,
-                         "hard_negatives_min": 500 / r, "hard_negatives_max": 1500 / r + 60,
-                         "public_images": 6000, "images": 12000, "seconds": 33.0,
-                         "images_per_second": 363.0, "lr": 1e-3, "epochs": 10})
-    return rows
-
-
-def make_summary(per_client: dict) -> dict:
-    models = {}
-    for model, lift in MODELS.items():
-        by_metric = {key: values[model] for key, values in per_client.items()}
-        models[model] = {"personalized": {
-            "verification_tar": {far: spread(np.clip(
-                by_metric["verification_tar@0.001"] + shift, 0, 1))
-                for far, shift in (("0.0001", -0.08), ("0.001", 0.0), ("0.01", 0.05))},
-            "identification_pair": {"0.01": spread(by_metric["rank1"] - 0.2)},
-            "identification_openset": {"0.01": spread(by_metric["rank1"] - 0.1)},
-            "rank1": spread(by_metric["rank1"]),
-            "unresolvable": {"verification_tar": ["0.0001"]}}}
-        if model != "personalized":
-            models[model]["generic"] = {"held_out": {
-                "accuracy": 0.931 + 0.3 * lift, "accuracy_std": 0.012,
-                "tar": {"0.001": 0.71 + lift, "0.0001": float("nan")},
-                "unresolvable": ["0.0001"]}}
-    return {"models": models, "split": {"identities": 600, "public_identities": 280},
-            "run": {"name": "fedfr on generated faces", "seed": 0, "clients": 40, "rounds": 20,
-                    "device": "2 CPU cores", "images_per_second": 363.4,
-                    "seconds": {"data": 12.0, "pretraining": 340.0, "rounds": 660.0,
-                                "evaluation": 41.0}}}
-
-
-def make_data(rounds: int = 20, clients: int = 40, title: str = "fedfr on generated faces"):
-    rng = np.random.default_rng(0)
-    base = np.clip(rng.normal(0.78, 0.08, clients), 0, 1)
-    per_client = {
-        "verification_tar@0.001": {m: np.clip(base + lift + rng.normal(0, 0.03, clients), 0, 1)
-                                   for m, lift in MODELS.items()},
-        "rank1": {m: np.clip(base + 0.1 + lift / 2 + rng.normal(0, 0.01, clients), 0, 1)
-                  for m, lift in MODELS.items()}}
-    if clients > 1:
-        per_client["rank1"]["personalized"][0] = np.nan
-    far = np.geomspace(1e-5, 1, 60)
-    rocs = {name: {m: (far, 1 - (0.3 - lift) * (1 - far ** 0.25) ** 1.5)
-                   for m, lift in MODELS.items() if not (generic and m == "personalized")}
-            for name, generic in (("held_out", True), ("personalized 1:1", False))}
-    hard = [{"client": i, "local_image": make_faces(rng), "public_image": make_faces(rng),
-             "cosine": 0.72 - 0.03 * i} for i in range(8)]
-    mistakes = [{"kind": kind, "model": "personalized", "client": i, "image_a": make_faces(rng),
-                 "image_b": make_faces(rng), "score": score, "threshold": 0.41}
-                for kind, score in (("false accept", 0.52), ("false reject", 0.13))
-                for i in range(4)]
-    return ReportData(
-        title=title, config=dataclasses.asdict(Config()),
-        split={"identities": 600, "public_identities": 280, "training images": 23456},
-        metrics=make_metrics(rng, rounds), summary=make_summary(per_client), rocs=rocs,
-        per_client=per_client, faces=make_faces(rng, 6, 12), hard_negatives=hard,
-        mistakes=mistakes)
 
 
 class Page(HTMLParser):
@@ -144,7 +49,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    path = write_report(tmp_path_factory.mktemp("run") / "report.html", make_data())
+    path = write_report(tmp_path_factory.mktemp("run") / "report.html", made_up.data())
     return path, path.read_text(encoding="utf-8")
 
 
@@ -218,7 +123,7 @@ def test_plots_are_written_as_png(full):
 
 
 def test_names_cannot_break_the_page(tmp_path):
-    data = make_data(rounds=2, clients=3)
+    data = made_up.data(rounds=2, clients=3)
     summary = data.summary | {"run": {"name": HOSTILE, "device": HOSTILE,
                                       "seconds": {HOSTILE: 1.0}}}
     models = dict(summary["models"])
@@ -273,7 +178,7 @@ def test_missing_numbers_do_not_break_the_report(tmp_path):
 
 
 def test_one_client_and_one_round_are_enough(tmp_path):
-    path = write_report(tmp_path / "r.html", make_data(rounds=1, clients=1))
+    path = write_report(tmp_path / "r.html", made_up.data(rounds=1, clients=1))
     ids = re.findall(r'h2 id="([^"]*)"', path.read_text())
     assert ids == list(SECTIONS)
     names = {plot.stem for plot in (tmp_path / "plots").iterdir()}
@@ -285,7 +190,7 @@ def test_report_stays_small(tmp_path):
     rng = np.random.default_rng(1)
     noise = rng.integers(0, 256, (20, 20, 112, 112, 3), dtype=np.uint8)
     pair = {"client": 1, "local_image": noise[0, 0], "public_image": noise[0, 1], "cosine": 0.5}
-    many = {m: rng.standard_cauchy(size=20_000) for m in MODELS}
+    many = {m: rng.standard_cauchy(size=20_000) for m in made_up.MODELS}
     data = ReportData(title="large", faces=noise, hard_negatives=[pair] * 300,
                       per_client={"a": many, "b": many},
                       metrics=[{"kind": "pretrain", "step": i, "epoch": 0, "loss": rng.uniform()}
@@ -305,7 +210,7 @@ def test_unusable_images_are_named(tmp_path, part, value):
 
 
 def test_report_can_be_written_again_from_the_work_directory(tmp_path):
-    data = make_data(rounds=3, clients=4)
+    data = made_up.data(rounds=3, clients=4)
     with workdir.open_run(tmp_path, data.config) as run:
         for row in data.metrics[-12:]:
             run.append(row)
@@ -337,7 +242,7 @@ def test_gains_by_personalization_are_over_the_global_model(full):
     texts = " ".join(Page(text).texts)
     assert "Gain by personalization, over the global model: personalized 1:N, rank-1" in texts
     assert "Gain by the whole training, over the pretrained model" in texts
-    summary = make_summary(make_data().per_client)["models"]
+    summary = made_up.summary(made_up.data().per_client)["models"]
     new, old, first = (summary[name]["personalized"]["verification_tar"]["0.001"]["mean"]
                        for name in ("personalized", "global", "pretrained"))
     over_global, over_first = (f"{100 * (new - x):+.1f} points" for x in (old, first))
@@ -348,7 +253,7 @@ def test_gains_by_personalization_are_over_the_global_model(full):
 
 def test_summary_is_json_without_nan(tmp_path):
     with workdir.open_run(tmp_path, {}) as run:
-        run.write_summary(make_summary(make_data(rounds=1).per_client))
+        run.write_summary(made_up.summary(made_up.data(rounds=1).per_client))
     text = (tmp_path / "summary.json").read_text()
     assert "NaN" not in text
     assert json.loads(text)["models"]["global"]["generic"]["held_out"]["tar"]["0.0001"] is None

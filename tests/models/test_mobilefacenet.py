@@ -1,11 +1,10 @@
 """MobileFaceNet: structure, names of its published weights, and real faces."""
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import DATA
 
 from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.data.verification import read_bin
@@ -14,8 +13,6 @@ from fedfr_jax.evaluation.verification import embed_with_mirror, evaluate_pairs
 from fedfr_jax.models import build, from_torch, load_weights, parameter_count, to_torch
 from fedfr_jax.models import mobilefacenet as structure
 
-DATA = pathlib.Path(os.environ.get(
-    "FEDFR_DATA_DIR", pathlib.Path(__file__).parents[1].parent / "shared" / "data"))
 WEIGHTS = DATA / "mobilefacenet" / "mobilefacenet.npz"
 PAIRS = DATA / "lfw" / "lfw.bin"
 

@@ -4,7 +4,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from test_train import settings
+from small import settings
 
 from fedfr_jax.data import decode
 from fedfr_jax.data.folder import open_folder

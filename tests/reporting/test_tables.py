@@ -4,15 +4,15 @@ from __future__ import annotations
 import io
 import re
 
+import made_up
 import pytest
 from rich.console import Console
-from test_report import make_data, make_summary
 
 from fedfr_jax.reporting import tables
 
 
 def test_best_is_bold_and_unresolvable_rates_are_marked():
-    summary = make_summary(make_data(rounds=1).per_client)
+    summary = made_up.summary(made_up.data(rounds=1).per_client)
     found = {table.title: table for table in tables.closing_tables(summary)}
     generic = found["Generic verification: held_out"]
     assert [name for name, _ in generic.rows] == ["pretrained", "global"]
@@ -48,7 +48,7 @@ def test_ties_and_lone_values_are_not_best_of_anything():
 
 
 def test_terminal_tables_are_whole_and_bold_on_a_terminal():
-    summary = make_summary(make_data(rounds=1).per_client)
+    summary = made_up.summary(made_up.data(rounds=1).per_client)
     found = tables.closing_tables(summary)
     out = io.StringIO()
     tables.render(found, Console(file=out, width=40))
@@ -79,6 +79,6 @@ def test_metric_names(key, text):
 
 
 def test_spread_table_lists_every_model_and_rate():
-    table = tables.spread_table(make_summary(make_data(rounds=1).per_client))
+    table = tables.spread_table(made_up.summary(made_up.data(rounds=1).per_client))
     assert len(table.rows) == 3 * (3 + 1 + 1 + 1)
     assert tables.spread_table({"models": {}}) is None

@@ -1,13 +1,12 @@
 """Backbones: structure, layers against NumPy formulas, and the reference's features."""
 import importlib.util
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from small import GOLDEN
 
 from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.engine.convolutions import conv2d
@@ -22,9 +21,6 @@ from fedfr_jax.models import (
     to_torch,
 )
 from fedfr_jax.models.layers import BatchNorm, PReLU, final_map_side
-
-GOLDEN = pathlib.Path(os.environ.get(
-    "FEDFR_GOLDEN_DIR", pathlib.Path(__file__).parents[1].parent / "shared" / "golden"))
 
 SMALL = {
     "spherenet": ModelConfig(name="spherenet", depth=10, widths=(4, 6, 8, 10), embedding=12),
