@@ -1,5 +1,6 @@
 """What tests share: a federation of random images for the round, settings of small runs."""
 import dataclasses
+import importlib.util
 import os
 import pathlib
 
@@ -25,6 +26,21 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Real faces and outputs of the authors' code, where they are at hand.
 DATA = pathlib.Path(os.environ.get("FEDFR_DATA_DIR", ROOT.parent / "shared" / "data"))
 GOLDEN = pathlib.Path(os.environ.get("FEDFR_GOLDEN_DIR", ROOT.parent / "shared" / "golden"))
+
+
+
+def golden_inputs():
+    """The module that makes the inputs of the reference outputs."""
+    spec = importlib.util.spec_from_file_location("golden_inputs", GOLDEN / "inputs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def in_double():
+    """A context in which JAX computes in float64."""
+    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
+
 
 SIZE = 16
 MODEL = ModelConfig(depth=4, widths=(4, 4, 8, 8), embedding=8)

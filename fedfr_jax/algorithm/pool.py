@@ -78,7 +78,7 @@ class Pool:
         """(P,) bool, which images an epoch mirrors."""
         if not self.mirrored:
             return jnp.zeros(self.valid.shape, bool)
-        return _bits(self._keys(epoch)[1], self.valid.shape) < 1 << 31
+        return _bits(self._keys(epoch)[1], self.valid.shape) < jnp.uint32(2**31)
 
     def views(self, positions, flip) -> jax.Array:
         """(B, S, S, 3) uint8 images at (B,) positions, mirrored where (B,) ``flip`` says so."""
@@ -117,7 +117,7 @@ def epoch_order(key, valid) -> jax.Array:
       (P,) int32 positions.
     """
     draws = _bits(key, valid.shape) >> 9  # as many bits as a random float32 has
-    return jnp.argsort(jnp.where(valid, draws, jnp.iinfo(draws.dtype).max))
+    return jnp.argsort(jnp.where(valid, draws, jnp.uint32(2**32 - 1)))
 
 
 def _bits(key, shape):

@@ -3,13 +3,11 @@
 Runs on every file of the folder ``FEDFR_GOLDEN_DIR``; which test a file belongs to is
 told by the arrays in it, and seed and sizes are read from it.
 """
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import GOLDEN
+from small import GOLDEN, golden_inputs, in_double
 
 from fedfr_jax import losses
 from fedfr_jax.algorithm.features import features
@@ -26,16 +24,9 @@ from fedfr_jax.models.weights import from_torch, to_torch
 
 def _files(key):
     """Golden files that hold ``key``; a skipped parameter where there is none."""
-    found = [f for f in sorted(GOLDEN.glob("*.npz")) if key in np.load(f).files]
-    return [pytest.param(f, id=f.stem) for f in found] or [
+    found = [f for f in sorted(GOLDEN.glob("**/*.npz")) if key in np.load(f).files]
+    return [pytest.param(f, id="/".join(f.relative_to(GOLDEN).parts)) for f in found] or [
         pytest.param(None, marks=pytest.mark.skip(reason=f"no golden files in {GOLDEN}"))]
-
-
-def _inputs():
-    spec = importlib.util.spec_from_file_location("golden_inputs", GOLDEN / "inputs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _assert_close(actual, expected, tolerance, name=""):
@@ -48,7 +39,7 @@ def _assert_close(actual, expected, tolerance, name=""):
 def test_components(path):
     golden = np.load(path)
     sizes = {k: int(golden[k]) for k in ("batch", "local_classes", "public_classes")}
-    case = _inputs().component_case(int(golden["seed"]), **sizes)
+    case = golden_inputs().component_case(int(golden["seed"]), **sizes)
     loss, terms, labels = LossConfig(), Options(), case["labels"]
     binary = dict(scale=terms.binary_scale, margin=terms.binary_margin, power=terms.binary_power)
 
@@ -97,9 +88,19 @@ def test_components(path):
 @pytest.mark.parametrize("path", _files("final_features"))
 def test_local_training(path):
     golden = np.load(path)
+    if path.parent.name == "float64":
+        with in_double():
+            check_local_training(golden, "float64", 1e-9, 1e-9)
+    else:
+        # Where a unit lies on the kink of a PReLU, the order of a float32 sum moves a gradient
+        # by 1e-3; the exact comparison is the one in double precision.
+        check_local_training(golden, "float32", 2e-4, 2e-3)
+
+
+def check_local_training(golden, dtype, before_training, tolerance):
     sizes = {k: int(golden[k]) for k in ("batch", "steps", "local_classes", "public_classes")}
-    case = _inputs().local_training_case(int(golden["seed"]), **sizes)
-    backbone = build(ModelConfig(), 112)
+    case = golden_inputs().local_training_case(int(golden["seed"]), **sizes)
+    backbone = build(ModelConfig(dtype=dtype), 112)
     method = RoundSpec(backbone, FedConfig(), LossConfig())
     variables, previous = (from_torch(case[k], backbone)
                            for k in ("global_weights", "previous_weights"))
@@ -109,25 +110,26 @@ def test_local_training(path):
         "public_embeddings": case["class_embeddings"][k:],
         "transform": TRANSFORMS["linear"].init(None, d),
         "binary_weight": case["binary_weight"], "binary_bias": jnp.zeros(k)}
-    trained = jax.tree.map(jnp.asarray, trained)
+    trained = jax.tree.map(lambda x: jnp.asarray(x, dtype), trained)
     state = start_training(method, trained, variables["batch_stats"])
     embed = jax.jit(lambda v, x: features(method.backbone, v, x))
     step = jax.jit(lambda s, b: local_step(
         method, s, b, float(golden["lr"]), jnp.ones(k, bool), True))
-    _assert_close(embed(variables, case["images"][0]), golden["first_features"], 2e-4)
+    _assert_close(embed(variables, case["images"][0]), golden["first_features"], before_training)
     for i, (images, labels) in enumerate(zip(case["images"], case["labels"], strict=True)):
         before = state.losses
         direction = losses.contrastive_direction(embed(variables, images),
                                                  embed(previous, images))
         state = step(state, Batch(images, labels, direction))
         step_losses = [state.losses[term] - before[term] for term in LOSS_TERMS]
-        _assert_close(step_losses, golden["losses"][i], 2e-4, f"losses {i}")
+        _assert_close(step_losses, golden["losses"][i], tolerance if i else before_training,
+                      f"losses {i}")
     final = {"params": state.trained["backbone"], "batch_stats": state.batch_stats}
-    _assert_close(embed(final, case["images"][-1]), golden["final_features"], 2e-4)
-    _assert_tensors(golden, state.trained, to_torch(final, backbone))
+    _assert_close(embed(final, case["images"][-1]), golden["final_features"], tolerance)
+    _assert_tensors(golden, state.trained, to_torch(final, backbone), tolerance)
 
 
-def _assert_tensors(golden, trained, backbone):
+def _assert_tensors(golden, trained, backbone, tolerance):
     tensors = {f"backbone/{name}": value for name, value in backbone.items()}
     tensors["class_embeddings"] = np.concatenate(
         [trained["class_embeddings"], trained["public_embeddings"]])
@@ -139,7 +141,8 @@ def _assert_tensors(golden, trained, backbone):
     assert names == set(tensors)
     for name, value in tensors.items():
         tensor = np.asarray(value, np.float64).ravel()
-        _assert_close([tensor.sum(), np.linalg.norm(tensor)], golden[f"sum/{name}"], 2e-4, name)
-        _assert_close(tensor[:16], golden[f"head/{name}"], 2e-4, name)
+        _assert_close([tensor.sum(), np.linalg.norm(tensor)], golden[f"sum/{name}"], tolerance,
+                      name)
+        _assert_close(tensor[:16], golden[f"head/{name}"], tolerance, name)
         if f"full/{name}" in golden.files:
-            _assert_close(tensor, golden[f"full/{name}"].ravel(), 2e-4, name)
+            _assert_close(tensor, golden[f"full/{name}"].ravel(), tolerance, name)
