@@ -18,18 +18,18 @@ from benchmarks.problem import Built, Case, Workload, part, previous_weights
 from fedfr_jax import engine
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.config import Config, method_config
-from fedfr_jax.config.settings import (
+from fedfr_jax.engine.layout import Layout
+from fedfr_jax.methods import METHODS
+from fedfr_jax.population.cohort_data import CohortData, PublicData
+from fedfr_jax.runtime import simulation
+from fedfr_jax.runtime.autotune import settle
+from fedfr_jax.settings import (
     DataConfig,
     EngineConfig,
     FedConfig,
     ModelConfig,
     SplitConfig,
 )
-from fedfr_jax.engine.layout import Layout
-from fedfr_jax.methods import METHODS
-from fedfr_jax.population.cohort_data import CohortData, PublicData
-from fedfr_jax.runtime import simulation
-from fedfr_jax.runtime.autotune import settle
 
 
 def _config(case: Case, dtype: str, conv: str, lanes: int, cache_features: bool) -> Config:

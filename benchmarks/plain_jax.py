@@ -29,10 +29,10 @@ from benchmarks.problem import (
     previous_weights,
 )
 from fedfr_jax import losses
-from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.engine import flops
 from fedfr_jax.models import build as build_model
 from fedfr_jax.models import from_torch, to_torch
+from fedfr_jax.settings import ModelConfig
 
 CONTRASTIVE, TEMPERATURE, BINARY, BALANCE, BINARY_SCALE = 5.0, 0.5, 10.0, 0.7, 30.0
 

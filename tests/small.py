@@ -15,12 +15,12 @@ from fedfr_jax.algorithm.plain import place
 from fedfr_jax.algorithm.round import run_round
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import resolve
-from fedfr_jax.config.settings import FedConfig, LossConfig, ModelConfig
 from fedfr_jax.engine.layout import Layout
 from fedfr_jax.methods.fedfr import Options
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.population.cohort_data import CohortData, PublicData
 from fedfr_jax.population.packing import pack_clients
+from fedfr_jax.settings import FedConfig, LossConfig, ModelConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Real faces and outputs of the authors' code, where they are at hand.

@@ -29,7 +29,6 @@ from ml_collections import ConfigDict
 from fedfr_jax import experiment
 from fedfr_jax.ablation import comparison
 from fedfr_jax.config import Config, merged, resolve, to_dict
-from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data import ImageSource, open_source
 from fedfr_jax.data.types import remembering
 from fedfr_jax.errors import ConfigError, InputError
@@ -37,6 +36,7 @@ from fedfr_jax.experiment import Experiment, train
 from fedfr_jax.reporting.plots import slug
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.autotune import seeds_at_once, settle
+from fedfr_jax.settings import DataConfig
 
 _SHARED = ("seed", "data", "model", "pretrain")  # what a pretrained backbone depends on
 _RESETTLED = ("engine.", "model.dtype")  # settled by measurement when the cell ran

@@ -12,7 +12,7 @@ from fedfr_jax.algorithm.features import type_of
 from fedfr_jax.algorithm.pool import Client
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
-from fedfr_jax.config.settings import FedConfig
+from fedfr_jax.settings import FedConfig
 
 PyTree = Any
 LOSS_TERMS = ("loss", "identification", "binary", "contrastive")

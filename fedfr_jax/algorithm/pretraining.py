@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from fedfr_jax import engine, losses
 from fedfr_jax.algorithm.features import mirror, to_input
-from fedfr_jax.config.settings import PretrainConfig
 from fedfr_jax.models import Backbone
+from fedfr_jax.settings import PretrainConfig
 
 PyTree = Any
 

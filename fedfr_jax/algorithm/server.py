@@ -9,8 +9,8 @@ import optax
 
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
-from fedfr_jax.config.settings import FedConfig
 from fedfr_jax.population.cohort_data import CohortData
+from fedfr_jax.settings import FedConfig
 
 PyTree = Any
 

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedfr_jax.config.settings import FedConfig, LossConfig
 from fedfr_jax.methods import METHODS, Recipe, Terms
 from fedfr_jax.models import Backbone
+from fedfr_jax.settings import FedConfig, LossConfig
 
 PyTree = Any
 

@@ -1,6 +1,6 @@
 """Every setting of the simulator, and the checks on them.
 
-:func:`default_config` turns the dataclasses of :mod:`fedfr_jax.config.settings` into the
+:func:`default_config` turns the dataclasses of :mod:`fedfr_jax.settings` into the
 ``ConfigDict`` that files in ``configs/`` change and that ``--config.fed.rounds=3`` overrides;
 :func:`resolve` turns the outcome back into a checked :class:`Config`.
 """

@@ -7,7 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fedfr_jax.config.settings import (
+from fedfr_jax.methods import METHODS, Recipe
+from fedfr_jax.settings import (
     CheckpointConfig,
     DataConfig,
     EngineConfig,
@@ -18,7 +19,6 @@ from fedfr_jax.config.settings import (
     PopulationConfig,
     PretrainConfig,
 )
-from fedfr_jax.methods import METHODS, Recipe
 
 
 def method_config() -> Any:

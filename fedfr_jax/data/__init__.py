@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data.types import Client, FederatedSplit, ImageSource, VerificationSet
 from fedfr_jax.errors import InputError
+from fedfr_jax.settings import DataConfig
 
 __all__ = [
     "SOURCES",

@@ -8,10 +8,10 @@ import pathlib
 import numpy as np
 from absl import logging
 
-from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data.decode import MAX_MEGAPIXELS, check_lazily, decode_lazily
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
+from fedfr_jax.settings import DataConfig
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp")
 _UNREAD = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".ppm", ".pgm", ".tga")

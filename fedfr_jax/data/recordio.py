@@ -15,11 +15,11 @@ import pathlib
 import numpy as np
 from absl import logging
 
-from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data.decode import MAX_MEGAPIXELS, check_lazily, decode_lazily
 from fedfr_jax.data.recordio_format import HEADER, IR_HEADER, MAGIC, MAGIC_BYTES
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
+from fedfr_jax.settings import DataConfig
 
 _SCAN_BLOCK = 1 << 16  # records per block: bounds the memory of the scan
 _FIXED_WORDS = (HEADER.size + IR_HEADER.size) // 4  # words before extra labels or the image

@@ -11,11 +11,11 @@ import pathlib
 
 import numpy as np
 
-from fedfr_jax.config.settings import SplitConfig
 from fedfr_jax.data.arrays import load_arrays
 from fedfr_jax.data.folds import FOLDS
 from fedfr_jax.data.types import Clients, FederatedSplit, ranges
 from fedfr_jax.errors import InputError
+from fedfr_jax.settings import SplitConfig
 
 _BLOCK = 1 << 22  # labels counted at a time: NumPy makes an int64 copy of them
 

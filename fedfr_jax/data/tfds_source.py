@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data.decode import MAX_MEGAPIXELS, check_lazily, decode_lazily
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
+from fedfr_jax.settings import DataConfig
 
 # Parts of a feature's path that mean identity, most telling first.
 _IDENTITY_WORDS = (

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.models import iresnet, mobilefacenet, spherenet
 from fedfr_jax.models.layers import MIN_IMAGE_SIZE, parameter_count
 from fedfr_jax.models.weights import Published, from_torch, load_weights, to_torch
+from fedfr_jax.settings import ModelConfig
 
 __all__ = ["MODELS", "Backbone", "build", "from_torch", "load_weights", "parameter_count",
            "register_backbone", "to_torch"]

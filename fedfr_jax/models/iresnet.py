@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.models.layers import (
     BatchNorm,
@@ -21,6 +20,7 @@ from fedfr_jax.models.layers import (
     final_map_side,
 )
 from fedfr_jax.models.weights import Published
+from fedfr_jax.settings import ModelConfig
 
 # Blocks per stage, by depth.
 BLOCKS = {

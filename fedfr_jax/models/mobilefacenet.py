@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.models.layers import (
     BatchNorm,
@@ -19,6 +18,7 @@ from fedfr_jax.models.layers import (
     he_normal,
 )
 from fedfr_jax.models.weights import Published
+from fedfr_jax.settings import ModelConfig
 
 # (name, expanded channels, output channels, stride, residual blocks or None)
 BLOCKS = (

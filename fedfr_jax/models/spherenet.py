@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.models.layers import (
     Conv,
@@ -24,6 +23,7 @@ from fedfr_jax.models.layers import (
     xavier_uniform,
 )
 from fedfr_jax.models.weights import Published
+from fedfr_jax.settings import ModelConfig
 
 # Residual units per stage, by depth: SphereFace's table of networks, in which depth
 # counts convolutions. The 64-layer network is FedFR's, with 7 units in its second stage

@@ -11,11 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedfr_jax import engine
-from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data.types import Clients, ImageSource
 from fedfr_jax.errors import InputError
 from fedfr_jax.population.cohort_data import CohortData
 from fedfr_jax.population.feed import CohortRows
+from fedfr_jax.settings import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)

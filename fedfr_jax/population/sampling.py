@@ -10,14 +10,11 @@ import heapq
 import json
 import os
 import pathlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedfr_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from fedfr_jax.config.settings import PopulationConfig
+from fedfr_jax.settings import PopulationConfig
 
 _STREAM = 0xC0_40_27  # tells these random streams from others of the same seed
 

@@ -10,10 +10,10 @@ import dataclasses
 import jax
 import numpy as np
 
-from fedfr_jax.config import Config
 from fedfr_jax.data.types import Clients
 from fedfr_jax.population.feed import CohortRows, cohort_rows, needed_capacity
 from fedfr_jax.population.sampling import assign, needed_slots, sample_cohorts
+from fedfr_jax.settings import PopulationConfig
 
 _SEED_PURPOSE = 4  # of the cohorts' random stream
 
@@ -56,11 +56,13 @@ def _assign(cohort, clients, devices, slots, processes):
                   processes=processes)
 
 
-def make_schedule(config: Config, clients: Clients, devices: int) -> Schedule:
+def make_schedule(settings: PopulationConfig, rounds: int, seed: int, clients: Clients,
+                  devices: int) -> Schedule:
     """Draws the cohorts of all rounds.
 
     Args:
-      config: ``population``, ``fed.rounds`` and ``seed`` are used.
+      settings: who takes part in a round.
+      rounds, seed: of the run.
       clients: the population.
       devices: of all processes.
 
@@ -69,8 +71,8 @@ def make_schedule(config: Config, clients: Clients, devices: int) -> Schedule:
     """
     processes = jax.process_count()
     # Without any round shapes are still needed: those of a first one.
-    cohorts = sample_cohorts(len(clients), max(1, config.fed.rounds), config.population,
-                             seed=config.seed * 1000 + _SEED_PURPOSE, weights=clients.sizes)
+    cohorts = sample_cohorts(len(clients), max(1, rounds), settings,
+                             seed=seed * 1000 + _SEED_PURPOSE, weights=clients.sizes)
     slots = needed_slots(cohorts, devices, processes)
     # Equal rounds (everybody takes part) are looked at once.
     different = np.unique(cohorts, axis=0)

@@ -31,8 +31,8 @@ from fedfr_jax.algorithm.round import local_step
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.config import Config
-from fedfr_jax.config.settings import LossConfig
 from fedfr_jax.models import build
+from fedfr_jax.settings import LossConfig
 
 _VERSION = 3  # of what is measured; a new one makes old files worthless
 _STEPS = 3  # per client and timed call

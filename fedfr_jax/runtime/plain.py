@@ -47,7 +47,7 @@ def plain_rounds(clients: Sequence[tuple[np.ndarray, np.ndarray]],
         raise InputError(f"fed.public_data is {config.fed.public_data!r}, but public is empty")
     _same_size(size, [images for images, _ in clients] + [public[0]])
     few = [i for i, (images, _) in enumerate(clients) if len(images) < config.fed.batch_size]
-    if few:
+    if few and config.fed.public_data == "off":
         raise InputError(f"client {few[0]} has {len(clients[few[0]][0])} images, less than "
                          f"fed.batch_size={config.fed.batch_size}; lower it")
     most = max(int(np.max(labels, initial=-1)) + 1 for _, labels in clients)

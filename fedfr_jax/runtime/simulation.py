@@ -141,7 +141,8 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     config = settle(config)
     layout = make_layout(config)
     clients = split.clients.union() if config.recipe.union else split.clients
-    schedule = make_schedule(config, clients, layout.mesh.size)
+    schedule = make_schedule(config.population, config.fed.rounds, config.seed, clients,
+                             layout.mesh.size)
     backbone, spec = make_spec(config)
     _check_gradient_batch(config, backbone)
     public = engine.replicate(PublicData(

@@ -16,10 +16,10 @@ from fedfr_jax.algorithm.pool import Batch
 from fedfr_jax.algorithm.round import local_step
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.transforms import TRANSFORMS
-from fedfr_jax.config.settings import FedConfig, LossConfig, ModelConfig
 from fedfr_jax.methods.fedfr import Options
 from fedfr_jax.models import build
 from fedfr_jax.models.weights import from_torch, to_torch
+from fedfr_jax.settings import FedConfig, LossConfig, ModelConfig
 
 
 def _files(key):

@@ -7,8 +7,8 @@ from jax import export
 
 from fedfr_jax.algorithm.round import run_round
 from fedfr_jax.algorithm.spec import RoundSpec
-from fedfr_jax.config.settings import LossConfig, ModelConfig
 from fedfr_jax.models import build
+from fedfr_jax.settings import LossConfig, ModelConfig
 
 MODELS = {
     "spherenet": ModelConfig(depth=20, widths=(4, 4, 8, 8), embedding=8),

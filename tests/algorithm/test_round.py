@@ -10,7 +10,7 @@ import small
 
 from fedfr_jax.algorithm.pool import epoch_order
 from fedfr_jax.algorithm.spec import RoundSpec
-from fedfr_jax.config.settings import LossConfig
+from fedfr_jax.settings import LossConfig
 
 
 def unit(x):

@@ -4,10 +4,10 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data import open_source
 from fedfr_jax.data.folder import open_folder
 from fedfr_jax.errors import InputError
+from fedfr_jax.settings import DataConfig
 
 
 def flat(colour, size=(20, 20)):

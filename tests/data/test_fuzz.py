@@ -155,7 +155,7 @@ def fixture_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("originals")
     write_recordio(folder, PIXELS, np.array([0, 0, 1, 1, 2, 2]), image_format="PNG")
     np.savez_compressed(folder / "packed.npz", a=np.zeros(1000))
-    from fedfr_jax.config.settings import SplitConfig  # noqa: PLC0415
+    from fedfr_jax.settings import SplitConfig  # noqa: PLC0415
 
     labels = np.repeat(np.arange(12), 8)
     save_split(folder / "split.npz", make_split(labels, 2, SplitConfig(

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from small import ROOT
 
-from fedfr_jax.config.settings import DataConfig, GeneratedConfig
 from fedfr_jax.data.faces import draws, generated, parameters, renderer
 from fedfr_jax.errors import InputError
+from fedfr_jax.settings import DataConfig, GeneratedConfig
 
 SIZE = 32
 

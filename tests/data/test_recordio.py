@@ -6,7 +6,6 @@ import pytest
 from absl import logging
 from small import DATA
 
-from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data import SOURCES, decode, open_source
 from fedfr_jax.data.recordio import open_recordio, scan
 from fedfr_jax.data.recordio_format import (
@@ -17,6 +16,7 @@ from fedfr_jax.data.recordio_format import (
     write_recordio,
 )
 from fedfr_jax.errors import InputError
+from fedfr_jax.settings import DataConfig
 
 REAL = DATA / "lfw"
 

@@ -6,9 +6,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fedfr_jax.config.settings import SplitConfig
 from fedfr_jax.data.split import describe_split, load_split, make_split, save_split
 from fedfr_jax.errors import InputError
+from fedfr_jax.settings import SplitConfig
 
 RNG = np.random.default_rng(5)
 # 120 identities with 1 to 25 images, in no order.

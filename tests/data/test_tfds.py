@@ -9,9 +9,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data import open_source
 from fedfr_jax.errors import InputError
+from fedfr_jax.settings import DataConfig
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 12, 12, 3), dtype=np.uint8)
 
@@ -115,7 +115,7 @@ def test_without_code_and_without_tensorflow(folder):
     program = f"""
 import sys
 import numpy as np
-from fedfr_jax.config.settings import DataConfig
+from fedfr_jax.settings import DataConfig
 from fedfr_jax.data import open_source
 source = open_source(DataConfig(source="tfds", name="faces_on_disk", root={folder!r}))
 assert source.read(np.arange(9)).shape == (9, 112, 112, 3)

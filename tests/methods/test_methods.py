@@ -16,12 +16,12 @@ from fedfr_jax.algorithm.round import local_loss, server_average
 from fedfr_jax.algorithm.spec import epochs_of_round
 from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.config import resolve
-from fedfr_jax.config.settings import LossConfig
 from fedfr_jax.errors import InputError
 from fedfr_jax.methods import METHODS
 from fedfr_jax.methods.fedface import spread_out_loss
 from fedfr_jax.methods.recipe import half_squared_distance, in_output_layer
 from fedfr_jax.runtime import costs
+from fedfr_jax.settings import LossConfig
 
 LAYOUT = small.layout(lanes=2)
 

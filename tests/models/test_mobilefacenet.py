@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from small import DATA
 
-from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.data.verification import read_bin
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.verification import embed_with_mirror, evaluate_pairs
 from fedfr_jax.models import build, from_torch, load_weights, parameter_count, to_torch
 from fedfr_jax.models import mobilefacenet as structure
+from fedfr_jax.settings import ModelConfig
 
 WEIGHTS = DATA / "mobilefacenet" / "mobilefacenet.npz"
 PAIRS = DATA / "lfw" / "lfw.bin"

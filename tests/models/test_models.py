@@ -8,7 +8,6 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from small import GOLDEN
 
-from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.engine.convolutions import conv2d
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.models import (
@@ -21,6 +20,7 @@ from fedfr_jax.models import (
     to_torch,
 )
 from fedfr_jax.models.layers import BatchNorm, PReLU, final_map_side
+from fedfr_jax.settings import ModelConfig
 
 SMALL = {
     "spherenet": ModelConfig(name="spherenet", depth=10, widths=(4, 6, 8, 10), embedding=12),

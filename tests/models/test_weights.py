@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedfr_jax.config.settings import ModelConfig
 from fedfr_jax.errors import InputError
 from fedfr_jax.models import build, from_torch, load_weights, to_torch
+from fedfr_jax.settings import ModelConfig
 
 SMALL = {
     "spherenet": ModelConfig(name="spherenet", depth=10, widths=(4, 6, 8, 10), embedding=12),

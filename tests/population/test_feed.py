@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 
-from fedfr_jax.config.settings import SplitConfig
 from fedfr_jax.data.split import make_split
 from fedfr_jax.population.feed import cohort_rows, needed_capacity
+from fedfr_jax.settings import SplitConfig
 
 RNG = np.random.default_rng(3)
 LABELS = RNG.permutation(np.repeat(np.arange(90), RNG.integers(4, 9, 90)))

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedfr_jax.config.settings import DataConfig
 from fedfr_jax.data.faces.parameters import identity_parameters, noise_key, sample_parameters
 from fedfr_jax.data.faces.renderer import photograph, to_bytes
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
+from fedfr_jax.settings import DataConfig
 
 __all__ = [
     "contact_sheet",
