@@ -263,7 +263,7 @@ class Experiment:
 
     def faces(self, rows: int = 6, columns: int = 10) -> np.ndarray | None:
         """One image of public identities, one per row: (height, width, 3) uint8."""
-        sheet = assess.identity_sheet(self.sim, rows, columns)
+        sheet = assess.identity_sheet(self.sim.public, rows, columns)
         return None if sheet is None else np.concatenate(np.concatenate(sheet, axis=1), axis=1)
 
 

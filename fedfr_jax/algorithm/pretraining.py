@@ -1,6 +1,7 @@
 """Training the backbone on the public identities, before there are any clients."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedfr_jax import engine, losses
-from fedfr_jax.algorithm.features import mirror, to_input
+from fedfr_jax.algorithm.features import mirror, to_input, type_of
 from fedfr_jax.models import Backbone
 from fedfr_jax.settings import PretrainConfig
 
@@ -96,8 +97,9 @@ def _optimizer(config: PretrainConfig, steps_per_epoch: int):
 def _initial(backbone, variables, optimizer, classes, seed) -> _State:
     key = jax.random.fold_in(jax.random.key(seed), 1)
     trained = {"backbone": variables["params"],
-               "class_embeddings": jax.random.normal(key, (classes, backbone.embedding))
-               / np.sqrt(backbone.embedding)}  # rows of length about 1
+               "class_embeddings": jax.random.normal(
+                   key, (classes, backbone.embedding), type_of(variables))
+               / math.sqrt(backbone.embedding)}  # rows of length about 1
     return _State(trained, variables["batch_stats"], optimizer.init(trained))
 
 
@@ -115,7 +117,7 @@ def _make_step(backbone, config, optimizer, augment):
         if augment:
             images = jnp.where(flip[:, None, None, None], mirror(images), images)
         (loss, (stats, accuracy)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.trained, state.batch_stats, to_input(images), labels)
+            state.trained, state.batch_stats, to_input(images, type_of(state.trained)), labels)
         updates, opt = optimizer.update(gradient, state.optimizer, state.trained)
         return (_State(optax.apply_updates(state.trained, updates), stats, opt),
                 jnp.stack([loss, accuracy]))

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from fedfr_jax.data.held_out import HeldOut
+from fedfr_jax.data.types import VerificationSet
 from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
 from fedfr_jax.evaluation.personalized import (
     PersonalIdentification,
@@ -24,7 +26,8 @@ from fedfr_jax.evaluation.personalized import (
 from fedfr_jax.evaluation.scores import on_grid
 from fedfr_jax.evaluation.verification import PairResult, embed_with_mirror, evaluate_pairs
 from fedfr_jax.losses import normalize
-from fedfr_jax.runtime.simulation import Simulation, make_embed, make_personal_embed
+from fedfr_jax.population.cohort_data import PublicData
+from fedfr_jax.settings import EvalConfig
 
 PyTree = Any
 VERIFICATION = "personalized 1:1"
@@ -46,31 +49,40 @@ class Assessment:
 
 @dataclasses.dataclass(frozen=True)
 class Assessor:
-    """The compiled feature functions of a simulation, shared by all evaluations."""
+    """What is evaluated and how, the same for all models.
 
-    sim: Simulation
+    Attributes:
+      settings: rates and sizes.
+      held_out: the clients' probes.
+      generic: verification sets.
+      training_images: client's number -> (images (M, S, S, 3), labels (M,)): its gallery.
+      embed: ``(variables, images) -> (N, d)``, of a shared backbone.
+      personal_embed: ``((variables, transform), images) -> (N, d)``.
+      batch: images per call, for pair sets.
+    """
+
+    settings: EvalConfig
+    held_out: HeldOut
+    generic: tuple[VerificationSet, ...]
+    training_images: Callable[[int], tuple[np.ndarray, np.ndarray]]
     embed: Callable
     personal_embed: Callable
-
-
-def make_assessor(sim: Simulation) -> Assessor:
-    """The assessor of a simulation; nothing is compiled before it is used."""
-    return Assessor(sim, make_embed(sim), make_personal_embed(sim))
+    batch: int
 
 
 # Maps a client's number to (variables of its backbone, its transform).
 PersonalModels = Callable[[int], tuple[PyTree, PyTree]]
 
 
-def gallery(sim: Simulation, position: int) -> tuple[np.ndarray, np.ndarray]:
+def gallery(assessor: Assessor, position: int) -> tuple[np.ndarray, np.ndarray]:
     """(images, identities numbered over the evaluated clients) of a client's gallery."""
-    client = sim.split.clients[int(sim.held_out.numbers[position])]
-    return (sim.client_images.read(client.train_images),
-            sim.held_out.first_identity[position] + client.train_labels)
+    held_out = assessor.held_out
+    images, labels = assessor.training_images(int(held_out.numbers[position]))
+    return images, held_out.first_identity[position] + labels
 
 
-def _client_results(sim: Simulation, position: int, probes, gallery_features, gallery_labels):
-    settings, held_out = sim.config.eval, sim.held_out
+def _client_results(assessor: Assessor, position: int, probes, gallery_features, gallery_labels):
+    settings, held_out = assessor.settings, assessor.held_out
     first = held_out.first_identity
     own = held_out.clients == position
     identities = np.arange(first[position], first[position + 1])
@@ -82,11 +94,9 @@ def _client_results(sim: Simulation, position: int, probes, gallery_features, ga
 
 def generic_results(assessor: Assessor, variables: PyTree) -> dict[str, PairResult]:
     """Verification of every pair set with image and mirror."""
-    sim = assessor.sim
-    batch = min(sim.config.eval.batch_size * sim.layout.mesh.size, 4096)
     return {s.name: evaluate_pairs(
-        embed_with_mirror(lambda x: assessor.embed(variables, x), s.images, batch),
-        s.is_same, sim.config.eval.fars) for s in sim.generic}
+        embed_with_mirror(lambda x: assessor.embed(variables, x), s.images, assessor.batch),
+        s.is_same, assessor.settings.fars) for s in assessor.generic}
 
 
 def assess_shared(assessor: Assessor, variables: PyTree, tick=lambda: None) -> Assessment:
@@ -96,12 +106,12 @@ def assess_shared(assessor: Assessor, variables: PyTree, tick=lambda: None) -> A
       variables: of the backbone.
       tick: called once per client.
     """
-    sim, results = assessor.sim, []
-    probes = assessor.embed(variables, sim.held_out.images)
-    for position in range(len(sim.held_out.numbers)):
-        images, labels = gallery(sim, position)
-        results.append(_client_results(sim, position, probes, assessor.embed(variables, images),
-                                       labels))
+    held_out, results = assessor.held_out, []
+    probes = assessor.embed(variables, held_out.images)
+    for position in range(len(held_out.numbers)):
+        images, labels = gallery(assessor, position)
+        results.append(_client_results(assessor, position, probes,
+                                       assessor.embed(variables, images), labels))
         tick()
     return Assessment(generic_results(assessor, variables), *zip(*results, strict=True))
 
@@ -109,12 +119,12 @@ def assess_shared(assessor: Assessor, variables: PyTree, tick=lambda: None) -> A
 def assess_personalized(assessor: Assessor, models: PersonalModels,
                         tick=lambda: None) -> Assessment:
     """Each client's own model, under that client's protocol."""
-    sim, results = assessor.sim, []
-    for position, client in enumerate(sim.held_out.numbers):
+    held_out, results = assessor.held_out, []
+    for position, client in enumerate(held_out.numbers):
         model = models(int(client))
-        images, labels = gallery(sim, position)
+        images, labels = gallery(assessor, position)
         results.append(_client_results(
-            sim, position, assessor.personal_embed(model, sim.held_out.images),
+            assessor, position, assessor.personal_embed(model, held_out.images),
             assessor.personal_embed(model, images), labels))
         tick()
     return Assessment({}, *zip(*results, strict=True))
@@ -237,21 +247,21 @@ def curves(assessments: dict[str, Assessment]) -> tuple[dict, dict]:
     return rocs, per_client
 
 
-def hard_negative_examples(assessor: Assessor, variables: PyTree, count: int) -> list[dict]:
+def hard_negative_examples(assessor: Assessor, variables: PyTree, public_images: np.ndarray,
+                           count: int) -> list[dict]:
     """The public images most like a client's own, one per client in turn.
 
     Args:
       variables: backbone under which images are compared.
+      public_images: (N_0, S, S, 3) uint8.
       count: how many to return at most.
     """
-    sim = assessor.sim
-    public_images = np.asarray(sim.public.images)
     if not len(public_images):
         return []
     public = np.asarray(normalize(assessor.embed(variables, public_images)))
     examples = []
-    for position, client in enumerate(sim.held_out.numbers[:count]):
-        images, _ = gallery(sim, position)
+    for position, client in enumerate(assessor.held_out.numbers[:count]):
+        images, _ = gallery(assessor, position)
         cosine = np.asarray(normalize(assessor.embed(variables, images))) @ public.T
         local, other = np.unravel_index(cosine.argmax(), cosine.shape)
         examples.append({"client": int(client), "cosine": float(cosine[local, other]),
@@ -262,15 +272,15 @@ def hard_negative_examples(assessor: Assessor, variables: PyTree, count: int) ->
 def mistake_examples(assessor: Assessor, models: PersonalModels, personalized: Assessment,
                      count: int) -> list[dict]:
     """Each client's worst false accept and false reject, at the threshold of FAR 1e-3."""
-    sim, examples = assessor.sim, []
+    held_out, examples = assessor.held_out, []
     far_index = nearest(personalized.verification[0].fars, HEADLINE_FAR)
-    for position, client in enumerate(sim.held_out.numbers):
+    for position, client in enumerate(held_out.numbers):
         if len(examples) >= 2 * count:
             break
         unit = np.asarray(normalize(assessor.personal_embed(models(int(client)),
-                                                            sim.held_out.images)))
+                                                            held_out.images)))
         threshold = float(personalized.verification[position].thresholds[far_index])
-        examples += list(_client_mistakes(sim.held_out, position, unit, threshold))
+        examples += list(_client_mistakes(held_out, position, unit, threshold))
     return examples
 
 
@@ -291,15 +301,16 @@ def _client_mistakes(held_out, position, unit, threshold) -> Iterator[dict]:
                    "score": float(score[a, b]), "threshold": threshold}
 
 
-def identity_sheet(sim: Simulation, rows: int = 6, columns: int = 10) -> np.ndarray | None:
+def identity_sheet(public: PublicData, rows: int = 6, columns: int = 10) -> np.ndarray | None:
     """(rows, columns, S, S, 3): images of public identities, one per row; None without any."""
-    order = np.argsort(sim.split.public_labels, kind="stable")
-    counts = np.bincount(sim.split.public_labels) if len(order) else np.zeros(0, int)
+    labels = np.asarray(public.labels)
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels) if len(order) else np.zeros(0, int)
     chosen = np.argsort(-counts, kind="stable")[:rows]
     if not len(chosen):
         return None
     columns = min(columns, counts[chosen].min())
     first = np.concatenate([[0], np.cumsum(counts)])
     table = np.stack([order[first[k]:first[k] + columns] for k in np.sort(chosen)])
-    return np.asarray(sim.public.images[table.reshape(-1)]).reshape(
-        *table.shape, *sim.public.images.shape[1:])
+    return np.asarray(public.images[table.reshape(-1)]).reshape(
+        *table.shape, *public.images.shape[1:])

@@ -14,9 +14,20 @@ from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting import html, tables
 from fedfr_jax.runtime import costs, workdir
 from fedfr_jax.runtime.progress import track
-from fedfr_jax.runtime.simulation import Simulation
+from fedfr_jax.runtime.simulation import Simulation, make_embed, make_personal_embed
 
 PyTree = Any
+
+
+def make_assessor(sim: Simulation) -> assess.Assessor:
+    """What the models of a simulation are evaluated on; nothing is compiled before it is used."""
+    def training_images(number):
+        client = sim.split.clients[number]
+        return sim.client_images.read(client.train_images), client.train_labels
+
+    return assess.Assessor(
+        sim.config.eval, sim.held_out, sim.generic, training_images, make_embed(sim),
+        make_personal_embed(sim), min(sim.config.eval.batch_size * sim.layout.mesh.size, 4096))
 
 
 def evaluate_models(sim: Simulation, pretrained: PyTree, backbone: PyTree,
@@ -31,7 +42,7 @@ def evaluate_models(sim: Simulation, pretrained: PyTree, backbone: PyTree,
     Returns:
       (models as in ``summary.json``, arguments of ``write_evaluation``).
     """
-    assessor = assess.make_assessor(sim)
+    assessor = make_assessor(sim)
     with track("evaluation", 3 * len(sim.held_out.numbers), "client") as bar:
         results = {
             "pretrained": assess.assess_shared(assessor, pretrained, bar.update),
@@ -43,9 +54,9 @@ def evaluate_models(sim: Simulation, pretrained: PyTree, backbone: PyTree,
     count = sim.config.eval.examples
     uses_hard = sim.config.fed.public_data == "hard"
     parts = {
-        "rocs": rocs, "per_client": per_client, "faces": assess.identity_sheet(sim),
+        "rocs": rocs, "per_client": per_client, "faces": assess.identity_sheet(sim.public),
         "hard_negatives": assess.hard_negative_examples(
-            assessor, backbone, count) if uses_hard else [],
+            assessor, backbone, np.asarray(sim.public.images), count) if uses_hard else [],
         "mistakes": assess.mistake_examples(
             assessor, personal, results["personalized"], count)}
     return summaries, parts
@@ -122,7 +133,7 @@ def make_round_evaluation(sim: Simulation, writer: workdir.RunWriter, pretrained
       ``(rounds done, backbone, personal models)``, which adds rows to ``metrics.jsonl``;
       before the first round of the pretrained model alone.
     """
-    assessor = assess.make_assessor(sim)
+    assessor = make_assessor(sim)
 
     def evaluate(done: int, backbone: PyTree, personal: assess.PersonalModels) -> None:
         if done == 0:
