@@ -12,7 +12,7 @@ from fedfr_jax.config import default_config, merged, resolve
 from fedfr_jax.errors import InputError
 from fedfr_jax.population.packing import pack_clients, pack_public
 from fedfr_jax.runtime.autotune import settle
-from fedfr_jax.runtime.simulation import make_layout, make_spec
+from fedfr_jax.runtime.simulation import make_layout, make_spec, use_cpu_devices
 
 
 def plain_rounds(clients: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -52,6 +52,7 @@ def plain_rounds(clients: Sequence[tuple[np.ndarray, np.ndarray]],
                          f"fed.batch_size={config.fed.batch_size}; lower it")
     most = max(int(np.max(labels, initial=-1)) + 1 for _, labels in clients)
     split = dataclasses.replace(config.data.split, identities_per_client=(1, max(1, most)))
+    use_cpu_devices(config.engine.cpu_devices)
     config = settle(dataclasses.replace(config, data=dataclasses.replace(config.data, split=split)),
                     report=lambda line: None)
     layout = make_layout(config)

@@ -40,6 +40,7 @@ from fedfr_jax.population.schedule import Schedule, make_schedule
 from fedfr_jax.runtime.autotune import cohort_size, most_lanes, settle
 
 PyTree = Any
+_LONGEST_WAIT = 30 * 24 * 3600  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,7 @@ def use_cpu_devices(count: int) -> None:
     On a CPU devices, not vmap lanes, are what runs clients side by side. Has no effect after
     JAX was first used, or where a GPU or TPU is found.
     """
+    _let_devices_wait()
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return  # the user has chosen
     count = count or len(os.sched_getaffinity(0))
@@ -90,6 +92,21 @@ def use_cpu_devices(count: int) -> None:
         if jax.default_backend() == "cpu":
             logging.warning("JAX is in use already: it keeps %d CPU device(s), not %d",
                             len(jax.devices()), count)
+
+
+def _let_devices_wait() -> None:
+    """Lets a CPU device wait for the others as long as their clients take.
+
+    XLA would end the program after 40 seconds, taking a long wait for a deadlock. Must come
+    before JAX is used.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    # jax 0.7 has no such flags, and ends the program if it is given them.
+    if jax.__version_info__ < (0, 8) or "xla_cpu_collective_call_terminate" in flags:
+        return
+    os.environ["XLA_FLAGS"] = " ".join([flags, *(
+        f"--xla_cpu_collective_call_{name}_timeout_seconds={_LONGEST_WAIT}"
+        for name in ("warn_stuck", "terminate"))]).strip()
 
 
 def make_layout(config: Config) -> Layout:

@@ -124,3 +124,40 @@ def test_incomplete_flags_are_refused(arguments, tmp_path):
          f"--workdir={tmp_path}", *arguments], cwd=ROOT, capture_output=True, text=True,
         check=False)
     assert found.returncode == 2 and "go together" in found.stderr
+
+
+WAITS = """
+import time
+import jax, jax.numpy as jnp
+from fedfr_jax import engine
+from fedfr_jax.runtime.simulation import use_cpu_devices
+use_cpu_devices(2)
+mesh = engine.make_mesh(jax.devices())
+assert mesh.size == 2
+
+def update(lane, shared, device, client, state):
+    x = lane.repeat(client, lambda i, x: jnp.sin(x @ x) * 0.01, jnp.ones((300, 300)))
+    return x.sum(), 1, state, client
+
+@jax.jit
+def step(work):
+    return engine.for_each_client(update, (), (), work, (), work, work > 0, mesh=mesh, lanes=1)
+
+def seconds(times):
+    started = time.monotonic()
+    jax.block_until_ready(step(engine.spread(jnp.array([1, times], jnp.int32), mesh)))
+    return time.monotonic() - started
+
+seconds(200)
+print(seconds(int(200 * 60 / seconds(200))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="XLA's limit cannot be set there")
+def test_a_device_may_wait_for_another_longer_than_xla_would():
+    settings = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-c", WAITS], env=settings, cwd=ROOT, timeout=400,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) > 45  # XLA's limit is 40 seconds
