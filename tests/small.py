@@ -150,7 +150,8 @@ def _start(method, layout, **changes):
 
 
 @functools.cache
-def _round(method, layout):
+def program(method, layout):
+    """The compiled round: (server, heads, public, cohort, key) -> (server, heads, metrics)."""
     return jax.jit(functools.partial(run_round, method, layout))
 
 
@@ -167,7 +168,7 @@ def rounds(method, layout, server, heads, public, cohort, count=1, key=None):
     cohort, metrics = place(cohort, layout), None
     for _ in range(count):  # placed again, as another placement would be another program
         server, heads = engine.replicate(server, layout.mesh), engine.spread(heads, layout.mesh)
-        server, heads, metrics = _round(method, layout)(server, heads, public, cohort, key)
+        server, heads, metrics = program(method, layout)(server, heads, public, cohort, key)
     return jax.device_get((server, heads, metrics))
 
 
