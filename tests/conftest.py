@@ -1,11 +1,60 @@
 """Settings for all tests, made before JAX is imported."""
+import ctypes
+import gc
 import os
 import pathlib
+import resource
 
-# Two devices, so that the client axis of the mesh is exercised everywhere.
-os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
-                           + " --xla_force_host_platform_device_count=2")
+import pytest
+
+# Two devices, so that the client axis of the mesh is exercised everywhere. The other flags
+# compile four times faster to slower code; what is computed here is small.
+FLAGS = ("--xla_force_host_platform_device_count=2", "--xla_backend_optimization_level=0",
+         "--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR",
                       str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module():
+    """Compiled programs are held in memory for one module only."""
+    yield
+    import jax  # noqa: PLC0415 - after the settings above
+
+    jax.clear_caches()
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps freed memory
+        libc.malloc_trim(0)
+
+
+def pytest_sessionfinish(session):
+    """Each worker hands its peak memory and CPU time to the process that reports them."""
+    if hasattr(session.config, "workeroutput"):
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        session.config.workeroutput["used"] = [
+            own.ru_maxrss / 2**20, sum(u.ru_utime + u.ru_stime for u in (own, children))]
+
+
+class Workers:
+    """What the workers used, in the last lines of the output."""
+
+    def __init__(self):
+        self.lines = []
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        if "used" in getattr(node, "workeroutput", {}):
+            self.lines.append("{}: {:.1f} GB at most, {:.0f} s of CPU time".format(
+                node.gateway.id, *node.workeroutput["used"]))
+
+    def pytest_terminal_summary(self, terminalreporter):
+        for line in sorted(self.lines):
+            terminalreporter.write_line(line)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Workers())

@@ -1,5 +1,6 @@
 """What tests share: a federation of random images for the round, settings of small runs."""
 import dataclasses
+import functools
 import importlib.util
 import os
 import pathlib
@@ -15,6 +16,7 @@ from fedfr_jax.algorithm.plain import place
 from fedfr_jax.algorithm.round import run_round
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import resolve
+from fedfr_jax.engine.convolutions import conv2d
 from fedfr_jax.engine.layout import Layout
 from fedfr_jax.methods.fedfr import Options
 from fedfr_jax.models import Backbone, build
@@ -26,7 +28,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Real faces and outputs of the authors' code, where they are at hand.
 DATA = pathlib.Path(os.environ.get("FEDFR_DATA_DIR", ROOT.parent / "shared" / "data"))
 GOLDEN = pathlib.Path(os.environ.get("FEDFR_GOLDEN_DIR", ROOT.parent / "shared" / "golden"))
-
 
 
 def golden_inputs():
@@ -45,7 +46,7 @@ def in_double():
 SIZE = 16
 MODEL = ModelConfig(depth=4, widths=(4, 4, 8, 8), embedding=8)
 FED = FedConfig(num_clients=3, batch_size=4, lr=0.02, local_epochs=(2, 3), lr_decay_epochs=(1,),
-                public_data="hard", hard_threshold=0.995)
+                public_data="hard", hard_threshold=0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,65 +82,94 @@ def federation(sizes=(9, 5, 12), identities=(3, 2, 4), public=10, seed=0) -> Fed
                       labels, tuple(identities))
 
 
-def method(fed=FED, loss=None, model=MODEL, conv="auto", options=None, **changes) -> RoundSpec:
-    """FedFR on a tiny SphereNet; keyword arguments change ``FedConfig``, ``options`` FedFR's."""
-    return RoundSpec(build(model, SIZE, conv), dataclasses.replace(fed, **changes),
-                     loss or LossConfig(), options=Options(**options or {}))
+class TinyNetwork(nn.Module):
+    """The smallest network of the kind: a convolution, perhaps batch norm, the output layer."""
+
+    batch_norm: bool
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = conv2d(x, self.param("kernel", nn.initializers.he_normal(), (3, 3, 3, 6)), stride=4)
+        if self.batch_norm:
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        return nn.Dense(8, name="output")(jnp.tanh(x).reshape(len(x), -1))
+
+
+@functools.cache
+def tiny_backbone(batch_norm=False) -> Backbone:
+    module = TinyNetwork(batch_norm)
+
+    def init(key):
+        return {"batch_stats": {}, **module.init(key, jnp.zeros((2, SIZE, SIZE, 3)), False)}
+
+    def apply(variables, images, train):
+        if not train:
+            return module.apply(variables, images, False), variables["batch_stats"]
+        f, new = module.apply(variables, images, True, mutable=["batch_stats"])
+        return f, new.get("batch_stats", {})
+
+    return Backbone(init, apply, embedding=8, image_size=SIZE, name="tiny",
+                    output_layers=("output",))
+
+
+@functools.cache
+def _build(model, conv):
+    return build(model, SIZE, conv)
+
+
+def method(fed=FED, loss=None, model=None, conv="auto", options=None, **changes) -> RoundSpec:
+    """FedFR on the tiny network, or on ``model``; ``options`` are FedFR's, other arguments
+    change ``FedConfig``."""
+    return RoundSpec(_build(model, conv) if model else tiny_backbone(),
+                     dataclasses.replace(fed, **changes), loss or LossConfig(),
+                     options=Options(**options or {}))
 
 
 def layout(lanes=1, devices=1, **changes) -> Layout:
-    return Layout(engine.make_mesh(jax.devices()[:devices]), lanes, feature_batch=5,
-                        **changes)
+    return Layout(engine.make_mesh(jax.devices()[:devices]), lanes, feature_batch=5, **changes)
 
 
-def states(method, layout, public, cohort, seed=0, previous="full", most=4):
-    """(server, heads) from a random backbone; traceable."""
-    variables = method.backbone.init(jax.random.key(seed))
+def states(method, layout, public, cohort, variables, seed=0, previous="full", most=4):
+    """(server, heads) from a backbone's variables; traceable."""
     server = initial_server(method, layout, variables, None, public)
     return server, initial_heads(method, layout, variables, public, cohort,
                                  jax.random.key(seed + 1), most_identities=most,
                                  previous=previous)
 
 
+# One program per kind of method and layout, shared by the tests of a module.
+@functools.cache
+def variables(backbone, seed=0):
+    """Random variables, drawn once."""
+    return jax.device_get(jax.jit(backbone.init)(jax.random.key(seed)))
+
+
+@functools.cache
+def _start(method, layout, **changes):
+    return jax.jit(lambda p, c, v: states(method, layout, p, c, v, **changes))
+
+
+@functools.cache
+def program(method, layout):
+    """The compiled round: (server, heads, public, cohort, key) -> (server, heads, metrics)."""
+    return jax.jit(functools.partial(run_round, method, layout))
+
+
 def start(method, layout, public, cohort, **changes):
-    """:func:`states`, on the devices."""
-    return jax.jit(lambda p, c: states(method, layout, p, c, **changes))(
-        engine.replicate(public, layout.mesh), place(cohort, layout))
+    """:func:`states` of random variables, on the devices."""
+    public, weights = engine.replicate((public, variables(method.backbone)), layout.mesh)
+    return _start(method, layout, **changes)(public, place(cohort, layout), weights)
 
 
 def rounds(method, layout, server, heads, public, cohort, count=1, key=None):
     """Runs ``count`` rounds in one compiled function; returns state and last metrics."""
     key = jax.random.key(7) if key is None else key
-    server, public = engine.replicate((server, public), layout.mesh)
-    heads, cohort = engine.spread(heads, layout.mesh), place(cohort, layout)
-    step = jax.jit(lambda s, h, p, c: run_round(method, layout, s, h, p, c, key))
-    metrics = None
-    for _ in range(count):
-        server, heads, metrics = step(server, heads, public, cohort)
+    public, key = engine.replicate((public, key), layout.mesh)
+    cohort, metrics = place(cohort, layout), None
+    for _ in range(count):  # placed again, as another placement would be another program
+        server, heads = engine.replicate(server, layout.mesh), engine.spread(heads, layout.mesh)
+        server, heads, metrics = program(method, layout)(server, heads, public, cohort, key)
     return jax.device_get((server, heads, metrics))
-
-
-class TinyNetwork(nn.Module):
-    """The smallest network with batch norm."""
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = x[:, ::4, ::4].reshape(len(x), -1)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(6)(x))
-        return nn.Dense(8)(jnp.tanh(x))
-
-
-def tiny_backbone():
-    module = TinyNetwork()
-
-    def apply(variables, images, train):
-        if not train:
-            return module.apply(variables, images, False), variables["batch_stats"]
-        f, new = module.apply(variables, images, True, mutable=["batch_stats"])
-        return f, new["batch_stats"]
-
-    return Backbone(init=lambda key: module.init(key, jnp.zeros((2, 16, 16, 3)), False),
-                    apply=apply, embedding=8, image_size=16, name="tiny")
 
 
 # Whole runs on a few generated faces.

@@ -34,7 +34,8 @@ def test_a_round_lowers_for_tpu_and_cuda(name, dtype, conv, lanes):
     cohort = cohort.replace(images=array((cohort.images.shape[0], 32, 32, 3), jnp.uint8))
     public = data.public.replace(images=array((10, 32, 32, 3), jnp.uint8))
     server, heads = jax.eval_shape(
-        lambda p, c: small.states(method, layout, p, c), public, cohort)
+        lambda p, c: small.states(
+            method, layout, p, c, method.backbone.init(jax.random.key(0))), public, cohort)
     exported = export.export(
         jax.jit(lambda *args: run_round(method, layout, *args)),
         platforms=["tpu", "cuda"])(server, heads, public, cohort, jax.random.key(0))

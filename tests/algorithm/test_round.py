@@ -184,7 +184,7 @@ def assert_round_equals_reference(method, layout, data, references=None, table=T
     return measured
 
 
-@pytest.mark.parametrize("lanes, devices", [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("lanes, devices", [(1, 1), (2, 1), (2, 2)])
 def test_unequal_clients_at_several_lane_counts(lanes, devices):
     assert_round_equals_reference(small.method(), small.layout(lanes, devices),
                                   small.federation(), two_reference_rounds())
@@ -197,12 +197,17 @@ def test_other_ways_to_the_same_round(changes, table, devices):
                                   small.federation(), two_reference_rounds(), table)
 
 
+def test_a_network_of_several_layers():
+    assert_round_equals_reference(small.method(model=small.MODEL, hard_threshold=0.95),
+                                  small.layout(2, 2), small.federation())
+
+
 def test_a_client_without_hard_negatives():
     data = small.federation()
     # Client 0 sees black images only: no public image is like them at this threshold.
     data = dataclasses.replace(data, images=(np.zeros_like(data.images[0]), *data.images[1:]))
     metrics = assert_round_equals_reference(
-        small.method(hard_threshold=0.97), small.layout(lanes=2), data)
+        small.method(hard_threshold=0.8), small.layout(lanes=2), data)
     assert int(metrics["hard_negatives"][0]) == 0
     assert int(metrics["hard_negatives"].max()) > 0
 
@@ -268,7 +273,7 @@ def test_previous_backbones_in_half_precision_or_not_at_all():
 
 
 def test_batch_norm_statistics_are_averaged():
-    method, data, layout = RoundSpec(small.tiny_backbone(), small.FED, LossConfig()), \
+    method, data, layout = RoundSpec(small.tiny_backbone(batch_norm=True), small.FED, LossConfig()), \
         small.federation(), small.layout()
     assert_round_equals_reference(method, small.layout(lanes=2), data)
     cohort = data.cohort()

@@ -216,7 +216,7 @@ def test_lg_fedavg_is_fedper_the_other_way_round():
 
 
 def test_fedbn_keeps_batch_normalization():
-    backbone = small.tiny_backbone()
+    backbone = small.tiny_backbone(batch_norm=True)
     before, _, after, heads, _ = run(make("fedbn", backbone))
     norm = "BatchNorm_0"
     assert_same(after.backbone["params"][norm], before.backbone["params"][norm])
