@@ -1,6 +1,7 @@
 """Settings for all tests, made before JAX is imported."""
 import ctypes
 import gc
+import importlib.metadata
 import os
 import pathlib
 import resource
@@ -11,7 +12,10 @@ import pytest
 # compile four times faster to slower code; what is computed here is small.
 FLAGS = ("--xla_force_host_platform_device_count=2", "--xla_backend_optimization_level=0",
          "--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+# One device may wait long for the other; see runtime/simulation.py. jax 0.7 has no such flags.
+WAIT = () if importlib.metadata.version("jaxlib").startswith("0.7.") else tuple(
+    f"--xla_cpu_collective_call_{name}_timeout_seconds=3600" for name in ("warn_stuck", "terminate"))
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS, *WAIT])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR",
                       str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
