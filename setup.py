@@ -30,6 +30,7 @@ setup(
         "scipy>=1.13,<2",
         "chex>=0.1.90,<0.2",
         "absl-py>=2.1,<3",
+        "jaxtyping>=0.2.34,<0.4",
         "ml_collections>=1.0,<2",
         "orbax-checkpoint>=0.11.25,<0.13",
         "tensorflow-datasets>=4.9.9,<5",
@@ -45,7 +46,7 @@ setup(
     extras_require={
         "notebooks": ["ipykernel>=6,<8", "jupytext>=1.16,<2", "pandas>=2.2,<4"],
         "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7",
-                 "ruff>=0.9,<1", "nbmake>=1.5,<2",
+                 "ruff>=0.9,<1", "mypy>=1.14,<3", "nbmake>=1.5,<2",
                  "setuptools>=77",  # builds the wheel that a test installs
                  "ipykernel>=6,<8", "jupytext>=1.16,<2", "pandas>=2.2,<4"],
         "bench": ["torch>=2.5"],

@@ -8,19 +8,28 @@ boolean mask names the rows that exist, and the others take no part.
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
+import optax
 from jax import nn
+from jaxtyping import Array, Bool, Float, Int
+
+Logits = Float[Array, "B K"]
+Labels = Int[Array, " B"]
+Loss = Float[Array, ""]
 
 
-def normalize(x, axis: int = -1):
+def normalize(x: Float[Array, ...], axis: int = -1) -> Float[Array, ...]:
     """Scales vectors to length 1; a zero vector stays zero and has zero gradient."""
     squared = jnp.sum(x * x, axis=axis, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-12))
 
 
-def cosine_logits(features, class_embeddings):
+def cosine_logits(features: Float[Array, "B d"],
+                  class_embeddings: Float[Array, "K d"]) -> Logits:
     """Cosines of features with class embeddings.
 
     Args:
@@ -33,7 +42,7 @@ def cosine_logits(features, class_embeddings):
     return normalize(features) @ normalize(class_embeddings).T
 
 
-def cosface_logits(cosine, labels, *, scale: float, margin: float):
+def cosface_logits(cosine: Logits, labels: Labels, *, scale: float, margin: float) -> Logits:
     """``s (cos - m [k = y])`` (CosFace, Wang et al., CVPR 2018, equation 4).
 
     Args:
@@ -47,7 +56,7 @@ def cosface_logits(cosine, labels, *, scale: float, margin: float):
     return scale * (cosine - margin * is_label)
 
 
-def arcface_logits(cosine, labels, *, scale: float, margin: float):
+def arcface_logits(cosine: Logits, labels: Labels, *, scale: float, margin: float) -> Logits:
     """``s cos(theta + m [k = y])`` (ArcFace, Deng et al., CVPR 2019, equation 3).
 
     Where theta + m passes pi, ``s (cos(theta) - m sin(m))`` goes on falling, as in the
@@ -69,8 +78,10 @@ def arcface_logits(cosine, labels, *, scale: float, margin: float):
 MARGINS = {"cosface": cosface_logits, "arcface": arcface_logits}
 
 
-def margin_loss(features, class_embeddings, labels, *, scale: float, margin: float,
-                kind: str = "cosface", class_mask=None, weights=None):
+def margin_loss(features: Float[Array, "B d"], class_embeddings: Float[Array, "K d"],
+                labels: Labels, *, scale: float, margin: float, kind: str = "cosface",
+                class_mask: Bool[Array, " K"] | None = None,
+                weights: Float[Array, " B"] | None = None) -> Loss:
     """Softmax cross-entropy of logits with a margin, mean over the batch.
 
     Args:
@@ -81,16 +92,18 @@ def margin_loss(features, class_embeddings, labels, *, scale: float, margin: flo
       class_mask: (K,) bool, False for rows that are padding; None: all exist.
       weights: (B,) of the images; None: all 1.
     """
+    chex.assert_rank([features, class_embeddings, labels], [2, 2, 1])
+    chex.assert_equal_shape_prefix([features, labels], 1)
     logits = MARGINS[kind](cosine_logits(features, class_embeddings), labels,
                            scale=scale, margin=margin)
     if class_mask is not None:
         logits = jnp.where(class_mask, logits, -jnp.inf)
-    chosen = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    loss = nn.logsumexp(logits, axis=-1) - chosen
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.mean(loss if weights is None else weights * loss)
 
 
-def class_weights(labels, valid, classes: int, dtype=jnp.float32):
+def class_weights(labels: Int[Array, " P"], valid: Bool[Array, " P"], classes: int,
+                  dtype: Any = jnp.float32) -> Float[Array, " P"]:
     """Weights with which every class counts the same, 1 on average over the valid images.
 
     Args:
@@ -104,7 +117,8 @@ def class_weights(labels, valid, classes: int, dtype=jnp.float32):
     return jnp.where(valid, valid.sum() / (present * jnp.maximum(counts[labels], 1)), 0.0)
 
 
-def contrastive_direction(global_features, previous_features):
+def contrastive_direction(global_features: Float[Array, "B d"],
+                          previous_features: Float[Array, "B d"]) -> Float[Array, "B d"]:
     """What the contrastive term turns features away from: unit previous minus unit global.
 
     The term needs no more of these two than their difference, which is what is looked up in
@@ -119,7 +133,8 @@ def contrastive_direction(global_features, previous_features):
     return jax.lax.stop_gradient(normalize(previous_features) - normalize(global_features))
 
 
-def contrastive_loss(features, direction, *, temperature: float):
+def contrastive_loss(features: Float[Array, "B d"], direction: Float[Array, "B d"], *,
+                     temperature: float) -> Loss:
     """Pulls features to the global model's, away from the previous local model's.
 
     ``-log(e^{cos(f,g)/tau} / (e^{cos(f,g)/tau} + e^{cos(f,p)/tau}))`` (after MOON,
@@ -129,12 +144,14 @@ def contrastive_loss(features, direction, *, temperature: float):
     Args:
       features: (B, d); direction: (B, d) from :func:`contrastive_direction`.
     """
+    chex.assert_equal_shape([features, direction])
     turned = jnp.sum(normalize(features) * direction, -1)
     return jnp.mean(nn.softplus(turned / temperature))
 
 
-def binary_logits(personal_features, binary_weight, binary_bias, labels, *, scale: float,
-                  margin: float, power: float = 3.0):
+def binary_logits(personal_features: Float[Array, "B d"], binary_weight: Float[Array, "K d"],
+                  binary_bias: Float[Array, " K"], labels: Labels, *, scale: float,
+                  margin: float, power: float = 3.0) -> tuple[Logits, Bool[Array, "B K"]]:
     """One-vs-all logits of the decoupled feature customization (DFC) branch.
 
     ``r (q(z) - m) + c`` at an image's own identity, ``r (q(z) + m) + c`` elsewhere,
@@ -148,6 +165,8 @@ def binary_logits(personal_features, binary_weight, binary_bias, labels, *, scal
     Returns:
       (logits (B, K_i), is_positive (B, K_i) bool).
     """
+    chex.assert_equal_shape_prefix([binary_weight, binary_bias], 1)
+    chex.assert_equal_shape_prefix([personal_features, labels], 1)
     z = cosine_logits(personal_features, binary_weight)
     # Rounding can put a cosine beyond -1, where a fractional power is not a number.
     q = 2.0 * (jnp.maximum(z + 1.0, 0.0) / 2.0) ** power - 1.0
@@ -155,8 +174,10 @@ def binary_logits(personal_features, binary_weight, binary_bias, labels, *, scal
     return scale * (q + jnp.where(is_positive, -margin, margin)) + binary_bias, is_positive
 
 
-def binary_loss(personal_features, binary_weight, binary_bias, labels, *, scale: float,
-                margin: float, balance: float, power: float = 3.0, class_mask=None):
+def binary_loss(personal_features: Float[Array, "B d"], binary_weight: Float[Array, "K d"],
+                binary_bias: Float[Array, " K"], labels: Labels, *, scale: float,
+                margin: float, balance: float, power: float = 3.0,
+                class_mask: Bool[Array, " K"] | None = None) -> Loss:
     """``mean[lambda/r softplus(-a) + (1 - lambda)/r sum_{k != y} softplus(b_k)]``.
 
     Args:

@@ -175,8 +175,7 @@ def local_loss(spec: RoundSpec, trained: PyTree, batch_stats: PyTree, batch: Bat
             personal, trained["binary_weight"], trained["binary_bias"], batch.labels,
             scale=terms.binary_scale, margin=terms.binary_margin, balance=terms.binary_balance,
             power=terms.binary_power, class_mask=is_own)
-    total = (identification + terms.contrastive_weight * contrastive
-             + terms.binary_weight * binary)
+    total = identification + terms.contrastive_weight * contrastive + terms.binary_weight * binary
     if penalty is not None:
         total += penalty(trained["backbone"])
     return total, ({"loss": total, "identification": identification, "binary": binary,

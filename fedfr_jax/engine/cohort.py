@@ -16,9 +16,11 @@ lane that is done keeps its state.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,6 +123,52 @@ def _chunk_order(work, taken, lanes):
     return order, -(-jnp.sum(taken) // lanes)
 
 
+def _side_by_side(update: ClientUpdate, lanes: int) -> Callable[..., tuple]:
+    """``update`` for ``lanes`` clients: arguments and results with a leading axis."""
+    def one(shared, device, client, state, active):
+        sent, weight, state, metrics = update(Lane(active, lanes), shared, device, client, state)
+        return sent, jnp.where(active, weight, 0).astype(sum_type(sent)), state, metrics
+
+    def alone(shared, device, *rows):
+        # Not vmap over one: XLA's products with a batch axis are slower, even if it is 1.
+        result = one(shared, device, *jax.tree.map(lambda x: x[0], rows))
+        return jax.tree.map(lambda x: x[None], result)
+
+    return alone if lanes == 1 else jax.vmap(one, (None, None, 0, 0, 0), axis_name=_LANES)
+
+
+def _all_of_one_device(side_by_side, lanes, shared, device, clients, state, work, taken):
+    """The chunks of one device in turn; sums of what is sent, over all devices."""
+    slots = work.shape[0]
+    order, chunks = _chunk_order(work, taken, lanes)
+
+    def rows(tree, at):
+        return jax.tree.map(lambda x: x.at[at].get(mode="clip"), tree)
+
+    def one_chunk(i, carry):
+        total, weights, state, metrics = carry
+        at = lax.dynamic_slice_in_dim(order, i * lanes, lanes)
+        active = (at < slots) & taken.at[at].get(mode="clip")
+        sent, weight, new, measured = side_by_side(
+            shared, device, rows(clients, at), rows(state, at), active)
+        total = jax.tree.map(lambda t, s: t + jnp.tensordot(weight, s.astype(t.dtype), 1),
+                             total, sent)
+        place = jnp.where(active, at, slots)  # results of empty slots are dropped
+        state, metrics = jax.tree.map(lambda x, n: x.at[place].set(n, mode="drop"),
+                                      (state, metrics), (new, measured))
+        return total, weights + weight.sum(), state, metrics
+
+    example = rows((clients, state), jnp.zeros(lanes, int))
+    sent, weight, new, measured = jax.eval_shape(side_by_side, shared, device, *example,
+                                                 jnp.ones(lanes, bool))
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, example[1])  # it is written in place
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape[1:], weight.dtype), sent)
+    metrics = jax.tree.map(lambda m: jnp.zeros((slots, *m.shape[1:]), m.dtype), measured)
+    total, weights, state, metrics = lax.fori_loop(
+        0, chunks, one_chunk, (zero, jnp.zeros((), weight.dtype), state, metrics))
+    return lax.psum((total, weights), AXIS), state, metrics
+
+
 def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, clients: PyTree,
                     state: PyTree, work: jax.Array, taken: jax.Array, *, mesh: Mesh, lanes: int
                     ) -> tuple[PyTree, jax.Array, PyTree, PyTree]:
@@ -147,47 +195,7 @@ def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, client
       ``metrics`` stacked over C, zero for empty slots). The average is zero if the total weight
       is.
     """
-    def one(shared, device, client, state, active):
-        sent, weight, state, metrics = update(Lane(active, lanes), shared, device, client, state)
-        return sent, jnp.where(active, weight, 0).astype(sum_type(sent)), state, metrics
-
-    def alone(shared, device, *rows):
-        # Not vmap over one: XLA's products with a batch axis are slower, even if it is 1.
-        result = one(shared, device, *jax.tree.map(lambda x: x[0], rows))
-        return jax.tree.map(lambda x: x[None], result)
-
-    side_by_side = alone if lanes == 1 else jax.vmap(
-        one, (None, None, 0, 0, 0), axis_name=_LANES)
-
-    def on_one_device(shared, device, clients, state, work, taken):
-        slots = work.shape[0]
-        order, chunks = _chunk_order(work, taken, lanes)
-
-        def rows(tree, at):
-            return jax.tree.map(lambda x: x.at[at].get(mode="clip"), tree)
-
-        def one_chunk(i, carry):
-            total, weights, state, metrics = carry
-            at = lax.dynamic_slice_in_dim(order, i * lanes, lanes)
-            active = (at < slots) & taken.at[at].get(mode="clip")
-            sent, weight, new, measured = side_by_side(
-                shared, device, rows(clients, at), rows(state, at), active)
-            total = jax.tree.map(lambda t, s: t + jnp.tensordot(weight, s.astype(t.dtype), 1),
-                                 total, sent)
-            place = jnp.where(active, at, slots)  # results of empty slots are dropped
-            state, metrics = jax.tree.map(lambda x, n: x.at[place].set(n, mode="drop"),
-                                          (state, metrics), (new, measured))
-            return total, weights + weight.sum(), state, metrics
-
-        example = rows((clients, state), jnp.zeros(lanes, int))
-        sent, weight, _, measured = jax.eval_shape(side_by_side, shared, device, *example,
-                                              jnp.ones(lanes, bool))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape[1:], weight.dtype), sent)
-        metrics = jax.tree.map(lambda m: jnp.zeros((slots, *m.shape[1:]), m.dtype), measured)
-        total, weights, state, metrics = lax.fori_loop(
-            0, chunks, one_chunk, (zero, jnp.zeros((), weight.dtype), state, metrics))
-        return lax.psum((total, weights), AXIS), state, metrics
-
+    on_one_device = functools.partial(_all_of_one_device, _side_by_side(update, lanes), lanes)
     # check_vma=False: with it on, jax.grad inside would sum the gradient of the
     # replicated model over devices, and local training would stop being local.
     (total, weight), state, metrics = jax.shard_map(

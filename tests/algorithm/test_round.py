@@ -273,8 +273,8 @@ def test_previous_backbones_in_half_precision_or_not_at_all():
 
 
 def test_batch_norm_statistics_are_averaged():
-    method, data, layout = RoundSpec(small.tiny_backbone(batch_norm=True), small.FED, LossConfig()), \
-        small.federation(), small.layout()
+    method = RoundSpec(small.tiny_backbone(batch_norm=True), small.FED, LossConfig())
+    data, layout = small.federation(), small.layout()
     assert_round_equals_reference(method, small.layout(lanes=2), data)
     cohort = data.cohort()
     server, heads = small.start(method, layout, data.public, cohort)
