@@ -63,7 +63,7 @@ def metrics_of(summary: Summary) -> dict[str, dict[str, float]]:
     own, shared = models["personalized"]["personalized"], models["global"]["personalized"]
     accuracy = {f"{name}: accuracy": 100 * found["accuracy"]
                 for name, found in models["global"].get("generic", {}).items()}
-    fairness = {}
+    fairness: dict[str, float] = {}
     for label, short, key, aim in (
             ("1:1 TAR @ FAR", "1:1", "verification_tar", HEADLINE_FAR),
             ("1:N open set TPIR @ FPIR", "1:N", "identification_openset", HEADLINE_FPIR),

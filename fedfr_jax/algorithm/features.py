@@ -24,7 +24,7 @@ class Shared:
 
     server: ServerState
     public: PublicData
-    table: jax.Array | None  # training images, where they lie on every device
+    table: Any  # (T, S, S, 3) or None: training images, where they lie on every device
     key: jax.Array
 
 
@@ -32,8 +32,8 @@ class Shared:
 class Device:
     """The list of a device's training images: themselves, or their rows in the table."""
 
-    images: jax.Array | None
-    table_rows: jax.Array | None
+    images: Any  # (R, S, S, 3), or None
+    table_rows: Any  # (R,), or None
 
 
 def where_images_are(server, public: PublicData, cohort: CohortData, key):

@@ -38,8 +38,8 @@ class Batch:
 
     images: jax.Array
     labels: jax.Array
-    direction: jax.Array | None = None
-    weights: jax.Array | None = None
+    direction: Any = None
+    weights: Any = None
 
 
 @struct.dataclass

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 from flax import struct
 
 PyTree = Any
+Array = Any  # or what stands for one in a pytree: a shape with its type, an axis of jax.vmap
 
 
-@struct.dataclass
-class ServerState:
+class ServerState(struct.PyTreeNode):
     """Shared between server and clients, averaged in every round.
 
     Attributes:
@@ -25,14 +24,13 @@ class ServerState:
       optimizer: state of the server's optimizer; None where it plainly averages.
     """
 
-    round: jax.Array
+    round: Array
     backbone: PyTree
-    public_embeddings: jax.Array
+    public_embeddings: Array
     optimizer: PyTree | None = None
 
 
-@struct.dataclass
-class Heads:
+class Heads(struct.PyTreeNode):
     """Personal to each client, never averaged, and sent by no method but FedFace, which sends the
     class embeddings (K = most identities of a client).
 
@@ -47,10 +45,10 @@ class Heads:
         which is then what ``previous`` holds; None in methods without one.
     """
 
-    class_embeddings: jax.Array
+    class_embeddings: Array
     transform: PyTree
-    binary_weight: jax.Array
-    binary_bias: jax.Array
+    binary_weight: Array
+    binary_bias: Array
     previous: PyTree | None
-    has_trained: jax.Array
-    copy_embeddings: jax.Array | None = None
+    has_trained: Array
+    copy_embeddings: Array | None = None

@@ -89,7 +89,7 @@ def _build(kind: type, settings: Mapping[str, Any], prefix: str) -> Any:
     values = {}
     for name, value in settings.items():
         hint, where = hints[name], prefix + name
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             if not isinstance(value, Mapping | ConfigDict):
                 raise ConfigError(f"{where} is a group of settings, not {value!r}")
             values[name] = _build(hint, value, where + ".")

@@ -1,11 +1,13 @@
 """NumPy's files, read without trusting what their headers announce."""
 from __future__ import annotations
 
+import io
 import math
 import os
 import pathlib
 import re
 import struct
+import typing
 import zipfile
 import zlib
 
@@ -63,7 +65,7 @@ def _short(error: BaseException) -> str:
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytearray:
     data, filled = bytearray(member.file_size), 0
-    with archive.open(member) as file, memoryview(data) as view:
+    with typing.cast(io.BufferedIOBase, archive.open(member)) as file, memoryview(data) as view:
         while filled < len(data) and (count := file.readinto(view[filled : filled + (1 << 22)])):
             filled += count
     if filled < len(data):

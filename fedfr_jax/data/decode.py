@@ -70,7 +70,7 @@ def decode_image(
         # A JPEG decoder shrinks by 2, 4 or 8 for less than the price of decoding in full; the
         # result is never smaller than what is asked for here.
         image.draft("RGB", (image_size, image_size))
-        upright = image
+        upright: Image.Image = image
         # Cameras may store a portrait lying on its side and say so in the EXIF data.
         if image.getexif().get(_ORIENTATION, 1) != 1:
             upright = ImageOps.exif_transpose(image)
@@ -88,7 +88,7 @@ def check_image(image: bytes | np.ndarray, max_megapixels: float = MAX_MEGAPIXEL
     with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
         _check_size(opened, max_megapixels)
         _check_mode(opened)
-        whole = is_complete(image, opened.format)
+        whole = is_complete(image, opened.format or "")
         if whole and opened.format != "PNG":  # a PNG's checksums are right; its EXIF may be behind
             opened.getexif().get(_ORIENTATION)
     if not whole:

@@ -7,6 +7,7 @@ of the file, and the look-alikes of NumPy's functions do not copy.
 from __future__ import annotations
 
 import codecs
+import functools
 import math
 import struct
 from collections.abc import Callable
@@ -60,7 +61,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _from_buffer(raw: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     good = (isinstance(raw, bytes) and isinstance(dtype, Dtype) and isinstance(shape, tuple)
             and len(shape) <= _MOST_DIMENSIONS and order in ("C", "F")
             and all(type(n) is int and 0 <= n <= len(raw) for n in shape))
@@ -244,6 +245,14 @@ class _Machine:
         return result
 
 
+def _bytes_after_length(machine: _Machine, size: int) -> Any:
+    return machine.take(machine.number(size))
+
+
+def _text_after_length(machine: _Machine, size: int) -> str:
+    return machine.take(machine.number(size)).decode("utf-8", "surrogatepass")
+
+
 def _values() -> dict[bytes, Callable[[_Machine], Any]]:
     """The operations that put a value on the stack."""
     table: dict[bytes, Callable[[_Machine], Any]] = {
@@ -261,12 +270,12 @@ def _values() -> dict[bytes, Callable[[_Machine], Any]]:
         b"R": _Machine.call,
     }
     for count, code in enumerate((b"\x85", b"\x86", b"\x87"), 1):
-        table[code] = lambda m, count=count: m.items(count)
+        table[code] = functools.partial(_Machine.items, count=count)
     # Byte strings and texts, by the size of the length before them.
     for code, size in {b"C": 1, b"B": 4, b"\x8e": 8, b"\x96": 8, b"U": 1, b"T": 4}.items():
-        table[code] = lambda m, size=size: m.take(m.number(size))
+        table[code] = functools.partial(_bytes_after_length, size=size)
     for code, size in {b"\x8c": 1, b"X": 4, b"\x8d": 8}.items():
-        table[code] = lambda m, size=size: m.take(m.number(size)).decode("utf-8", "surrogatepass")
+        table[code] = functools.partial(_text_after_length, size=size)
     return table
 
 

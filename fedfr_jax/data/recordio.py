@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -116,7 +117,7 @@ def open_recordio(
             records.path, missing, originals[-1], len(originals),
         )
 
-    limits = {"workers": workers, "max_megapixels": max_megapixels}
+    limits: dict[str, Any] = {"workers": workers, "max_megapixels": max_megapixels}
 
     def name_of(image: int) -> str:
         return f"{records.path}: record key {records.keys[image]}"
@@ -262,7 +263,7 @@ def _require(good: np.ndarray, path: pathlib.Path, keys: np.ndarray, problem: st
 
 def _join_chunks(path: pathlib.Path, data: np.ndarray, offset: int, key: int) -> bytes:
     """Returns the payload of a record in chunks, with the magic words between them restored."""
-    parts = []
+    parts: list[bytes] = []
     while True:
         head = data[offset : offset + HEADER.size].tobytes()
         magic, lrec = HEADER.unpack(head) if len(head) == HEADER.size else (0, 0)

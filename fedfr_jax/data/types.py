@@ -161,7 +161,7 @@ class Clients(Sequence[Client]):
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, number: int) -> Client:
+    def __getitem__(self, number: int) -> Client:  # type: ignore[override]
         """Builds one client; negative numbers count from the end, slices are refused."""
         number = operator.index(number)
         if not -len(self) <= number < len(self):

@@ -102,10 +102,11 @@ def _unpickle(path: pathlib.Path) -> tuple[list[bytes], np.ndarray]:
         )
     arrays = {id(blob): blob.value.tobytes() for blob in blobs
               if isinstance(blob, Array) and blob.value.dtype == np.uint8}
-    encoded = [arrays.get(id(blob), blob) for blob in blobs]
-    for i, blob in enumerate(encoded):
+    encoded = []
+    for i, blob in enumerate(arrays.get(id(blob), blob) for blob in blobs):
         if not isinstance(blob, bytes):
             raise InputError(f"{path}: image {i} is no encoded image but {type(blob).__name__}")
+        encoded.append(blob)
     return encoded, np.array([_answer(path, i, item) for i, item in enumerate(answers)], bool)
 
 

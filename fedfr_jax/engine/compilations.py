@@ -6,7 +6,7 @@ import jax
 _total = {"/jax/core/compile/backend_compile_duration": 0}
 
 
-def _listen(event: str, seconds: float, **unused) -> None:
+def _listen(event: str, duration_secs: float, **unused: str | int) -> None:
     if event in _total:
         _total[event] += 1
 

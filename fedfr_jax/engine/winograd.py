@@ -91,7 +91,7 @@ def forward(x, kernel, padding, backward: bool = False):
         products = lax.optimization_barrier(_zip2(product, tiles, weights))
         return pieces.joined(_both_ways(_OUTPUT[side], products))
 
-    y = lax.map(one_piece, jnp.arange(pieces.count)) if pieces.count > 1 else one_piece(0)
+    y = lax.map(one_piece, jnp.arange(pieces.pieces)) if pieces.pieces > 1 else one_piece(0)
     return y.reshape(-1, *y.shape[-3:])[:len(x), :height, :width]
 
 
@@ -109,22 +109,22 @@ def weight_gradient(x, dy, padding):
         return _zip2(lambda t, v, e: t + v.T @ e, total, tiles, errors)
 
     total = [[place] * (side + 2)] * (side + 2)
-    total = lax.fori_loop(0, pieces.count, add_piece, total)
+    total = lax.fori_loop(0, pieces.pieces, add_piece, total)
     return jnp.stack([jnp.stack(row) for row in _both_ways(_transposed(_KERNEL[side]), total)])
 
 
 class _Pieces(typing.NamedTuple):
-    """A batch cut into ``count`` pieces of ``images`` with rows x columns tiles each."""
+    """A batch cut into ``pieces`` pieces of ``images`` with rows x columns tiles each."""
 
     side: int
-    count: int
+    pieces: int
     images: int
     rows: int
     columns: int
 
     def filled(self, x):
         """x with empty images at the end, up to whole pieces."""
-        more = self.count * self.images - len(x)
+        more = self.pieces * self.images - len(x)
         return x if more == 0 else jnp.pad(x, ((0, more), (0, 0), (0, 0), (0, 0)))
 
     def cut(self, x, i, padding, overlap):

@@ -272,7 +272,8 @@ def hard_negative_examples(assessor: Assessor, variables: PyTree, public_images:
 def mistake_examples(assessor: Assessor, models: PersonalModels, personalized: Assessment,
                      count: int) -> list[dict]:
     """Each client's worst false accept and false reject, at the threshold of FAR 1e-3."""
-    held_out, examples = assessor.held_out, []
+    held_out = assessor.held_out
+    examples: list[dict] = []
     far_index = nearest(personalized.verification[0].fars, HEADLINE_FAR)
     for position, client in enumerate(held_out.numbers):
         if len(examples) >= 2 * count:

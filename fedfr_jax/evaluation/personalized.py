@@ -232,7 +232,8 @@ def summarize_clients(values) -> ClientSummary:
     columns = values.reshape(len(values), -1).T
     stats = np.array([_summarize(column[~np.isnan(column)]) for column in columns])
     stats = stats.T.reshape(-1, *values.shape[1:])
-    return ClientSummary(*stats[:5], defined=stats[5].astype(np.int64))
+    mean, std, least, worst10, most, defined = stats
+    return ClientSummary(mean, std, least, worst10, most, defined.astype(np.int64))
 
 
 def _summarize(values: np.ndarray) -> tuple[float, ...]:

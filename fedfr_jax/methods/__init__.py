@@ -1,5 +1,4 @@
 """The federated methods: one file each, and one line here."""
-import dataclasses
 import re
 
 from fedfr_jax.methods import (
@@ -57,7 +56,8 @@ def register_method(name: str, recipe: Recipe) -> None:
         raise ValueError(f"{name!r} cannot name a method; use lower-case letters, digits and _, "
                          "and not 'name', which is a setting")
     options = recipe.options
-    if not dataclasses.is_dataclass(options) or not options.__dataclass_params__.frozen:
+    parameters = getattr(options, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
         raise ValueError(f"the options of method {name!r} must be a frozen dataclass, "
                          f"@dataclasses.dataclass(frozen=True), not {options!r}")
     METHODS[name] = recipe

@@ -90,8 +90,8 @@ class Recipe:
 
 def half_squared_distance(params: PyTree, received: PyTree) -> jax.Array:
     """``1/2 ||w - w^t||^2`` over all tensors of two like pytrees."""
-    return 0.5 * sum(jnp.sum((a - b) ** 2) for a, b in zip(
-        jax.tree.leaves(params), jax.tree.leaves(received), strict=True))
+    return 0.5 * jnp.asarray(sum(jnp.sum((a - b) ** 2) for a, b in zip(
+        jax.tree.leaves(params), jax.tree.leaves(received), strict=True)))
 
 
 def in_output_layer(backbone, variables: PyTree) -> PyTree:

@@ -126,7 +126,8 @@ def _apply_function(module: nn.Module, image_size: int) -> Callable[..., tuple[j
             raise ValueError(f"images have shape {images.shape}, this backbone takes "
                              f"(N, {image_size}, {image_size}, 3)")
         if not (train and variables["batch_stats"]):
-            return module.apply(variables, images, train=train), variables["batch_stats"]
+            features: Any = module.apply(variables, images, train=train)
+            return features, variables["batch_stats"]
         features, updates = module.apply(variables, images, train=True, mutable=["batch_stats"])
         return features, updates["batch_stats"]
 

@@ -38,7 +38,7 @@ def compute_dtype(name: str) -> Any:
     """
     if name not in DTYPES:
         raise ConfigError(f"model.dtype is {name!r}; use one of {', '.join(DTYPES)}")
-    if name == "float64" and not jax.config.jax_enable_x64:
+    if name == "float64" and not jax.config.read("jax_enable_x64"):
         raise ConfigError("model.dtype is 'float64', which JAX leaves out by default; set the "
                           "environment variable JAX_ENABLE_X64=1")
     return DTYPES[name]
@@ -86,7 +86,7 @@ class Conv(nn.Module):
     depthwise: bool = False
     use_bias: bool = False
     strategy: str = "auto"
-    init: Initializer = he_normal
+    init: Initializer = he_normal  # type: ignore[assignment]  # flax has a method of this name
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -138,7 +138,7 @@ class Dense(nn.Module):
     """Linear layer (N, F) -> (N, features) with bias; its result is at least float32."""
 
     features: int
-    init: Initializer = xavier_uniform
+    init: Initializer = xavier_uniform  # type: ignore[assignment]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

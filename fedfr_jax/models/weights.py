@@ -173,7 +173,8 @@ def _check_names(arrays: Mapping[str, np.ndarray], expected: set[str], published
         raise InputError(f"{source}: {_list(unknown)} not part of {backbone.name}; check "
                          "model.name and model.depth")
     for name in published.ones:
-        if name in arrays and not np.allclose(_numeric(arrays[name], name, source), 1.0):
+        if name in arrays and not np.allclose(
+                _numeric(arrays[name], name, source, np.dtype(np.float32)), 1.0):
             raise InputError(f"{source}: array {name} must be all ones, since {backbone.name} "
                              "has no scale there")
 

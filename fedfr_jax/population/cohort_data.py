@@ -6,12 +6,14 @@ the devices. A slot may be empty.
 """
 from __future__ import annotations
 
-import jax
+from typing import Any
+
 from flax import struct
 
+Array = Any  # of NumPy on the host, of JAX on the devices, or the axis that jax.vmap maps
 
-@struct.dataclass
-class PublicData:
+
+class PublicData(struct.PyTreeNode):
     """The public images, the same for everybody.
 
     Attributes:
@@ -20,13 +22,12 @@ class PublicData:
       identities: K_0, static.
     """
 
-    images: jax.Array
-    labels: jax.Array
+    images: Array
+    labels: Array
     identities: int = struct.field(pytree_node=False)
 
 
-@struct.dataclass
-class CohortData:
+class CohortData(struct.PyTreeNode):
     """The training images of a round's clients.
 
     Every device has a list of its clients' images, R entries of which the first ``used``
@@ -44,11 +45,11 @@ class CohortData:
       clients: (C,) int32 number in the population, -1 for an empty slot.
     """
 
-    images: jax.Array
-    table_rows: jax.Array | None
-    used: jax.Array
-    rows: jax.Array
-    labels: jax.Array
-    sizes: jax.Array
-    identities: jax.Array
-    clients: jax.Array
+    images: Array
+    table_rows: Array | None
+    used: Array
+    rows: Array
+    labels: Array
+    sizes: Array
+    identities: Array
+    clients: Array

@@ -33,7 +33,7 @@ class ClientImages:
     source: ImageSource
     mesh: Mesh
     kind: str
-    numbers: np.ndarray | None = None
+    numbers: Any = None
     table: Any = None
 
     def cohort_data(self, rows: CohortRows) -> CohortData:
@@ -79,6 +79,7 @@ def _read_used(source: ImageSource, rows: CohortRows) -> np.ndarray:
 
 
 def _render(source: ImageSource, mesh: Mesh, rows: CohortRows):
+    assert source.describe is not None  # open_client_images() has looked
     described = engine.spread((source.describe(rows.numbers), rows.used), mesh)
     return _compiled_render(source.render, mesh)(*described)
 

@@ -56,7 +56,7 @@ def pack_clients(clients: Sequence[tuple[np.ndarray, np.ndarray]], devices: int 
     sizes, identities = (np.zeros(flat.size, np.int32) for _ in range(2))
     first = np.concatenate([[0], np.cumsum([len(labels) for _, labels in clients])])
     lists: list[list[int]] = [[] for _ in range(devices)]
-    for at, client in enumerate(flat):
+    for at, client in enumerate(flat.tolist()):
         if client < 0:
             continue
         own, found = clients[client][1], lists[at // slots]

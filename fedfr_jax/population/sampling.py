@@ -10,6 +10,7 @@ import heapq
 import json
 import os
 import pathlib
+from typing import Literal
 
 import numpy as np
 
@@ -322,7 +323,7 @@ def _schedule_line(path: str | os.PathLike, r: int, line: str) -> list[int]:
         raise InputError(f"{path}: round {r}: {line[:60]!r} is no list of client ids") from error
 
 
-def _load_array(path: str | os.PathLike, mmap_mode: str | None = None) -> np.ndarray:
+def _load_array(path: str | os.PathLike, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -104,7 +104,8 @@ def _contact_sheet(faces: np.ndarray) -> np.ndarray:
 
 def _resized(image: np.ndarray, scale: float) -> np.ndarray:
     size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.LANCZOS))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(
+        size, Image.Resampling.LANCZOS))
 
 
 def _pair(first: Any, second: Any, what: str) -> tuple[str, str]:

@@ -153,16 +153,17 @@ def candidates(config: Config, devices: int, backend: str,
 def measure(config: Config, seeds: int = 1) -> tuple[Candidate, str]:
     """(the fastest candidate, how it compares); ``seeds`` as for :func:`settle`."""
     devices = jax.local_devices()[:cohort_size(config)]
-    mesh, found = engine.make_mesh(devices), {}
+    mesh = engine.make_mesh(devices)
+    found: dict[Candidate, float] = {}
     for group in candidates(config, mesh.size, jax.default_backend(), seeds):
-        best = np.inf
+        least = np.inf
         for candidate in group:
             seconds = seconds_per_step(config, candidate, mesh)
             found[candidate] = seconds
-            if not np.isfinite(seconds) or seconds > _WORTH * best:  # more lanes do not pay
+            if not np.isfinite(seconds) or seconds > _WORTH * least:  # more lanes do not pay
                 break
-            best = min(best, seconds)
-    best = min(found, key=found.get)
+            least = min(least, seconds)
+    best = min(found, key=found.__getitem__)
     if not np.isfinite(found[best]):
         raise MemoryError("no way to lay out a round fits into memory; lower fed.batch_size or "
                           "set engine.gradient_batch")

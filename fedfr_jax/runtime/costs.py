@@ -44,15 +44,15 @@ def communication(spec: RoundSpec, public_identities: int, identities: float,
                                   jax.tree.leaves(spec.private(variables)), strict=True)
             if not private]
     row = 4 * spec.backbone.embedding
-    parts = {"backbone": _bytes(sent)}
+    parts: dict[str, float] = {"backbone": _bytes(sent)}
     if spec.uses_public:
         parts["public class embeddings"] = row * public_identities
     if spec.recipe.server_embeddings is not None:
         parts["class embeddings"] = row * identities
     parts = {what: size for what, size in parts.items() if size}
     averages = spec.recipe.averages
-    taken = 1.0 if averages is None else np.mean(
-        [bool(averages(spec.options, r, rounds)) for r in range(rounds)])
+    taken = 1.0 if averages is None else float(np.mean(
+        [bool(averages(spec.options, r, rounds)) for r in range(rounds)]))
     return {"down": parts, "up": {what: taken * size for what, size in parts.items()}}
 
 

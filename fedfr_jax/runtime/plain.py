@@ -40,23 +40,23 @@ def plain_rounds(clients: Sequence[tuple[np.ndarray, np.ndarray]],
         public = np.zeros((0, size, size, 3), np.uint8), np.zeros(0, np.int32)
         settings = merged({"fed": {"public_data": "off"}}, settings)
     chosen = merged(default_config().to_dict() if config is None else config, settings)
-    config = resolve(merged(chosen, {"data": {"image_size": size},
-                                     "fed": {"num_clients": len(clients)}}))
+    resolved = resolve(merged(chosen, {"data": {"image_size": size},
+                                       "fed": {"num_clients": len(clients)}}))
     cohort_public = pack_public(*public)
-    if config.fed.public_data != "off" and not cohort_public.identities:
-        raise InputError(f"fed.public_data is {config.fed.public_data!r}, but public is empty")
+    if resolved.fed.public_data != "off" and not cohort_public.identities:
+        raise InputError(f"fed.public_data is {resolved.fed.public_data!r}, but public is empty")
     _same_size(size, [images for images, _ in clients] + [public[0]])
-    few = [i for i, (images, _) in enumerate(clients) if len(images) < config.fed.batch_size]
-    if few and config.fed.public_data == "off":
+    few = [i for i, (images, _) in enumerate(clients) if len(images) < resolved.fed.batch_size]
+    if few and resolved.fed.public_data == "off":
         raise InputError(f"client {few[0]} has {len(clients[few[0]][0])} images, less than "
-                         f"fed.batch_size={config.fed.batch_size}; lower it")
+                         f"fed.batch_size={resolved.fed.batch_size}; lower it")
     most = max(int(np.max(labels, initial=-1)) + 1 for _, labels in clients)
-    split = dataclasses.replace(config.data.split, identities_per_client=(1, max(1, most)))
-    use_cpu_devices(config.engine.cpu_devices)
-    config = settle(dataclasses.replace(config, data=dataclasses.replace(config.data, split=split)),
-                    report=lambda line: None)
-    layout = make_layout(config)
-    return PlainRounds(make_spec(config)[1], layout, cohort_public,
+    split = dataclasses.replace(resolved.data.split, identities_per_client=(1, max(1, most)))
+    use_cpu_devices(resolved.engine.cpu_devices)
+    data = dataclasses.replace(resolved.data, split=split)
+    resolved = settle(dataclasses.replace(resolved, data=data), report=lambda line: None)
+    layout = make_layout(resolved)
+    return PlainRounds(make_spec(resolved)[1], layout, cohort_public,
                        pack_clients(clients, layout.mesh.size))
 
 

@@ -84,7 +84,7 @@ def use_cpu_devices(count: int) -> None:
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return  # the user has chosen
     count = count or len(os.sched_getaffinity(0))
-    if jax.config.jax_num_cpu_devices == count:
+    if jax.config.read("jax_num_cpu_devices") == count:
         return  # jax 0.7 refuses even this once it is in use
     try:
         jax.config.update("jax_num_cpu_devices", count)
@@ -280,7 +280,7 @@ def make_embed(sim: Simulation) -> Callable[[PyTree, np.ndarray], np.ndarray]:
 def make_personal_embed(sim: Simulation) -> Callable[..., np.ndarray]:
     """``((backbone, transform), images) -> (N, d)`` features of one personalized model."""
     spec = dataclasses.replace(sim.spec, backbone=sim.backbone)
-    return _in_batches(sim, lambda model, x: personal_features(spec, *model, x))
+    return _in_batches(sim, lambda model, x: personal_features(spec, model[0], model[1], x))
 
 
 def _in_batches(sim: Simulation, embed) -> Callable[[PyTree, np.ndarray], np.ndarray]:

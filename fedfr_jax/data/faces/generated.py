@@ -121,7 +121,7 @@ class _Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __getitem__(self, identity: int) -> str:
+    def __getitem__(self, identity: int) -> str:  # type: ignore[override]
         return f"person{self._numbers[operator.index(identity)]:0{self._width}d}"
 
 
