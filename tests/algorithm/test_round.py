@@ -273,9 +273,9 @@ def test_previous_backbones_in_half_precision_or_not_at_all():
 
 
 def test_batch_norm_statistics_are_averaged():
-    method, data, layout = RoundSpec(small.tiny_backbone(batch_norm=True), small.FED, LossConfig()), \
-        small.federation(), small.layout()
-    assert_round_equals_reference(method, small.layout(lanes=2), data)
+    method = RoundSpec(small.tiny_backbone(batch_norm=True), small.FED, LossConfig())
+    data, layout = small.federation(), small.layout(lanes=2)
+    assert_round_equals_reference(method, layout, data)
     cohort = data.cohort()
     server, heads = small.start(method, layout, data.public, cohort)
     after, heads, _ = small.rounds(method, layout, server, heads, data.public, cohort)
