@@ -216,9 +216,9 @@ def test_lg_fedavg_is_fedper_the_other_way_round():
 
 
 def test_fedbn_keeps_batch_normalization():
-    backbone = small.tiny_backbone(batch_norm=True)
+    backbone = small.backbone(small.TINY_NORM, small.SIZE)
     before, _, after, heads, _ = run(make("fedbn", backbone))
-    norm = "BatchNorm_0"
+    norm = "norm"
     assert_same(after.backbone["params"][norm], before.backbone["params"][norm])
     assert_same(after.backbone["batch_stats"], before.backbone["batch_stats"])
     assert differs(after.backbone["params"]["output"], before.backbone["params"]["output"])
