@@ -14,7 +14,8 @@ FLAGS = ("--xla_force_host_platform_device_count=2", "--xla_backend_optimization
          "--xla_cpu_use_fusion_emitters=false")
 # One device may wait long for the other; see runtime/simulation.py. jax 0.7 has no such flags.
 WAIT = () if importlib.metadata.version("jaxlib").startswith("0.7.") else tuple(
-    f"--xla_cpu_collective_call_{name}_timeout_seconds=3600" for name in ("warn_stuck", "terminate"))
+    f"--xla_cpu_collective_call_{name}_timeout_seconds=3600"
+    for name in ("warn_stuck", "terminate"))
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS, *WAIT])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR",
