@@ -23,16 +23,33 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR",
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs_of_one_module():
-    """Compiled programs are held in memory for one module only."""
-    yield
+MOST_MEMORY = 1.3 * 2**30  # bytes that a worker may hold before it drops compiled programs
+
+
+def drop_programs():
+    """Forgets compiled programs and hands their memory back."""
     import jax  # noqa: PLC0415 - after the settings above
 
     jax.clear_caches()
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps freed memory
         libc.malloc_trim(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module():
+    """Tests of one module share compiled programs, those of two modules do not."""
+    yield
+    drop_programs()
+
+
+@pytest.fixture(autouse=True)
+def programs_within_memory():
+    """A module with very many programs keeps the latest ones only."""
+    yield
+    statm = pathlib.Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * resource.getpagesize() > MOST_MEMORY:
+        drop_programs()
 
 
 def pytest_sessionfinish(session):

@@ -19,15 +19,16 @@ from fedfr_jax.config import resolve
 from fedfr_jax.engine.convolutions import conv2d
 from fedfr_jax.engine.layout import Layout
 from fedfr_jax.methods.fedfr import Options
-from fedfr_jax.models import Backbone, build
+from fedfr_jax.models import build, register_backbone
 from fedfr_jax.population.cohort_data import CohortData, PublicData
 from fedfr_jax.population.packing import pack_clients
 from fedfr_jax.settings import FedConfig, LossConfig, ModelConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Real faces and outputs of the authors' code, where they are at hand.
+# Real faces and all outputs of the authors' code, where they are at hand.
 DATA = pathlib.Path(os.environ.get("FEDFR_DATA_DIR", ROOT.parent / "shared" / "data"))
-GOLDEN = pathlib.Path(os.environ.get("FEDFR_GOLDEN_DIR", ROOT.parent / "shared" / "golden"))
+FULL_GOLDEN = pathlib.Path(os.environ.get("FEDFR_GOLDEN_DIR", ROOT.parent / "shared" / "golden"))
+GOLDEN = FULL_GOLDEN if FULL_GOLDEN.exists() else ROOT / "tests" / "golden"  # a part of it
 
 
 def golden_inputs():
@@ -44,7 +45,9 @@ def in_double():
 
 
 SIZE = 16
-MODEL = ModelConfig(depth=4, widths=(4, 4, 8, 8), embedding=8)
+MODEL = ModelConfig(name="tiny", embedding=8)
+TINY_NORM = ModelConfig(name="tiny_norm", embedding=8)
+SPHERENET = ModelConfig(depth=4, widths=(4, 4, 8, 8), embedding=8)
 FED = FedConfig(num_clients=3, batch_size=4, lr=0.02, local_epochs=(2, 3), lr_decay_epochs=(1,),
                 public_data="hard", hard_threshold=0.5)
 
@@ -85,44 +88,30 @@ def federation(sizes=(9, 5, 12), identities=(3, 2, 4), public=10, seed=0) -> Fed
 class TinyNetwork(nn.Module):
     """The smallest network of the kind: a convolution, perhaps batch norm, the output layer."""
 
-    batch_norm: bool
+    embedding: int
+    conv: str
+    batch_norm: bool = False
+    output_layers = ("output",)
 
     @nn.compact
     def __call__(self, x, train):
-        x = conv2d(x, self.param("kernel", nn.initializers.he_normal(), (3, 3, 3, 6)), stride=4)
+        kernel = self.param("kernel", nn.initializers.he_normal(), (3, 3, 3, 6))
+        x = conv2d(x, kernel, stride=4, strategy=self.conv)
         if self.batch_norm:
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        return nn.Dense(8, name="output")(jnp.tanh(x).reshape(len(x), -1))
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x)
+        return nn.Dense(self.embedding, name="output")(jnp.tanh(x).reshape(len(x), -1))
 
 
-@functools.cache
-def tiny_backbone(batch_norm=False) -> Backbone:
-    module = TinyNetwork(batch_norm)
-
-    def init(key):
-        return {"batch_stats": {}, **module.init(key, jnp.zeros((2, SIZE, SIZE, 3)), False)}
-
-    def apply(variables, images, train):
-        if not train:
-            return module.apply(variables, images, False), variables["batch_stats"]
-        f, new = module.apply(variables, images, True, mutable=["batch_stats"])
-        return f, new.get("batch_stats", {})
-
-    return Backbone(init, apply, embedding=8, image_size=SIZE, name="tiny",
-                    output_layers=("output",))
+for name, batch_norm in (("tiny", False), ("tiny_norm", True)):
+    register_backbone(name, lambda config, size, conv, batch_norm=batch_norm: (
+        TinyNetwork(config.embedding, conv, batch_norm), None))
+backbone = functools.cache(build)  # the same network is the same program
 
 
-@functools.cache
-def _build(model, conv):
-    return build(model, SIZE, conv)
-
-
-def method(fed=FED, loss=None, model=None, conv="auto", options=None, **changes) -> RoundSpec:
-    """FedFR on the tiny network, or on ``model``; ``options`` are FedFR's, other arguments
-    change ``FedConfig``."""
-    return RoundSpec(_build(model, conv) if model else tiny_backbone(),
-                     dataclasses.replace(fed, **changes), loss or LossConfig(),
-                     options=Options(**options or {}))
+def method(fed=FED, loss=None, model=MODEL, conv="auto", options=None, **changes) -> RoundSpec:
+    """FedFR on the tiny network; keyword arguments change ``FedConfig``, ``options`` FedFR's."""
+    return RoundSpec(backbone(model, SIZE, conv), dataclasses.replace(fed, **changes),
+                     loss or LossConfig(), options=Options(**options or {}))
 
 
 def layout(lanes=1, devices=1, **changes) -> Layout:
@@ -178,7 +167,7 @@ SETTINGS = {
              "generated": {"identities": 30, "images_per_identity": (5, 7)},
              "split": {"held_out_identities": 10, "held_out_pairs": 40, "client_fraction": 0.5,
                        "identities_per_client": (2, 3), "verification_images": 2}},
-    "model": {"depth": 4, "widths": (4, 4, 8, 8), "embedding": 8},
+    "model": {"name": "tiny", "embedding": 8},
     "pretrain": {"epochs": 2, "batch_size": 16},
     "fed": {"num_clients": 3, "rounds": 3, "batch_size": 4, "local_epochs": (2, 1),
             "lr": 0.01, "hard_threshold": 0.9},

@@ -9,8 +9,6 @@ import pytest
 import small
 
 from fedfr_jax.algorithm.pool import epoch_order
-from fedfr_jax.algorithm.spec import RoundSpec
-from fedfr_jax.settings import LossConfig
 
 
 def unit(x):
@@ -198,7 +196,7 @@ def test_other_ways_to_the_same_round(changes, table, devices):
 
 
 def test_a_network_of_several_layers():
-    assert_round_equals_reference(small.method(model=small.MODEL, hard_threshold=0.95),
+    assert_round_equals_reference(small.method(model=small.SPHERENET, hard_threshold=0.95),
                                   small.layout(2, 2), small.federation())
 
 
@@ -273,12 +271,12 @@ def test_previous_backbones_in_half_precision_or_not_at_all():
 
 
 def test_batch_norm_statistics_are_averaged():
-    method = RoundSpec(small.tiny_backbone(batch_norm=True), small.FED, LossConfig())
-    data, layout = small.federation(), small.layout()
-    assert_round_equals_reference(method, small.layout(lanes=2), data)
+    method = small.method(model=small.TINY_NORM)
+    data, layout = small.federation(), small.layout(lanes=2)
+    assert_round_equals_reference(method, layout, data)
     cohort = data.cohort()
     server, heads = small.start(method, layout, data.public, cohort)
     after, heads, _ = small.rounds(method, layout, server, heads, data.public, cohort)
-    mean = after.backbone["batch_stats"]["BatchNorm_0"]["mean"]
-    assert np.abs(mean - server.backbone["batch_stats"]["BatchNorm_0"]["mean"]).max() > 1e-3
-    assert np.ptp(heads.previous["batch_stats"]["BatchNorm_0"]["mean"], axis=0).max() > 1e-3
+    mean = after.backbone["batch_stats"]["norm"]["mean"]
+    assert np.abs(mean - server.backbone["batch_stats"]["norm"]["mean"]).max() > 1e-3
+    assert np.ptp(heads.previous["batch_stats"]["norm"]["mean"], axis=0).max() > 1e-3

@@ -21,10 +21,7 @@ def _cases() -> list[Path]:
 
 
 CASES = _cases()
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(not CASES, reason=f"no stored evaluation in {GOLDEN}"),
-]
+pytestmark = pytest.mark.skipif(not CASES, reason=f"no stored evaluation in {GOLDEN}")
 
 
 @pytest.fixture(params=CASES, ids=lambda path: path.stem)

@@ -74,7 +74,7 @@ def test_fedavg_is_fedfr_without_its_parts():
     plain = make("fedfr", contrastive_weight=0.0, binary_weight=0.0)
     _, _, expected, *_ = run(plain)
     _, _, actual, *_ = run(make("fedavg"))
-    assert_same(actual, expected)
+    assert_same(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_fedprox_without_weight_is_fedavg_and_with_a_huge_one_stays():
@@ -216,12 +216,12 @@ def test_lg_fedavg_is_fedper_the_other_way_round():
 
 
 def test_fedbn_keeps_batch_normalization():
-    backbone = small.tiny_backbone(batch_norm=True)
+    backbone = small.backbone(small.TINY_NORM, small.SIZE)
     before, _, after, heads, _ = run(make("fedbn", backbone))
-    norm = "BatchNorm_0"
+    norm = "norm"
     assert_same(after.backbone["params"][norm], before.backbone["params"][norm])
     assert_same(after.backbone["batch_stats"], before.backbone["batch_stats"])
-    assert differs(after.backbone["params"]["Dense_0"], before.backbone["params"]["Dense_0"])
+    assert differs(after.backbone["params"]["output"], before.backbone["params"]["output"])
     assert np.ptp(heads.previous["params"][norm]["scale"], axis=0).max() > 1e-6
     with pytest.raises(InputError, match="batch normalization"):
         make("fedbn").private(small.method().backbone.init(jax.random.key(0)))
@@ -295,7 +295,7 @@ def test_server_optimizers_take_the_difference_for_a_gradient(settings, optimize
     state = optimizer.init(old)
     step, _ = optimizer.update(jax.tree.map(jnp.subtract, old, average.backbone["params"]),
                                state, old)
-    assert_same(first.backbone["params"], optax.apply_updates(old, step), rtol=1e-4, atol=1e-6)
+    assert_same(first.backbone["params"], optax.apply_updates(old, step), rtol=1e-4, atol=1e-5)
     once = dict(settings, server_optimizer="momentum", server_lr=1.0)
     assert_same(run(make("fedavg", fed=once), 1)[2].backbone, average.backbone, rtol=1e-5,
                 atol=1e-6)
@@ -426,7 +426,7 @@ def test_penalties_are_half_squared_distances():
 @pytest.mark.parametrize("name", [n for n, r in METHODS.items() if r.trains and n != "fedbn"])
 def test_lanes_and_devices_do_not_change_a_method(name):
     method, results = make(name), []
-    for layout in (small.layout(), small.layout(2, 2)):
+    for layout in (LAYOUT, small.layout(1, 2)):
         data = small.federation()
         cohort = data.cohort(layout.mesh.size)
         server, heads = small.start(method, layout, data.public, cohort)

@@ -1,12 +1,10 @@
 """Backbones: structure, layers against NumPy formulas, and the reference's features."""
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from small import GOLDEN
+from small import GOLDEN, golden_inputs
 
 from fedfr_jax.engine.convolutions import conv2d
 from fedfr_jax.errors import ConfigError
@@ -311,15 +309,6 @@ def test_clients_with_their_own_weights_under_vmap_equal_a_loop(name):
 
 
 # ---- reference features ------------------------------------------------------------
-
-def golden_inputs():
-    if not (GOLDEN / "inputs.py").exists():
-        pytest.skip(f"no golden cases in {GOLDEN}")
-    spec = importlib.util.spec_from_file_location("golden_inputs", GOLDEN / "inputs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 def test_spherenet20_reproduces_the_reference_features():
     inputs = golden_inputs()

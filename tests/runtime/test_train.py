@@ -147,7 +147,8 @@ def test_where_images_are_and_how_rounds_are_laid_out_changes_nothing(changes, f
 
 
 def test_a_part_of_the_population_takes_part(tmp_path):
-    config = settings(fed={"num_clients": 5, "rounds": 4}, eval={"clients": 3},
+    config = settings(model={"name": "spherenet", "depth": 4, "widths": (4, 4, 8, 8)},
+                      fed={"num_clients": 5, "rounds": 4}, eval={"clients": 3},
                       population={"cohort": 2, "previous": "bfloat16"},
                       data={"split": SETTINGS["data"]["split"] | {"client_fraction": 0.8}})
     summary = train(config, tmp_path)
