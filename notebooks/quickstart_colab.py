@@ -53,7 +53,7 @@ print(jax.__version__, jax.devices())
 # ## Settings
 #
 # A configuration is a nested dictionary; whatever is left out has its default
-# (`fedfr_jax/config.py`). `FEDFR_NOTEBOOK=small` makes everything tiny, to see that it runs.
+# (`fedfr_jax/settings.py`). `FEDFR_NOTEBOOK=small` makes everything tiny, to see that it runs.
 
 # %%
 SMALL = os.environ.get("FEDFR_NOTEBOOK") == "small"
@@ -159,5 +159,5 @@ print(f"{100 * worse:.0f} % of the clients would be better off with the global m
 with Experiment(base, method="fedavg", fed={"rounds": 2}) as experiment:
     rows = experiment.run(rounds=1)
     print(rows[0]["loss"], experiment.head(0)["class_embeddings"].shape)
-    rows = experiment.run()
+    rows += experiment.run()
 pd.DataFrame(rows)[["round", "loss", "images_per_second", "flops_per_client"]]

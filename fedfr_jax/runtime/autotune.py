@@ -32,6 +32,7 @@ from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.config import Config
 from fedfr_jax.models import build
+from fedfr_jax.runtime.progress import track
 from fedfr_jax.settings import LossConfig
 
 _VERSION = 3  # of what is measured; a new one makes old files worthless
@@ -93,14 +94,24 @@ def settle(config: Config, *, seeds: int = 1, report=print) -> Config:
     if key in known:
         best, note = Candidate(**known[key]), f"measured before, kept in {cache_file()}"
     else:
-        best, note = measure(config, seeds)
-        _write(known | {key: dataclasses.asdict(best)})
+        busy = _is_busy()
+        with track("measuring layouts of a round", None, "", keep=False):
+            best, note = measure(config, seeds)
+        if busy:
+            note += "; the machine is busy, so that it will be measured again next time"
+        else:
+            _write(known | {key: dataclasses.asdict(best)})
     best = _agreed(best)
     report(f"plan: {best} ({note})")
     return dataclasses.replace(
         config, model=dataclasses.replace(config.model, dtype=best.dtype),
         engine=dataclasses.replace(config.engine, lanes=best.lanes, conv=best.conv,
                                    gradient_batch=best.gradient_batch))
+
+
+def _is_busy() -> bool:
+    """Whether others use this machine, so that what is measured now means little later."""
+    return os.getloadavg()[0] > 1.25 * len(os.sched_getaffinity(0))
 
 
 def _agreed(best: Candidate) -> Candidate:

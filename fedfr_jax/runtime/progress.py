@@ -1,12 +1,14 @@
-"""Progress of long phases: a live bar on a terminal, a plain line now and then elsewhere.
+"""Progress of long phases: a live bar on a terminal or in a notebook, plain lines elsewhere.
 
 ``with track("pretraining", total=steps, unit="step") as bar: bar.update(1, images=128, loss=x)``
 """
 from __future__ import annotations
 
 import contextlib
+import html
 import math
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from rich.progress import Progress as RichProgress
 _LINE_SECONDS = 5.0  # between plain lines
 _DRAW_SECONDS = 0.1  # between changes of a live bar
 _WINDOW_SECONDS = 30.0  # rates are over about so long
+_SILENT_SECONDS = (4.0, 10.0)  # without an update: a first sign of life, and further ones
 
 
 def duration(seconds: float) -> str:
@@ -66,6 +69,7 @@ class Bar:
         self._drawn = self.start
         self._draw: Callable[[Bar], None] | None = None
         self._interval = _LINE_SECONDS
+        self._lock = threading.Lock()
 
     def update(self, n: int = 1, images: int = 0, **values: Any) -> None:
         """Adds ``n`` units that are done.
@@ -84,9 +88,20 @@ class Bar:
         self._seen.append((now, self.done, self.images))
         while len(self._seen) > 2 and self._seen[1][0] < now - _WINDOW_SECONDS:
             self._seen.popleft()
-        if self._draw is not None and now - self._drawn >= self._interval:
-            self._drawn = now
-            self._draw(self)
+        if now - self._drawn >= self._interval:
+            self._show()
+
+    def _show(self) -> None:
+        with self._lock:
+            self._drawn = self.clock()
+            if self._draw is not None:
+                self._draw(self)
+
+    def show_when_silent(self) -> None:
+        """Draws if there was no update for long: something is read, measured or compiled."""
+        silent = self.clock() - self._drawn
+        if silent >= _SILENT_SECONDS[self._drawn > self.start]:
+            self._show()
 
     def rates(self) -> tuple[float, float] | None:
         """(units, images) per second over the window, or None before the second update."""
@@ -110,6 +125,8 @@ class Bar:
         parts = []
         if finished:
             parts.append(f"in {duration(self.clock() - self.start)}")
+        elif not self.done:
+            parts.append(f"{duration(self.clock() - self.start)} so far")
         elif left is not None:
             parts.append(f"{duration(left)} left")
         if rates is not None and rates[1] > 0:
@@ -119,8 +136,8 @@ class Bar:
     def line(self, finished: bool = False) -> str:
         """The plain line: ``pretraining: 120/400 step, 12 s left, 310 images/s, loss 3.21``."""
         count = f"{self.done:,}" + (f"/{self.total:,}" if self.total is not None else "")
-        details = self.details(finished)
-        return f"{self.label}: {count} {self.unit}" + (f", {details}" if details else "")
+        counted = [f"{count} {self.unit}"] if self.unit else []
+        return f"{self.label}: " + ", ".join(filter(None, [*counted, self.details(finished)]))
 
 
 class _LiveDisplay:
@@ -153,6 +170,30 @@ class _LiveDisplay:
             self.progress.stop()
 
 
+class _NotebookDisplay:
+    """A bar in a cell's output, which changes in place."""
+
+    def __init__(self, bar: Bar):
+        from IPython.display import HTML, display  # noqa: PLC0415 - only in a notebook
+
+        self.html = HTML
+        self.handle = display(HTML(self._text(bar)), display_id=True)
+
+    @staticmethod
+    def _text(bar: Bar, finished: bool = False) -> str:
+        value = "" if bar.total is None and not finished else (
+            f' value="{1 if finished else bar.done}" max="{1 if finished else bar.total or 1}"')
+        return f"<progress{value}></progress> {html.escape(bar.line(finished))}"
+
+    def draw(self, bar: Bar) -> None:
+        self.handle.update(self.html(self._text(bar)))
+
+    def close(self, bar: Bar, complete: bool) -> None:
+        ending = "" if complete else ", stopped"
+        shown = bar.keep or not complete
+        self.handle.update(self.html(self._text(bar, complete) + ending if shown else ""))
+
+
 _display: _LiveDisplay | None = None
 
 
@@ -163,13 +204,14 @@ def track(
 ) -> Iterator[Bar]:
     """Shows progress while the ``with`` block runs.
 
-    On a terminal this is a live bar; elsewhere (continuous integration, a
-    notebook, a file) a plain line at most every five seconds and one at the end.
+    On a terminal or in a notebook this is a live bar; elsewhere (continuous integration, a
+    file) a plain line at most every five seconds and one at the end. Where nothing is counted
+    for long, because something is compiled, say, the time so far is shown.
 
     Args:
       label: what is being done.
       total: number of units, or None if unknown.
-      unit: what is counted, as it should read after "3/20".
+      unit: what is counted, as it should read after "3/20"; "" if nothing is.
       keep: whether the last state stays on the screen; an inner bar of a loop
         sets it to False.
       stream: where to write; stderr by default.
@@ -178,27 +220,58 @@ def track(
     Yields:
       The :class:`Bar` to update.
     """
-    global _display  # noqa: PLW0603 - a terminal has room for one live display
+    in_notebook = stream is None and _in_notebook()
     stream = sys.stderr if stream is None else stream
     bar = Bar(label, total, unit, keep, clock)
-    console = Console(file=stream)
-    live = stream.isatty() and console.is_terminal and not console.is_dumb_terminal
-    if live:
-        if _display is None or not _display.tasks:
-            _display = _LiveDisplay(console)
-        display = _display
-        display.add(bar)
-        bar._interval, bar._draw = _DRAW_SECONDS, display.draw
-    else:
-        bar._draw = lambda shown: print(shown.line(), file=stream, flush=True)
+    close = _notebook(bar) if in_notebook else _terminal(bar, stream) or _lines(bar, stream)
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch, args=(bar, ended), daemon=True)
+    watch.start()
     complete = False
     try:
         yield bar
         complete = True
     finally:
-        bar._draw = None
-        if live:
-            display.remove(bar, complete)
-        elif keep or not complete:
+        ended.set()
+        with bar._lock:
+            bar._draw = None
+        close(complete)
+
+
+def _in_notebook() -> bool:
+    return Console().is_jupyter
+
+
+def _watch(bar: Bar, ended: threading.Event) -> None:
+    while not ended.wait(1.0):
+        bar.show_when_silent()
+
+
+# How a bar is shown: each sets ``bar._draw`` and returns what closes the bar.
+def _notebook(bar: Bar) -> Callable[[bool], None]:
+    display = _NotebookDisplay(bar)
+    bar._interval, bar._draw = 5 * _DRAW_SECONDS, display.draw
+    return lambda complete: display.close(bar, complete)
+
+
+def _terminal(bar: Bar, stream: IO[str]) -> Callable[[bool], None] | None:
+    global _display  # noqa: PLW0603 - a terminal has room for one live display
+    console = Console(file=stream)
+    if not (stream.isatty() and console.is_terminal and not console.is_dumb_terminal):
+        return None
+    if _display is None or not _display.tasks:
+        _display = _LiveDisplay(console)
+    display = _display
+    display.add(bar)
+    bar._interval, bar._draw = _DRAW_SECONDS, display.draw
+    return lambda complete: display.remove(bar, complete)
+
+
+def _lines(bar: Bar, stream: IO[str]) -> Callable[[bool], None]:
+    def close(complete):
+        if bar.keep or not complete:
             ending = bar.line(complete) + ("" if complete else ", stopped")
             print(ending, file=stream, flush=True)
+
+    bar._draw = lambda shown: print(shown.line(), file=stream, flush=True)
+    return close

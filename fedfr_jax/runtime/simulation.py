@@ -38,6 +38,7 @@ from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.population.images import ClientImages, open_client_images
 from fedfr_jax.population.schedule import Schedule, make_schedule
 from fedfr_jax.runtime.autotune import cohort_size, most_lanes, settle
+from fedfr_jax.runtime.progress import track
 
 PyTree = Any
 _LONGEST_WAIT = 30 * 24 * 3600  # seconds
@@ -146,7 +147,9 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     Raises:
       ConfigError, InputError: a setting or a file does not fit, before any long work.
     """
-    source = source or data_sources.open_source(config.data)
+    if source is None:
+        with track("opening the data", None, "", keep=False):
+            source = data_sources.open_source(config.data)
     split = make_split(source.labels, config.fed.num_clients, config.data.split,
                        config.data.seed, min_client_images=config.fed.batch_size)
     uses_public = config.fed.public_data != "off"
@@ -162,14 +165,15 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
                              layout.mesh.size)
     backbone, spec = make_spec(config)
     _check_gradient_batch(config, backbone)
-    public = engine.replicate(PublicData(
-        source.read(split.public_images), split.public_labels.astype(np.int32),
-        len(split.public_identities)), layout.mesh)
     evaluated = evaluated_clients(len(split.clients), config.eval.clients, config.data.seed)
-    return Simulation(
-        config, source, split, public,
-        open_client_images(config.data, source, split.clients, layout.mesh), schedule,
-        read_held_out(source, split, evaluated), generic, backbone, spec, layout)
+    with track("reading images", None, "", keep=False):
+        public = engine.replicate(PublicData(
+            source.read(split.public_images), split.public_labels.astype(np.int32),
+            len(split.public_identities)), layout.mesh)
+        client_images = open_client_images(config.data, source, split.clients, layout.mesh)
+        held_out = read_held_out(source, split, evaluated)
+    return Simulation(config, source, split, public, client_images, schedule, held_out, generic,
+                      backbone, spec, layout)
 
 
 def _check_gradient_batch(config: Config, backbone: Backbone) -> None:

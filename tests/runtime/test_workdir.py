@@ -286,6 +286,47 @@ def test_an_interrupted_phase_says_so_and_inner_bars_leave_nothing():
     assert out.getvalue() == ""
 
 
+def test_a_long_silence_shows_the_time_so_far():
+    out, clock = io.StringIO(), Clock()
+    with progress.track("rounds", 3, "round", stream=out, clock=clock) as bar:
+        for seconds in (3.0, 1.5, 9.0, 1.5, 5.0):  # looked at after 3, 4.5, 13.5, 15 and 20
+            clock.now += seconds
+            bar.show_when_silent()
+    assert out.getvalue().splitlines() == [
+        "rounds: 0/3 round, 4.5 s so far", "rounds: 0/3 round, 15 s so far",
+        "rounds: 0/3 round, in 20 s"]
+    out = io.StringIO()
+    with progress.track("reading images", None, "", stream=out, clock=clock, keep=False) as bar:
+        clock.now += 5
+        bar.show_when_silent()
+    assert out.getvalue() == "reading images: 5.0 s so far\n"
+
+
+def test_a_bar_in_a_notebook_changes_in_place(monkeypatch):
+    shown = []
+
+    class Cell:
+        def update(self, html):
+            shown.append(html.data)
+
+    def display(html, display_id):
+        shown.append(html.data)
+        return Cell()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(progress, "_in_notebook", lambda: True)
+    clock = Clock()
+    with progress.track("rounds <x>", 4, "round", clock=clock) as bar:
+        clock.now += 1
+        bar.update(2)
+    assert shown[0].startswith('<progress value="0" max="4">')
+    assert shown[1].startswith('<progress value="2" max="4"></progress> rounds &lt;x&gt;: 2/4 ')
+    assert "in 1.0 s" in shown[2] and len(shown) == 3
+    with progress.track("inner", 4, clock=clock, keep=False):
+        pass
+    assert shown[-1] == ""
+
+
 def test_live_bar_on_a_terminal(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
