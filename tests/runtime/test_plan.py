@@ -18,6 +18,7 @@ SETTINGS = {
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDFR_PLANS", str(tmp_path / "plans.json"))
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
 
 
 def settings(**engine):
@@ -32,6 +33,18 @@ def test_a_plan_is_measured_once_and_told():
     assert "measured" in lines[0] and "against" in lines[0]
     again = plan.settle(settings(), report=lines.append)
     assert again == first and "measured before" in lines[1]
+
+
+def test_what_a_busy_machine_measures_is_not_kept(monkeypatch):
+    monkeypatch.setattr(plan, "measure", lambda config, seeds: (
+        plan.Candidate(1, "custom", 0, "float32"), "measured"))
+    lines = []
+    monkeypatch.setattr("os.getloadavg", lambda: (100.0, 0.0, 0.0))
+    plan.settle(settings(), report=lines.append)
+    assert "busy" in lines[0] and not plan.cache_file().exists()
+    monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.0, 0.0))
+    plan.settle(settings(), report=lines.append)
+    assert "busy" not in lines[1] and plan.cache_file().exists()
 
 
 def test_what_the_user_gives_stays(monkeypatch):
