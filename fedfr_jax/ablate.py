@@ -24,7 +24,7 @@ def main() -> None:
     cells, reference = grid_of(flags.FLAGS.config)
     root = pathlib.Path(flags.FLAGS.workdir)
     use_cpu_devices(cells[0].config.engine.cpu_devices)
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))
     found = run_grid(cells, root, reference=reference, only=flags.FLAGS.only)
     comparison.show(found)

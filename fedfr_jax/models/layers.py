@@ -38,7 +38,7 @@ def compute_dtype(name: str) -> Any:
     """
     if name not in DTYPES:
         raise ConfigError(f"model.dtype is {name!r}; use one of {', '.join(DTYPES)}")
-    if name == "float64" and not jax.config.read("jax_enable_x64"):
+    if name == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ConfigError("model.dtype is 'float64', which JAX leaves out by default; set the "
                           "environment variable JAX_ENABLE_X64=1")
     return DTYPES[name]

@@ -85,7 +85,7 @@ def use_cpu_devices(count: int) -> None:
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return  # the user has chosen
     count = count or len(os.sched_getaffinity(0))
-    if jax.config.read("jax_num_cpu_devices") == count:
+    if jax.config.jax_num_cpu_devices == count:  # type: ignore[attr-defined]
         return  # jax 0.7 refuses even this once it is in use
     try:
         jax.config.update("jax_num_cpu_devices", count)
