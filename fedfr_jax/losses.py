@@ -81,7 +81,7 @@ MARGINS = {"cosface": cosface_logits, "arcface": arcface_logits}
 def margin_loss(features: Float[Array, "B d"], class_embeddings: Float[Array, "K d"],
                 labels: Labels, *, scale: float, margin: float, kind: str = "cosface",
                 class_mask: Bool[Array, " K"] | None = None,
-                weights: Float[Array, " B"] | None = None) -> Loss:
+                weights: Float[Array, " B"] | None = None, positive_margin: float = 0.0) -> Loss:
     """Softmax cross-entropy of logits with a margin, mean over the batch.
 
     Args:
@@ -91,14 +91,21 @@ def margin_loss(features: Float[Array, "B d"], class_embeddings: Float[Array, "K
       kind: key of ``MARGINS``.
       class_mask: (K,) bool, False for rows that are padding; None: all exist.
       weights: (B,) of the images; None: all 1.
+      positive_margin: where only one class exists, so that the softmax is 0 whatever the
+        features are, the squared hinge ``max(0, positive_margin - cos)^2`` takes its place
+        (FedAwS, Yu et al., ICML 2020); 0: it does not.
     """
     chex.assert_rank([features, class_embeddings, labels], [2, 2, 1])
     chex.assert_equal_shape_prefix([features, labels], 1)
-    logits = MARGINS[kind](cosine_logits(features, class_embeddings), labels,
-                           scale=scale, margin=margin)
+    cosine = cosine_logits(features, class_embeddings)
+    logits = MARGINS[kind](cosine, labels, scale=scale, margin=margin)
     if class_mask is not None:
         logits = jnp.where(class_mask, logits, -jnp.inf)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if positive_margin > 0:
+        own = jnp.take_along_axis(cosine, labels[:, None], axis=-1)[:, 0]
+        classes = len(class_embeddings) if class_mask is None else class_mask.sum()
+        loss = jnp.where(classes == 1, nn.relu(positive_margin - own) ** 2, loss)
     return jnp.mean(loss if weights is None else weights * loss)
 
 

@@ -106,3 +106,16 @@ def test_flags_are_looked_up_before_anything_is_read():
 def test_every_old_name_leads_to_a_setting():
     assert set(MOVED.values()) <= set(setting_names(default_config()))
     assert not set(MOVED) & set(setting_names(default_config()))
+
+
+@pytest.mark.parametrize("change, name", [
+    ({"seed": -1}, "seed"), ({"data": {"seed": 2**31}}, "data.seed"),
+    ({"fed": {"local_epochs": (2**32,)}}, "fed.local_epochs"),
+    ({"fed": {"lr_decay_epochs": (-3,)}}, "fed.lr_decay_epochs"),
+    ({"data": {"split": {"held_out_pairs": -1}}}, "data.split.held_out_pairs"),
+    ({"fed": {"lr": float("nan")}}, "fed.lr"), ({"loss": {"scale": float("inf")}}, "loss.scale"),
+    ({"method": {"name": "fedprox", "fedprox": {"weight": float("nan")}}}, "method.fedprox.weight"),
+])
+def test_numbers_that_nothing_can_be_done_with(change, name):
+    with pytest.raises(ConfigError, match=f"^{name} is "):
+        resolve(change)

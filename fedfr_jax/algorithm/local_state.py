@@ -1,6 +1,7 @@
 """A client in training: what it starts a round with, whose turn it is, what it hands back."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +43,18 @@ def local_optimizer(fed: FedConfig) -> optax.GradientTransformation:
     this, keeps it out of the velocity.
     """
     return optax.chain(optax.add_decayed_weights(fed.weight_decay), optax.trace(fed.momentum))
+
+
+def against_received(spec: RoundSpec, server: ServerState,
+                     penalty: Callable[..., jax.Array] | None) -> Callable[..., Any] | None:
+    """A method's penalty as a function of all that a client trains; None stays None."""
+    if penalty is None:
+        return None
+    received = {"backbone": server.backbone["params"]}
+    if spec.uses_public:
+        received["public_embeddings"] = server.public_embeddings
+    return lambda trained: penalty(
+        spec.options, {name: trained[name] for name in received}, received)
 
 
 def starting_backbone(spec: RoundSpec, server: ServerState, head: Heads) -> PyTree:

@@ -28,6 +28,7 @@ from fedfr_jax.algorithm.gradient import gradient_in_parts
 from fedfr_jax.algorithm.hard_negatives import all_or_nothing, compare_with_public
 from fedfr_jax.algorithm.local_state import (
     LocalState,
+    against_received,
     hand_back,
     initial_copy,
     initial_state,
@@ -101,8 +102,7 @@ def local_update(spec: RoundSpec, layout: Layout, lane: engine.Lane, shared: Sha
     directions = contrastive_directions(spec, layout, lane, shared, head, pool, epochs)
 
     def train(start: LocalState, penalty) -> LocalState:
-        if penalty is not None:
-            penalty = functools.partial(penalty, spec.options, received=server.backbone["params"])
+        penalty = against_received(spec, server, penalty)
 
         def one_epoch(epoch, state):
             order, flips = pool.order(epoch), pool.flips(epoch)
@@ -149,7 +149,7 @@ def local_loss(spec: RoundSpec, trained: PyTree, batch_stats: PyTree, batch: Bat
       trained, batch_stats: as in :class:`LocalState`.
       is_own: (K,) bool, which class embeddings of the head exist.
       has_previous: bool scalar; False switches the contrastive term off.
-      penalty: maps the backbone's parameters to a scalar that some methods add, or None.
+      penalty: maps ``trained`` to a scalar that some methods add, or None.
 
     Returns:
       (loss, (dict of the terms ``LOSS_TERMS``, new batch_stats)).
@@ -163,7 +163,7 @@ def local_loss(spec: RoundSpec, trained: PyTree, batch_stats: PyTree, batch: Bat
         exists = jnp.concatenate([is_own, jnp.ones(len(classes) - len(is_own), bool)])
     identification = losses.margin_loss(  # equation 1 with a margin, over own and public classes
         f, classes, batch.labels, kind=loss.identification, scale=loss.scale, margin=loss.margin,
-        class_mask=exists, weights=batch.weights)
+        class_mask=exists, weights=batch.weights, positive_margin=terms.positive_margin)
     contrastive = binary = jnp.zeros_like(identification)
     if spec.uses_contrastive:  # equation 2
         contrastive = has_previous * losses.contrastive_loss(
@@ -177,7 +177,7 @@ def local_loss(spec: RoundSpec, trained: PyTree, batch_stats: PyTree, batch: Bat
             power=terms.binary_power, class_mask=is_own)
     total = identification + terms.contrastive_weight * contrastive + terms.binary_weight * binary
     if penalty is not None:
-        total += penalty(trained["backbone"])
+        total += penalty(trained)
     return total, ({"loss": total, "identification": identification, "binary": binary,
                     "contrastive": contrastive}, new_stats)
 

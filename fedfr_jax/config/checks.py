@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from fedfr_jax.config.whole import Config
@@ -43,8 +45,24 @@ def _get(config: Config, name: str) -> Any:
     return config
 
 
+def _numbers(group: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
+    """(name, value) of all numbers, also within tuples."""
+    for field in dataclasses.fields(group):
+        value, name = getattr(group, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, name + ".")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                yield name, number
+
+
 def check(config: Config) -> None:
     """Raises for values that are out of range or contradict each other."""
+    for name, number in _numbers(config):
+        if isinstance(number, int) and not 0 <= number < 2 ** 31:
+            raise ConfigError(f"{name} is {number}; whole numbers are between 0 and {2 ** 31 - 1}")
+        if not math.isfinite(number):
+            raise ConfigError(f"{name} is {number}; give a finite number")
     for name, choices in {"method.name": tuple(METHODS), **_CHOICES}.items():
         if _get(config, name) not in choices:
             raise ConfigError(f"{name} is {_get(config, name)!r}; use one of {', '.join(choices)}")
@@ -99,6 +117,10 @@ def _check_method(config: Config) -> None:
         raise ConfigError(f"fed.public_data is {config.fed.public_data!r}, but with method.name="
                           f"{name!r} nothing is shared, and the class embeddings of public "
                           "identities would be; set it to 'off'")
+    if recipe.private is not None and config.fed.public_data == "hard":
+        raise ConfigError(f"fed.public_data is 'hard', but with method.name={name!r} no client has "
+                          "the server's network, under which hard negatives are found; set it to "
+                          "'all' or 'off'")
     own = recipe.private is not None or recipe.copy_penalty is not None
     if population.previous == "off" and (terms.contrastive_weight > 0 or own):
         need = ("keeps part of the backbone with the clients" if own else

@@ -4,6 +4,7 @@ Aggarwal, Zhou, Jain, "FedFace: Collaborative Learning of Face Recognition Model
 equation 7. After every round a few gradient steps on the server lower the mean of
 ``relu(cos_jk - margin)^2`` over pairs j != k of class embeddings. They have to be sent for
 that, unlike in the other methods. Its memory grows with the square of the rows of a round.
+A client of one identity learns from positives alone, as in FedAwS.
 
 The paper's sum over pairs grows with the clients, and its step shrinks with the length of the rows.
 Here a step is on the rows' directions, which is all that the losses see, and of each row's mean
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from fedfr_jax.losses import normalize
-from fedfr_jax.methods.recipe import Recipe
+from fedfr_jax.methods.recipe import Recipe, Terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Options:
     margin: float = 0.4  # cosine above which two classes are too near
     lr: float = 1.0  # of plain gradient steps on unit rows
     steps: int = 10
+    positive_margin: float = 0.9  # of the local loss of clients of one identity
 
 
 def spread_out_loss(rows, exists, margin: float):
@@ -49,4 +51,5 @@ def spread_out(options: Options, rows, exists):
 
 
 RECIPE = Recipe(title="FedFace", source="Aggarwal et al., IJCB 2021, equation 7", options=Options,
+                terms=lambda o: Terms(positive_margin=o.positive_margin),
                 server_embeddings=spread_out)

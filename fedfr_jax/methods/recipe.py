@@ -38,6 +38,9 @@ class Terms:
     binary_power: float = 3.0  # t
     binary_detached: bool = False  # True: the binary term does not reach the backbone
     transform: str = "none"  # of the branch: linear | bottleneck | none
+    # A client of one identity, without public data, has a softmax over one class, which is 0.
+    # Instead, max(0, positive_margin - cosine)^2 (FedAwS, Yu et al., ICML 2020); 0: nothing.
+    positive_margin: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Recipe:
       public_data: what ``fed.public_data`` = auto means: hard | all | off.
       terms: ``o -> Terms``, the terms of the loss beside identification.
       penalty: ``(o, params, received) -> scalar`` added to the local loss, where ``params``
-        are those of the backbone in training and ``received`` those the server sent.
+        are what is trained of ``received``, which the server sent: a dict with "backbone" (its
+        parameters) and, where public images are trained on, "public_embeddings".
       private: ``(o, Backbone, variables) -> pytree of bool`` like ``variables``: the tensors of
         the backbone that a client keeps; they are neither sent nor averaged. None: no tensor.
       heads_turn: ``(o, epoch, epochs) -> bool scalar``: in this epoch only what stays with the

@@ -28,7 +28,7 @@ from fedfr_jax.config import Config
 from fedfr_jax.data.folds import scorable
 from fedfr_jax.data.held_out import HeldOut, evaluated_clients, read_held_out
 from fedfr_jax.data.split import make_split
-from fedfr_jax.data.types import FederatedSplit, ImageSource, VerificationSet
+from fedfr_jax.data.types import Clients, FederatedSplit, ImageSource, VerificationSet
 from fedfr_jax.data.verification import leave_out, original_labels, read_bin, set_names
 from fedfr_jax.engine.convolutions import default_strategy
 from fedfr_jax.engine.layout import Layout
@@ -134,7 +134,31 @@ def spec_of(config: Config, backbone: Backbone) -> RoundSpec:
     """
     spec = RoundSpec(backbone, config.fed, config.loss, config.recipe, config.options)
     spec.private(jax.eval_shape(backbone.init, jax.random.key(0)))
+    _check_turns(spec)
     return spec
+
+
+def _check_turns(spec: RoundSpec) -> None:
+    """Where head and body take turns, each must have one in every round."""
+    turn = spec.recipe.heads_turn
+    for epochs in sorted(set(spec.fed.local_epochs)) if turn is not None else ():
+        turns = {bool(turn(spec.options, epoch, epochs)) for epoch in range(epochs)}
+        if turns != {True, False}:
+            raise ConfigError(
+                f"fed.local_epochs has {epochs}, but with {spec.recipe.title} head and body take "
+                f"turns, and the {'body' if turns == {True} else 'head'} would not be trained in "
+                "such a round; give more epochs, or change the settings of method.name")
+
+
+def _warn_of_single_identities(config: Config, clients: Clients) -> None:
+    """Softmax over one class trains nothing."""
+    alone = int((clients.identity_counts == 1).sum())
+    if (alone and config.fed.public_data == "off" and config.recipe.trains
+            and not config.recipe.terms(config.options).positive_margin):
+        logging.warning(
+            "%d of %d clients have a single identity and no public images: a softmax over one "
+            "class is 0, so that they learn nothing from it. Set fed.public_data, "
+            "method.name=fedface, or data.split.identities_per_client", alone, len(clients))
 
 
 def build_simulation(config: Config, source: ImageSource | None = None) -> Simulation:
@@ -161,6 +185,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     config = settle(config)
     layout = make_layout(config)
     clients = split.clients.union() if config.recipe.union else split.clients
+    _warn_of_single_identities(config, clients)
     schedule = make_schedule(config.population, config.fed.rounds, config.seed, clients,
                              layout.mesh.size)
     backbone, spec = make_spec(config)

@@ -10,15 +10,18 @@ from fedfr_jax.algorithm.local_state import LOSS_TERMS
 from fedfr_jax.models.weights import from_torch, to_torch
 
 TOLERANCE = 1e-9  # of the largest entry
+# The authors add 1e-8 inside the logarithms of the binary loss. Gradients of biases are sums that
+# nearly cancel, so that more of it is seen there.
+TOLERANCE_OF_BIASES = 2e-9
 PATHS = [f for f in sorted((GOLDEN / "float64").glob("*.npz"))
          if "round0/losses/0" in np.load(f).files]
 
 
-def assert_close(actual, expected, name):
+def assert_close(actual, expected, name, tolerance=TOLERANCE):
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.dtype == np.float64 and actual.shape == expected.shape, name
     error = np.max(np.abs(actual - expected), initial=0)
-    assert error <= TOLERANCE * np.max(np.abs(expected)), (name, error)
+    assert error <= tolerance * np.max(np.abs(expected)), (name, error)
 
 
 def rounds_of(case, threshold):
@@ -34,12 +37,14 @@ def rounds_of(case, threshold):
 def check_client(golden, at, rounds, head, client, probes):
     for name in ("class_embeddings", "binary_weight", "binary_bias"):
         expected = golden[f"{at}/{name}/{client}"]
-        assert_close(getattr(head, name)[:len(expected)], expected, (at, name, client))
+        assert_close(getattr(head, name)[:len(expected)], expected, (at, name, client),
+                     TOLERANCE_OF_BIASES if name == "binary_bias" else TOLERANCE)
     transform = head.transform
     for name, value in (("bias", transform["bias"]),
                         ("weight_diagonal", np.diagonal(transform["weight"])),
                         ("weight_norm", np.linalg.norm(transform["weight"]))):
-        assert_close(value, golden[f"{at}/transform_{name}/{client}"], (at, name, client))
+        assert_close(value, golden[f"{at}/transform_{name}/{client}"], (at, name, client),
+                     TOLERANCE_OF_BIASES if name == "bias" else TOLERANCE)
     assert_close(personal_features(rounds.spec, head.previous, transform, probes),
                  golden[f"{at}/personal_features/{client}"], (at, "personal", client))
 

@@ -8,19 +8,21 @@ import optax
 import pytest
 import small
 
+from fedfr_jax import losses
 from fedfr_jax.algorithm.features import features, personal_features
 from fedfr_jax.algorithm.gradient import gradient_in_parts
-from fedfr_jax.algorithm.local_state import starting_backbone
+from fedfr_jax.algorithm.local_state import against_received, starting_backbone
 from fedfr_jax.algorithm.pool import Batch
 from fedfr_jax.algorithm.round import local_loss, server_average
 from fedfr_jax.algorithm.spec import epochs_of_round
 from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.config import resolve
-from fedfr_jax.errors import InputError
+from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.methods import METHODS
 from fedfr_jax.methods.fedface import spread_out_loss
 from fedfr_jax.methods.recipe import half_squared_distance, in_output_layer
 from fedfr_jax.runtime import costs
+from fedfr_jax.runtime.simulation import spec_of
 from fedfr_jax.settings import LossConfig
 
 LAYOUT = small.layout(lanes=2)
@@ -102,8 +104,8 @@ def test_fedprox_gradient_is_the_formula():
     def gradient(m, penalty=None):
         return local_gradient(m, trained, {}, batch, mask, True, penalty=penalty)[0]
 
-    with_term = gradient(method, lambda p: method.recipe.penalty(
-        method.options, p, received["params"]))
+    with_term = gradient(method, lambda trained: method.recipe.penalty(
+        method.options, trained["backbone"], received["params"]))
     expected = jax.tree.map(lambda g, w, r: g + 0.3 * (w - r), gradient(plain)["backbone"],
                             params, received["params"])
     assert_same(with_term["backbone"], expected, rtol=1e-4, atol=1e-5)
@@ -435,3 +437,39 @@ def test_lanes_and_devices_do_not_change_a_method(name):
         place = np.argsort(np.where(clients < 0, 99, clients))[:3]
         results.append((server.backbone, jax.tree.map(lambda x, p=place: x[p], heads)))
     assert_same(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_a_penalty_sees_all_that_the_server_sent():
+    off = make("fedprox", weight=2.0)
+    method = dataclasses.replace(off, fed=dataclasses.replace(off.fed, public_data="all"))
+    data = small.federation()
+    server, _ = small.start(method, LAYOUT, data.public, data.cohort())
+    penalty = against_received(method, server, method.recipe.penalty)
+    trained = {"backbone": server.backbone["params"], "class_embeddings": jnp.ones((4, 8)),
+               "public_embeddings": server.public_embeddings + 1.0}
+    assert float(penalty(trained)) == pytest.approx(server.public_embeddings.size)
+    assert float(against_received(off, server, method.recipe.penalty)(trained)) == 0.0
+
+
+def test_a_client_of_one_identity_learns_from_positives_alone():
+    features, classes = jnp.array([[1.0, 0.0], [0.6, 0.8]]), jnp.array([[2.0, 0.0], [0.0, 0.0]])
+    settings = dict(scale=30.0, margin=0.4, positive_margin=0.9)
+    labels = jnp.zeros(2, int)
+    one = losses.margin_loss(features, classes, labels, class_mask=jnp.array([True, False]),
+                             **settings)
+    assert float(one) == pytest.approx((0.0 + 0.3 ** 2) / 2)
+    both = [losses.margin_loss(features, classes, labels, class_mask=jnp.array([True, True]),
+                               **settings | {"positive_margin": margin}) for margin in (0.0, 0.9)]
+    assert float(both[0]) == float(both[1])
+
+
+def test_head_and_body_both_have_a_turn():
+    config = resolve({"method": {"name": "fedrep", "fedrep": {"body_epochs": 2}},
+                      "fed": {"local_epochs": (3, 2)}})
+    with pytest.raises(ConfigError, match=r"fed\.local_epochs has 2"):
+        spec_of(config, small.method().backbone)
+
+
+def test_hard_negatives_need_the_servers_network():
+    with pytest.raises(ConfigError, match=r"fed\.public_data is 'hard'"):
+        resolve({"method": {"name": "fedper"}, "fed": {"public_data": "hard"}})
