@@ -28,7 +28,7 @@ from benchmarks.problem import (
     part,
     previous_weights,
 )
-from fedfr_jax import losses
+from fedfr_jax.algorithm import losses
 from fedfr_jax.engine import flops
 from fedfr_jax.models import build as build_model
 from fedfr_jax.models import from_torch, to_torch

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from benchmarks.problem import MARGIN, SCALE, Built, Workload
-from fedfr_jax import losses
+from fedfr_jax.algorithm import losses
 from fedfr_jax.engine.convolutions import conv2d
 from fedfr_jax.models.layers import matmul
 

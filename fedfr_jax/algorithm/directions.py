@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedfr_jax import losses
+from fedfr_jax.algorithm import losses
 from fedfr_jax.algorithm.features import Shared, features, mirror, type_of
 from fedfr_jax.algorithm.pool import Pool
 from fedfr_jax.algorithm.spec import RoundSpec

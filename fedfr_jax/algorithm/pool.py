@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from fedfr_jax import losses
+from fedfr_jax.algorithm import losses
 from fedfr_jax.algorithm.features import Device, Shared, mirror, own_images, type_of
 from fedfr_jax.algorithm.spec import RoundSpec
 
@@ -31,8 +31,8 @@ class Batch:
     Attributes:
       images: (B, S, S, 3) uint8, mirrored where the augmentation said so.
       labels: (B,) int32: local label, or K + public label.
-      direction: (B, d) from :func:`fedfr_jax.losses.contrastive_direction` of the features
-        under the incoming and the client's previous backbone, or None.
+      direction: (B, d) from :func:`fedfr_jax.algorithm.losses.contrastive_direction` of the
+        features under the incoming and the client's previous backbone, or None.
       weights: (B,) of the images in the identification loss, or None where all are 1.
     """
 

@@ -13,7 +13,8 @@ from flax import struct
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedfr_jax import engine, losses
+from fedfr_jax import engine
+from fedfr_jax.algorithm import losses
 from fedfr_jax.algorithm.features import mirror, to_input, type_of
 from fedfr_jax.models import Backbone
 from fedfr_jax.settings import PretrainConfig

@@ -1,8 +1,7 @@
 """FedFR on one page, in the words and the order of the paper.
 
-Liu, Wang, Chien, Lai, "FedFR: Joint Optimization Federated Framework for Generic
-and Personalized Face Recognition", AAAI 2022. A round is a pure function of
-the server's state, the stacked heads, the data and a random key:
+Liu, Wang, Chien, Lai, "FedFR: Joint Optimization Federated Framework for Generic and Personalized
+Face Recognition", AAAI 2022. A round is a pure function of server, heads, data and a random key:
 
 1. the server sends the backbone and the public class embeddings;
 2. each client picks the public images that look like its own (hard negatives);
@@ -21,7 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedfr_jax import engine, losses
+from fedfr_jax import engine
+from fedfr_jax.algorithm import losses
 from fedfr_jax.algorithm.directions import contrastive_directions
 from fedfr_jax.algorithm.features import Device, Shared, to_input, type_of, where_images_are
 from fedfr_jax.algorithm.gradient import gradient_in_parts

@@ -24,8 +24,8 @@ from fedfr_jax.evaluation.personalized import (
     summarize_clients,
 )
 from fedfr_jax.evaluation.scores import on_grid
+from fedfr_jax.evaluation.streaming import unit_rows
 from fedfr_jax.evaluation.verification import PairResult, embed_with_mirror, evaluate_pairs
-from fedfr_jax.losses import normalize
 from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.settings import EvalConfig
 
@@ -258,11 +258,11 @@ def hard_negative_examples(assessor: Assessor, variables: PyTree, public_images:
     """
     if not len(public_images):
         return []
-    public = np.asarray(normalize(assessor.embed(variables, public_images)))
+    public = unit_rows(assessor.embed(variables, public_images))
     examples = []
     for position, client in enumerate(assessor.held_out.numbers[:count]):
         images, _ = gallery(assessor, position)
-        cosine = np.asarray(normalize(assessor.embed(variables, images))) @ public.T
+        cosine = unit_rows(assessor.embed(variables, images)) @ public.T
         local, other = np.unravel_index(cosine.argmax(), cosine.shape)
         examples.append({"client": int(client), "cosine": float(cosine[local, other]),
                          "local_image": images[local], "public_image": public_images[other]})
@@ -278,8 +278,7 @@ def mistake_examples(assessor: Assessor, models: PersonalModels, personalized: A
     for position, client in enumerate(held_out.numbers):
         if len(examples) >= 2 * count:
             break
-        unit = np.asarray(normalize(assessor.personal_embed(models(int(client)),
-                                                            held_out.images)))
+        unit = unit_rows(assessor.personal_embed(models(int(client)), held_out.images))
         threshold = float(personalized.verification[position].thresholds[far_index])
         examples += list(_client_mistakes(held_out, position, unit, threshold))
     return examples

@@ -15,7 +15,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fedfr_jax.losses import normalize
 from fedfr_jax.methods.recipe import Recipe, Terms
 
 
@@ -27,13 +26,18 @@ class Options:
     positive_margin: float = 0.9  # of the local loss of clients of one identity
 
 
+def _unit(rows):
+    """Rows of length 1; a row of zeros, of a class that does not exist, stays zero."""
+    return rows * jax.lax.rsqrt(jnp.maximum(jnp.sum(rows * rows, axis=1, keepdims=True), 1e-12))
+
+
 def spread_out_loss(rows, exists, margin: float):
     """Mean over ordered pairs j != k of existing rows.
 
     Args:
       rows: (N, d) class embeddings; exists: (N,) bool.
     """
-    unit = normalize(rows)
+    unit = _unit(rows)
     pairs = exists[:, None] & exists & ~jnp.eye(len(rows), dtype=bool)
     too_near = jnp.where(pairs, jax.nn.relu(unit @ unit.T - margin), 0.0)
     return jnp.sum(too_near ** 2) / jnp.maximum(pairs.sum(), 1)
@@ -44,9 +48,9 @@ def spread_out(options: Options, rows, exists):
     lr = options.lr * exists.sum()
 
     def step(_, unit):
-        return normalize(unit - lr * jax.grad(spread_out_loss)(unit, exists, options.margin))
+        return _unit(unit - lr * jax.grad(spread_out_loss)(unit, exists, options.margin))
 
-    unit = jax.lax.fori_loop(0, options.steps, step, normalize(rows))
+    unit = jax.lax.fori_loop(0, options.steps, step, _unit(rows))
     return unit * jnp.linalg.norm(rows, axis=1, keepdims=True)
 
 

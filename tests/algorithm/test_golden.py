@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small import GOLDEN, golden_inputs, in_double
 
-from fedfr_jax import losses
+from fedfr_jax.algorithm import losses
 from fedfr_jax.algorithm.features import features
 from fedfr_jax.algorithm.local_state import LOSS_TERMS, start_training
 from fedfr_jax.algorithm.pool import Batch

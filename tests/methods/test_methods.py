@@ -8,7 +8,7 @@ import optax
 import pytest
 import small
 
-from fedfr_jax import losses
+from fedfr_jax.algorithm import losses
 from fedfr_jax.algorithm.features import features, personal_features
 from fedfr_jax.algorithm.gradient import gradient_in_parts
 from fedfr_jax.algorithm.local_state import against_received, starting_backbone
@@ -130,9 +130,8 @@ def test_moon_gradient_is_the_formula():
     method = dataclasses.replace(method, backbone=dataclasses.replace(
         method.backbone, apply=identity))
     plain = dataclasses.replace(method, recipe=METHODS["fedavg"], options=None)
-    from fedfr_jax.losses import contrastive_direction  # noqa: PLC0415
     batch = Batch(jnp.zeros((5, 16, 16, 3), jnp.uint8), jnp.arange(5) % 3,
-                        contrastive_direction(g, p))
+                        losses.contrastive_direction(g, p))
     trained = {"backbone": {"f": f}, "class_embeddings": jnp.ones((3, 8))}
 
     def gradient(m):
@@ -382,7 +381,6 @@ def test_arcface_and_balanced_classes():
     rng = np.random.RandomState(0)
     f, rows = rng.standard_normal((6, 8)), rng.standard_normal((4, 8))
     labels, margin = np.arange(6) % 4, 0.5
-    from fedfr_jax import losses  # noqa: PLC0415
 
     cosine = (f / np.linalg.norm(f, axis=1, keepdims=True)) @ (
         rows / np.linalg.norm(rows, axis=1, keepdims=True)).T
