@@ -16,6 +16,7 @@ from fedfr_jax.algorithm.plain import place
 from fedfr_jax.algorithm.round import run_round
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import resolve
+from fedfr_jax.data.faces import generated
 from fedfr_jax.engine.convolutions import conv2d
 from fedfr_jax.engine.layout import Layout
 from fedfr_jax.methods.fedfr import Options
@@ -161,7 +162,8 @@ def rounds(method, layout, server, heads, public, cohort, count=1, key=None):
     return jax.device_get((server, heads, metrics))
 
 
-# Whole runs on a few generated faces.
+# Whole runs on a few generated faces, which are rendered few at a time.
+generated.BLOCK_PIXELS = 32 * SIZE**2
 SETTINGS = {
     "data": {"image_size": 16,
              "generated": {"identities": 30, "images_per_identity": (5, 7)},
