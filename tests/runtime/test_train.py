@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-import jax
+import chex
 import numpy as np
 import pytest
 from small import ROOT, SETTINGS, final_state, settings
@@ -76,11 +76,7 @@ def test_more_rounds_can_be_added(finished, tmp_path):
     folder = tmp_path / "grown"
     train(settings(fed={"rounds": 1}), folder)
     train(settings(), folder, resume=True)
-    assert_same(final_state(folder, settings()), final_state(finished[0], settings()))
-
-
-def assert_same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(*(final_state(f, settings()) for f in (folder, finished[0])))
 
 
 COMMAND = """
@@ -124,7 +120,7 @@ def test_resume_after_a_kill_in_mid_round(killed_in, changes, finished, tmp_path
     if changes:
         whole = tmp_path / "whole"
         train(config, whole)
-    assert_same(final_state(folder, config), final_state(whole, config))
+    chex.assert_trees_all_equal(final_state(folder, config), final_state(whole, config))
     rounds = [r["round"] for r in workdir.read_metrics(folder) if r["kind"] == "round"]
     assert rounds == [1, 2, 3]
 
@@ -143,7 +139,7 @@ def test_where_images_are_and_how_rounds_are_laid_out_changes_nothing(changes, f
     # level, drift apart in three rounds.
     exact = "lanes" not in changes.get("engine", {}) and config.data.images != "render"
     tolerance = 1e-4 if exact else 2e-2
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-7, atol=tolerance)
 
 
 def test_a_part_of_the_population_takes_part(tmp_path):
