@@ -1,4 +1,5 @@
 """The interface for notebooks: step by step, in one call, and what comes out."""
+import dataclasses
 
 import chex
 import jax
@@ -6,10 +7,13 @@ import numpy as np
 import pytest
 from small import ROOT, SETTINGS, final_state, settings
 
+from fedfr_jax import experiment as experiment_module
 from fedfr_jax.config import default_config, resolve
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.experiment import Experiment, Result, run, settings_of, train
 from fedfr_jax.runtime.simulation import make_embed, use_cpu_devices
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 def test_settings_of_any_kind():
@@ -66,6 +70,26 @@ def test_a_client_that_never_took_part_has_the_global_model():
         assert sorted(same) == [False] + [True] * (len(same) - 1)
         before = make_embed(experiment.sim)(experiment.pretrained, images)
         assert np.abs(before - shared).max() > 1e-6
+
+
+def test_rounds_transfer_nothing_unasked(monkeypatch):
+    real, guarded = experiment_module.compile_programs, []
+
+    def compile_programs(*args):
+        programs = real(*args)
+
+        def one_round(*state):
+            with jax.transfer_guard("disallow"):
+                guarded.append(0)
+                return programs.round(*state)
+
+        return dataclasses.replace(programs, round=one_round)
+
+    monkeypatch.setattr(experiment_module, "compile_programs", compile_programs)
+    with Experiment(SETTINGS, population={"cohort": 2}, data={"images": "stream"},
+                    fed={"rounds": 2}, pretrain={"epochs": 0}) as experiment:
+        experiment.run()
+    assert len(guarded) == 2
 
 
 def test_a_method_in_one_call(tmp_path):

@@ -13,6 +13,7 @@ from fedfr_jax.config import Config, load_config, merged, resolve, to_dict
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.runtime.workdir import read_metrics, read_summary
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 ROWS = (FEDFR, ("FedAvg", {"method": {"name": "fedavg"}}),
         ("pretrained", {"method": {"name": "pretrained"}}))
 

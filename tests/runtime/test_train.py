@@ -9,6 +9,7 @@ import sys
 import chex
 import numpy as np
 import pytest
+from PIL import Image
 from small import ROOT, SETTINGS, final_state, settings
 
 from fedfr_jax.config import resolve
@@ -19,6 +20,8 @@ from fedfr_jax.runtime.checkpoints import load_pytree, save_pytree
 from fedfr_jax.runtime.client_states import open_store
 from fedfr_jax.runtime.simulation import build_simulation
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -28,9 +31,16 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_everything_behind(finished):
     folder, summary = finished
-    for name in ("config.json", "metrics.jsonl", "summary.json", "report.html", "split.npz",
-                 "evaluation.npz", "checkpoints/3", "pretrained", "tensorboard", "plots"):
-        assert (folder / name).exists(), name
+    for name in ("checkpoints/3", "pretrained", "tensorboard"):
+        assert list((folder / name).iterdir()), name
+    assert "</html>" in (folder / "report.html").read_text()
+    assert json.loads((folder / "summary.json").read_text()) == workdir.plain(summary)
+    for name, key in (("split.npz", "labels"), ("evaluation.npz", "")):
+        with np.load(folder / name, allow_pickle=False) as stored:
+            assert stored.files, name
+    for path in (folder / "plots").glob("*.png"):
+        assert Image.open(path).size > (100, 100), path
+    assert (folder / "plots" / "loss.png").exists()
     assert resolve(json.loads((folder / "config.json").read_text())) == settings()
     kinds = [row["kind"] for row in workdir.read_metrics(folder)]
     assert kinds.count("pretrain") == 2 and kinds.count("round") == 3
@@ -97,8 +107,8 @@ train(small.settings(**{changes}), {folder!r})
 
 
 @pytest.mark.parametrize("killed_in, changes", [
-    (2, {}),  # the first round's checkpoint is there
     (3, {"checkpoint": {"every": 2}}),  # rows of later rounds than the checkpoint are there
+    # The first round's checkpoint is there.
     (2, {"population": {"cohort": 2}, "data": {"images": "stream"}}),
 ])
 def test_resume_after_a_kill_in_mid_round(killed_in, changes, finished, tmp_path):
