@@ -46,6 +46,7 @@ setup(
     extras_require={
         "notebooks": ["ipykernel>=6,<8", "jupytext>=1.16,<2", "pandas>=2.2,<4"],
         "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7",
+                 "chex>=0.1.90,<1",
                  "ruff>=0.9,<1", "mypy>=1.14,<3", "nbmake>=1.5,<2",
                  "setuptools>=77",  # builds the wheel that a test installs
                  "ipykernel>=6,<8", "jupytext>=1.16,<2", "pandas>=2.2,<4"],

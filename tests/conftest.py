@@ -52,6 +52,14 @@ def programs_within_memory():
         drop_programs()
 
 
+@pytest.fixture
+def blank_figures(monkeypatch):
+    """Figures are saved blank: drawing them is three quarters of a small run's time."""
+    import small  # noqa: PLC0415 - after the settings above
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", small.save_blank)
+
+
 def pytest_sessionfinish(session):
     """Each worker hands its peak memory and CPU time to the process that reports them."""
     if hasattr(session.config, "workeroutput"):

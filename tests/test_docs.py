@@ -10,8 +10,10 @@ from small import ROOT
 TRY = """
 import runpy, sys
 sys.path.insert(0, {tests!r})
-from small import SETTINGS
+from matplotlib.figure import Figure
+from small import SETTINGS, save_blank
 from fedfr_jax import register_method, run
+Figure.savefig = save_blank
 register_method("fedperprox", runpy.run_path({path!r})["RECIPE"])  # after everything is imported
 plain = run("fedper", SETTINGS, fed={{"rounds": 2}}).summary["models"]["global"]
 zero = run("fedperprox", {{**SETTINGS, "method": {{"fedperprox": {{"weight": 0.0}}}}}},

@@ -214,7 +214,7 @@ def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Progr
     first = int(runs[0].server.round)
     last = sim.config.fed.rounds if until is None else until
     courses = [_Course(run, programs.start, last) for run in runs]
-    keys = [round_key(run.sim.config) for run in runs]
+    keys = engine.replicate([round_key(run.sim.config) for run in runs], sim.layout.mesh)
     compiled = {"first round": 0, "later rounds": 0}
     inputs = read_ahead(sim, first) if first < last else None
     with track("federated rounds", last - first, "round") as bar:

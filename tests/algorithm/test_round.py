@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,8 +133,7 @@ def reference_round(method, server, heads, data, key):
 
 
 def assert_close(actual, expected):
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @functools.cache
@@ -244,9 +244,7 @@ def test_a_round_without_clients_changes_nothing_but_the_round():
                             used=jnp.zeros(1, jnp.int32))
     after, kept, metrics = small.rounds(method, layout, server, heads, data.public, nobody)
     assert int(after.round) == 1
-    for new, old in zip(jax.tree.leaves((after.backbone, kept)),
-                        jax.tree.leaves((server.backbone, heads)), strict=True):
-        np.testing.assert_array_equal(new, old)
+    chex.assert_trees_all_equal((after.backbone, kept), (server.backbone, heads))
     assert not any(np.any(m) for m in metrics.values())
 
 
@@ -262,9 +260,7 @@ def test_previous_backbones_in_half_precision_or_not_at_all():
 
     exact, half = run(full, "float32"), run(full, "bfloat16")
     assert {x.dtype.name for x in jax.tree.leaves(half[1].previous)} == {"bfloat16"}
-    for a, b in zip(jax.tree.leaves(exact[0].backbone), jax.tree.leaves(half[0].backbone),
-                    strict=True):
-        np.testing.assert_allclose(a, b, atol=5e-3)
+    chex.assert_trees_all_close(exact[0].backbone, half[0].backbone, atol=5e-3)
     off = run(no_contrast, "off")
     assert off[1].previous is None
     assert_close(off[0].backbone, run(no_contrast, "float32")[0].backbone)

@@ -1,4 +1,5 @@
 """Every convolution strategy equals the ordinary convolution, values and gradients."""
+import chex
 import jax
 import jax.experimental
 import jax.numpy as jnp
@@ -40,8 +41,7 @@ def _value_and_gradients(strategy, geometry):
 
 
 def _assert_close(actual, expected):
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])

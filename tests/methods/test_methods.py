@@ -1,6 +1,7 @@
 """What makes each method that method."""
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,8 +59,7 @@ def leaves_of(tree, chosen):
 
 
 def assert_same(a, b, **tolerance):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, **tolerance or dict(rtol=0, atol=0))
+    chex.assert_trees_all_close(a, b, **tolerance or dict(rtol=0, atol=0))
 
 
 def differs(a, b):

@@ -1,5 +1,6 @@
 """MobileFaceNet: structure, names of its published weights, and real faces."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,7 +132,7 @@ def test_published_names_round_trip_and_input_scale(initial):
         assert arrays[name].shape == shape
     assert "conv_6dw7_7_relu_gamma" not in arrays  # linear
     again = from_torch(arrays, backbone)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), again, initial)
+    chex.assert_trees_all_close(again, initial, rtol=1e-6)
 
     # Published weights see (x - 127.5) / 128, ours (x - 127.5) / 127.5.
     ours = np.asarray(initial["params"]["conv_1"]["conv"]["kernel"])

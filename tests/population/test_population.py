@@ -7,6 +7,7 @@ import textwrap
 import threading
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -42,9 +43,7 @@ def state(store):
     assert store.known(clients).all()
     rows = store.read(clients)
     rounds = rows["n"] // 1000
-    for left, right in zip(jax.tree.leaves(rows), jax.tree.leaves(
-            rows_of(clients, rounds)), strict=True):
-        np.testing.assert_array_equal(left, right)
+    chex.assert_trees_all_equal(rows, rows_of(clients, rounds))
     return dict(zip(clients.tolist(), rounds.tolist(), strict=True))
 
 

@@ -5,8 +5,8 @@ import socket
 import subprocess
 import sys
 
+import chex
 import jax
-import numpy as np
 import pytest
 from small import ROOT
 
@@ -111,7 +111,7 @@ def test_two_processes_with_two_devices_equal_one_device(tmp_path):
             server = checkpoints.restore(server_shapes(sim.spec, sim.public.identities))
         models = personal_models(sim, tmp_path / name, server.backbone)
         found.append(jax.device_get((server, [models(i) for i in range(5)])))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
+    chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-5)
     summary = evaluate(tmp_path / "two")
     assert set(summary["models"]) == {"pretrained", "global", "personalized"}
     assert json.loads((tmp_path / "two" / "summary.json").read_text())
