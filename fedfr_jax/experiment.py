@@ -17,7 +17,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,8 +31,7 @@ from fedfr_jax.data.split import save_split
 from fedfr_jax.data.types import ImageSource, as_images
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.evaluation import assess
-from fedfr_jax.reporting import html as report
-from fedfr_jax.reporting import plots, tables
+from fedfr_jax.reporting.result import Result
 from fedfr_jax.reporting.results import describe_run, make_round_evaluation, write_results
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.autotune import keep_settled
@@ -226,14 +225,26 @@ class Experiment:
         Raises:
           InputError: the images are of another kind or size, or there is no such client.
         """
-        images = as_images(images, self.config.data.image_size)
+        return self.model(client)(images)
+
+    def model(self, client: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
+        """:meth:`embed` of the present state as a function of images; later rounds leave it alone.
+
+        Raises:
+          InputError: there is no such client.
+        """
+        frozen = self._frozen(client)
+        return lambda images: frozen(as_images(images, self.config.data.image_size))
+
+    def _frozen(self, client: int | None):
         clients = len(self.sim.split.clients)
-        if client is not None and not (isinstance(client, (int, np.integer))
-                                       and 0 <= client < clients):
-            raise InputError(f"client {client!r}: there are the clients 0 to {clients - 1}")
         if client is None:
-            return make_embed(self.sim)(self.server.backbone, images)
-        return make_personal_embed(self.sim)(self._personal()(client), images)
+            backbone, embed = jax.device_get(self.server.backbone), make_embed(self.sim)
+            return lambda images: embed(backbone, images)
+        if not (isinstance(client, (int, np.integer)) and 0 <= client < clients):
+            raise InputError(f"client {client!r}: there are the clients 0 to {clients - 1}")
+        personal, embed = jax.device_get(self._personal()(client)), make_personal_embed(self.sim)
+        return lambda images: embed(personal, images)
 
     def _personal(self):
         return personal_models(self.sim, self._store, self.server.backbone)
@@ -288,34 +299,6 @@ def run_side_by_side(experiments: Sequence[Experiment]) -> None:
         experiment._take(server, figures | {"side_by_side": len(runs)}, seconds)
 
 
-class Result:
-    """A finished run, read from its work directory; plain dictionaries, arrays and plots.
-
-    Attributes:
-      folder: the work directory.
-      summary: as in ``summary.json``.
-      history: rows of ``metrics.jsonl``.
-      rocs: protocol -> model -> (far, tar).
-      per_client: metric -> model -> (C,) values.
-    """
-
-    def __init__(self, folder: str | pathlib.Path):
-        self.folder = pathlib.Path(folder)
-        self._data = report.load_report_data(self.folder)
-        self.summary = dict(self._data.summary)
-        self.history = list(self._data.metrics)
-        self.rocs, self.per_client = self._data.rocs, self._data.per_client
-
-    def tables(self) -> list[tables.ResultTable]:
-        """The closing tables; a notebook shows each as a table."""
-        return tables.closing_tables(self.summary)
-
-    def plots(self) -> dict[str, plots.Plot]:
-        """Name -> plot, those of the report; a notebook shows each as an image."""
-        found = report.all_plots(self._data)
-        return {plot.name: plot for drawn in found.values() for plot in drawn}
-
-
 def run(method: str | None = None, config: Settings | None = None,
         folder: str | pathlib.Path | None = None, **changes: Any) -> Result:
     """A whole run in one call: pretraining, rounds, evaluation.
@@ -332,6 +315,20 @@ def run(method: str | None = None, config: Settings | None = None,
         experiment.run()
         experiment.evaluate()
     return Result(folder)
+
+
+def open_run(folder: str | os.PathLike, **changes: Any) -> Experiment:
+    """A run taken up from its work directory, as it was left: to look inside, or to go on.
+
+    Args:
+      folder: the work directory.
+      **changes: settings that may differ, such as ``fed={"rounds": 30}``.
+
+    Raises:
+      InputError: there is no run, or its data cannot be read any more.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    return Experiment(merged(workdir.read_config(folder), changes), folder, resume=True)
 
 
 def train(config: Config, folder: str | pathlib.Path, *, resume: bool = False,

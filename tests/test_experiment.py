@@ -10,7 +10,8 @@ from small import ROOT, SETTINGS, final_state, settings
 from fedfr_jax import experiment as experiment_module
 from fedfr_jax.config import default_config, resolve
 from fedfr_jax.errors import ConfigError, InputError
-from fedfr_jax.experiment import Experiment, Result, run, settings_of, train
+from fedfr_jax.experiment import Experiment, open_run, run, settings_of, train
+from fedfr_jax.reporting.result import Result
 from fedfr_jax.runtime.simulation import make_embed, use_cpu_devices
 from fedfr_jax.runtime.workdir import read_metrics
 
@@ -48,11 +49,16 @@ def test_round_by_round_is_a_run_at_once(tmp_path):
         shared, own = experiment.embed(images), experiment.embed(images, client=1)
         assert shared.shape == own.shape == (5, 8) and np.abs(shared - own).max() > 1e-6
         assert experiment.faces(2, 3).ndim == 3
+        kept = experiment.model(1)
+        np.testing.assert_array_equal(kept(images), own)
         for wrong in (-1, 3, "1", 1.0):
             with pytest.raises(InputError, match="clients 0 to 2"):
                 experiment.embed(images, client=wrong)
         with pytest.raises(InputError, match="uint8 is needed"):
             experiment.embed(images / 255)
+    with open_run(tmp_path / "steps") as again:  # as it was left
+        assert again.round == 3
+        np.testing.assert_array_equal(again.embed(images, client=1), own)
     with pytest.raises(InputError, match=r"has done 3 rounds, more than fed\.rounds=2"):
         Experiment(settings(fed={"rounds": 2}), tmp_path / "steps", resume=True)
     config = settings()
@@ -105,6 +111,12 @@ def test_a_method_in_one_call(tmp_path):
     assert set(result.per_client) and set(result.rocs)
     again = run("fedavg", SETTINGS, tmp_path / "x", fed={"rounds": 2})  # nothing left to do
     assert again.summary["models"] == Result(tmp_path / "x").summary["models"]
+    rounds, clients = again.rounds(), again.clients()
+    assert list(rounds.index) == list(range(1, len(rounds) + 1)) and rounds["loss"].notna().all()
+    assert {"pretrained", "global", "personalized"} == {model for _, model in clients.columns}
+    assert len(clients) == again.summary["evaluated"]["clients"]
+    assert set(again.evaluations().index.get_level_values("model")) >= {"global", "personalized"}
+    assert again.figures().keys() == again.plots().keys()
 
 
 def test_temporary_folders_go_with_the_experiment():
