@@ -56,7 +56,7 @@ def run(population: int, cohort: int, rounds: int) -> dict[str, Any]:
         with workdir.RunWriter(folder) as writer, RoundCheckpoints(folder) as checkpoints:
             with open_store(sim, folder) as store:
                 store.rewind(0)
-                server = driver.starting_server(sim, checkpoints, weights, None)
+                server = driver.starting_server(sim, weights, None)
                 driver.run_rounds([driver.Run(sim, writer, checkpoints, store, server, weights)])
                 kept = store.read(store.touched())
                 disk = store.nbytes

@@ -22,7 +22,7 @@ from fedfr_jax.runtime.simulation import use_cpu_devices
 def main() -> None:
     """Runs the grid that the flags ask for."""
     cells, reference = grid_of(flags.FLAGS.config)
-    root = pathlib.Path(flags.FLAGS.workdir)
+    root = pathlib.Path(flags.FLAGS.workdir).expanduser()
     use_cpu_devices(cells[0].config.engine.cpu_devices)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))

@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class ConfigError(InputError):
     """A setting is unknown, of the wrong type, or contradicts another one."""
+
+
+class DamagedError(InputError):
+    """A file is not as this program wrote it."""

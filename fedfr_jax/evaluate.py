@@ -3,7 +3,7 @@
     python -m fedfr_jax.evaluate --workdir=runs/x
 
 reads the settings and the newest checkpoint of the work directory. ``train`` ends
-with the same evaluation.
+with the same evaluation. ``--data_root=...`` says where the data are now, if they were moved.
 """
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from fedfr_jax.runtime.command_line import run_command
 
 def main() -> None:
     """Evaluates the run in the work directory of the flags again."""
-    evaluate(flags.FLAGS.workdir)
+    root = flags.FLAGS.data_root
+    evaluate(flags.FLAGS.workdir, **({"data": {"root": root}} if root else {}))
 
 
 def command() -> None:
     """The command ``fedfr-evaluate``."""
     flags.DEFINE_string("workdir", None, "Work directory of the run to evaluate.", required=True)
+    flags.DEFINE_string("data_root", "", "Where the data are now, if they were moved.")
     run_command(main)
 
 

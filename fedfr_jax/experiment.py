@@ -24,20 +24,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedfr_jax.algorithm.initialize import server_shapes
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config, load_config, merged, resolve, to_dict
-from fedfr_jax.data.split import save_split
 from fedfr_jax.data.types import ImageSource, as_images
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting.result import Result
-from fedfr_jax.reporting.results import describe_run, make_round_evaluation, write_results
-from fedfr_jax.runtime import workdir
+from fedfr_jax.reporting.results import changes, describe_run, make_round_evaluation, write_results
+from fedfr_jax.runtime import resuming, workdir
 from fedfr_jax.runtime.autotune import keep_settled
-from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree
-from fedfr_jax.runtime.client_states import open_store, personal_models
+from fedfr_jax.runtime.checkpoints import RoundCheckpoints
+from fedfr_jax.runtime.client_states import open_store, open_stores, personal_models
 from fedfr_jax.runtime.command_line import folder_of_process
+from fedfr_jax.runtime.lock import WorkdirLock
 from fedfr_jax.runtime.rounds import (
     Run,
     compile_programs,
@@ -70,8 +69,7 @@ def settings_of(config: Settings | None = None, method: str | None = None,
       **changes: settings or groups of them, such as ``fed={"rounds": 4}``.
 
     Raises:
-      ConfigError: a setting is wrong.
-      InputError: there is no such file.
+      InputError: a setting is wrong, or there is no such file.
     """
     if isinstance(config, (str, os.PathLike)):
         config = load_config(config)
@@ -113,7 +111,7 @@ class Experiment:
         self._files = contextlib.ExitStack()
         if folder is None:
             folder = self._files.enter_context(tempfile.TemporaryDirectory(prefix="fedfr_"))
-        self.folder = pathlib.Path(folder)
+        self.folder = pathlib.Path(folder).expanduser()
         if resume and (self.folder / workdir.CONFIG).exists():
             config = keep_settled(config, workdir.read_config(self.folder))
         self._seconds: dict[str, float] = {}
@@ -129,23 +127,25 @@ class Experiment:
             self.sim = build_simulation(config, source)
             self.config = self.sim.config
             weights = starting_weights(self.sim)
-            self._writer = self._files.enter_context(workdir.open_run(
-                folder_of_process(self.folder), to_dict(self.config), resume))
+            own = workdir.make_folder(folder_of_process(self.folder))
+            self._files.enter_context(WorkdirLock(own))
+            self._writer = self._files.enter_context(
+                resuming.begin(self.sim, self.folder, own, resume))
             self._checkpoints = self._files.enter_context(
                 RoundCheckpoints(self.folder, keep=self.config.checkpoint.keep))
             self._store = self._files.enter_context(open_store(self.sim, self.folder))
-            save_split(self._writer.workdir / "split.npz", self.sim.split)
         with self._timed("pretraining"):
             pretrained, embeddings = pretrained_model(
-                self.sim, self._writer, self.folder / "pretrained", weights, resume)
-        self.server: ServerState = starting_server(self.sim, self._checkpoints, pretrained,
-                                                   embeddings)
+                self.sim, self._writer, self.folder / "pretrained", weights, resume,
+                needed=bool(self._checkpoints.rounds()))
+            resuming.check_pretrained(own, pretrained, record=True)
+        saved = resuming.newest_state(self.sim, self._checkpoints, self._store)
+        self.server: ServerState = starting_server(self.sim, pretrained, embeddings, saved)
         if self.round > self.config.fed.rounds:
             raise InputError(f"{self.folder} has done {self.round} rounds, more than "
                              f"fed.rounds={self.config.fed.rounds}; raise it, or choose another "
                              "work directory")
-        self._writer.truncate_after(self.round)
-        self._store.rewind(self.round)
+        resuming.drop_later_rows(self._writer, self.round)
         self.pretrained: PyTree = jax.device_get(pretrained)
         self._programs = compile_programs(self.sim)
         self._evaluate_round = (
@@ -247,11 +247,14 @@ class Experiment:
         return lambda images: embed(personal, images)
 
     def _personal(self):
-        return personal_models(self.sim, self._store, self.server.backbone)
+        if self._store.rounds[-1:] not in ([self.round], []):
+            raise InputError("the rounds were interrupted: server and clients are not of one "
+                             "round; open the experiment again with resume=True")
+        return personal_models(self.sim, [self._store], self.server.backbone)
 
     def _run(self) -> dict[str, Any]:
         return describe_run(self.config, self.folder.resolve().name, self.round) | (
-            self._figures | {"seconds": dict(self._seconds)})
+            self._figures | {"seconds": dict(self._seconds), "changes": changes(self.history)})
 
     def write_run(self) -> dict[str, Any]:
         """Writes a summary without results, where they come later; returns it."""
@@ -360,24 +363,34 @@ def train(config: Config, folder: str | pathlib.Path, *, resume: bool = False,
         return experiment.write_run()
 
 
-def evaluate(folder: str | pathlib.Path) -> dict[str, Any]:
+def evaluate(folder: str | pathlib.Path, **changed: Any) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a work directory; returns the summary.
 
+    Server and clients are of one round: the one before, which is said, if the newest is damaged.
+
+    Args:
+      folder: the work directory.
+      **changed: settings that may differ from the run's: ``data={"root": ...}`` if it was moved.
+
     Raises:
-      InputError: there is no run or no checkpoint, or its data cannot be read any more.
+      InputError: there is no run or checkpoint, or it is damaged, or its data are other data.
     """
-    folder = pathlib.Path(folder)
-    config = resolve(workdir.read_config(folder))
+    folder = pathlib.Path(folder).expanduser()
+    earlier = workdir.read_config(folder)
+    config = resolve(merged(earlier, changed))
+    workdir.check_changes(folder, earlier, to_dict(config))
     use_cpu_devices(config.engine.cpu_devices)
-    sim = build_simulation(config)
-    example = server_shapes(sim.spec, sim.public.identities)
-    pretrained = load_pytree(folder / "pretrained" / "backbone", example.backbone)
-    with RoundCheckpoints(folder) as checkpoints:
-        server = checkpoints.restore(example)
-    rounds = int(server.round)
-    run = describe_run(config, folder.resolve().name, rounds)
-    if (folder / workdir.SUMMARY).exists():
-        run = workdir.read_summary(folder).get("run", {}) | run
-    with workdir.RunWriter(folder) as writer:
+    with contextlib.ExitStack() as files:
+        files.enter_context(WorkdirLock(folder))
+        sim = build_simulation(config)
+        resuming.check_data(sim, folder)
+        pretrained = resuming.load_pretrained(sim, folder)
+        checkpoints = files.enter_context(RoundCheckpoints(folder))
+        stores = [files.enter_context(store) for store in open_stores(sim, folder)]
+        server = resuming.state_to_evaluate(sim, checkpoints, stores)
+        run = describe_run(config, folder.resolve().name, int(server.round))
+        if (folder / workdir.SUMMARY).exists():
+            run = workdir.read_summary(folder).get("run", {}) | run
+        writer = files.enter_context(workdir.RunWriter(folder))
         return write_results(sim, writer, run, pretrained, server.backbone,
-                             personal_models(sim, folder, server.backbone))
+                             personal_models(sim, stores, server.backbone))

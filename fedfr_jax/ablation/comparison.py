@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from fedfr_jax.atomic import write_text
 from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
 from fedfr_jax.reporting import html as report
 from fedfr_jax.reporting import plots, tables
@@ -238,8 +239,8 @@ def write_tables(found: Comparison, folder: str | os.PathLike) -> None:
     """Writes ``table.csv`` and ``table.md``."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.csv").write_text(csv_text(found))
-    (folder / "table.md").write_text(markdown(found))
+    write_text(folder / "table.csv", csv_text(found))
+    write_text(folder / "table.md", markdown(found))
 
 
 def write_report(found: Comparison, folder: str | os.PathLike, title: str,
@@ -256,7 +257,7 @@ def write_report(found: Comparison, folder: str | os.PathLike, title: str,
         title=title, lead=f"{len(found.values)} rows, {len(found.seeds)} seeds, compared with "
         f"{found.reference}.", tables=result_tables(found), figures=report.with_svg(drawn),
         changes=list(changes.items()), failures=list(failures.items()))
-    (folder / "report.html").write_text(text, encoding="utf-8")
+    write_text(folder / "report.html", text)
     (folder / "plots").mkdir(exist_ok=True)
     for plot in drawn:
         plots.png(plot, folder / "plots")

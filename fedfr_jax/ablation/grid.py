@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from fedfr_jax import experiment
 from fedfr_jax.ablation import comparison
+from fedfr_jax.atomic import write_text
 from fedfr_jax.config import Config, merged, resolve, to_dict
 from fedfr_jax.data import ImageSource, open_source
 from fedfr_jax.data.types import remembering
@@ -163,11 +164,20 @@ def run_cell(cell: Cell, root: pathlib.Path) -> str | None:
         with _cell_folder(cell, root) as folder, _output(folder):
             train(cell.config, folder, resume=True, source=_source(cell.config.data))
     except Exception as error:
-        (root / "cells" / cell.folder / "error.txt").write_text(traceback.format_exc())
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}{_keep_error(root / 'cells' / cell.folder)}"
     finally:
         jax.clear_caches()  # a long grid would keep every cell's programs
     return None
+
+
+def _keep_error(folder: pathlib.Path) -> str:
+    """Writes the present error's traceback into a cell's folder; returns why it could not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "error.txt", traceback.format_exc())
+    except OSError as error:  # the grid goes on: other cells may lie elsewhere, or fit
+        return f" (and {folder / 'error.txt'} cannot be written: {error})"
+    return ""
 
 
 def run_side_by_side(cells: Sequence[Cell], root: pathlib.Path) -> None:
@@ -245,7 +255,7 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
       ConfigError: the reference is none of the rows, or ``only`` no regular expression.
       InputError: a cell in the work directory has other settings.
     """
-    root = pathlib.Path(root)
+    root = pathlib.Path(root).expanduser()
     names = list(dict.fromkeys(cell.row for cell in cells))
     reference = reference or names[0]
     if reference not in names:

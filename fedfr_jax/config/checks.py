@@ -81,6 +81,9 @@ def _check_ranges(config: Config) -> None:
     if not fed.local_epochs or min(fed.local_epochs) < 1:
         raise ConfigError(f"fed.local_epochs is {fed.local_epochs}; give at least one epoch "
                           "for each round, such as (10, 8, 6, 4)")
+    for name in ("fed.momentum", "pretrain.momentum", "fed.server_momentum", "fed.server_beta2"):
+        if not _get(config, name) < 1:  # at 1 nothing is forgotten: the sums grow without end
+            raise ConfigError(f"{name} is {_get(config, name)}; it must be below 1")
     if not -1 <= fed.hard_threshold <= 1:
         raise ConfigError(f"fed.hard_threshold is {fed.hard_threshold}; it is a cosine, -1 to 1")
     if not config.eval.fars or not all(0 < f < 1 for f in config.eval.fars):

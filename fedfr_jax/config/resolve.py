@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -67,7 +68,18 @@ def resolve(settings: Mapping[str, Any]) -> Config:
     """
     config = _build(Config, settings, "")
     check(config)
-    return _as_method_says(config)
+    return _as_method_says(_expanded(config))
+
+
+def _expanded(config: Config) -> Config:
+    """The settings with ``~`` in paths replaced by the home directory."""
+    def paths(group, *names):
+        return dataclasses.replace(group, **{
+            name: os.path.expanduser(getattr(group, name)) for name in names})
+
+    return dataclasses.replace(
+        config, data=paths(config.data, "root"), model=paths(config.model, "weights"),
+        population=paths(config.population, "schedule", "availability"))
 
 
 def _as_method_says(config: Config) -> Config:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from fedfr_jax.atomic import write_text
 from fedfr_jax.errors import InputError
 
 MAGIC = 0xCED7230A
@@ -119,10 +120,10 @@ class RecordWriter:
         self._file.close()
         os.replace(self._partial, self._folder / "train.rec")
         lines = (f"{key}\t{offset}\n" for key, offset in enumerate(self._offsets))
-        (self._folder / "train.idx").write_text("".join(lines), encoding="ascii")
+        write_text(self._folder / "train.idx", "".join(lines))
         size = self._image_size
         summary = f"{len(self._first_keys)},{size},{size}"
-        (self._folder / "property").write_text(summary, encoding="ascii")
+        write_text(self._folder / "property", summary)
 
 
 def write_recordio(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 
 import numpy as np
 
+from fedfr_jax.atomic import write_file
 from fedfr_jax.data.arrays import load_arrays
 from fedfr_jax.data.folds import FOLDS
 from fedfr_jax.data.types import Clients, FederatedSplit, ranges
@@ -308,17 +308,19 @@ def save_split(path: str | os.PathLike, split: FederatedSplit) -> None:
     as int32 where the numbers allow. They are not compressed: the file would be half as large, but
     take some sixty times as long.
     """
+    write_file(path, lambda file: np.savez(file, **{
+        name: _narrow(array) for name, array in split_arrays(split).items()}))
+
+
+def split_arrays(split: FederatedSplit) -> dict[str, np.ndarray]:
+    """All arrays of a split by name, as :func:`save_split` writes them."""
     clients = split.clients
     arrays = {name: getattr(split, name) for name in _SHARED}
     arrays |= {f"clients_{name}": getattr(clients, name) for name in _CLIENTS}
     arrays["clients_verification_images"] = np.array(clients.verification_images)
     if clients.order is not None:
         arrays["clients_order"] = clients.order
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **{name: _narrow(array) for name, array in arrays.items()})
-    os.replace(partial, path)
+    return arrays
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:

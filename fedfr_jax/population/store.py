@@ -1,89 +1,87 @@
-"""State of a whole population at rest: one row per client, in a memory-mapped file.
+"""State of a whole population at rest: one row per client, in memory-mapped files.
 
 Only a few clients of a large population are on the devices at a time. The rows of all others rest
-in a :class:`RowStore`, which survives a kill at any moment and can go back to the last checkpoint.
+in a :class:`RowStore`, which survives a kill at any moment and can go back to the rounds whose
+checkpoints are kept.
 """
 from __future__ import annotations
 
 import dataclasses
-import json
-import mmap
 import os
 import pathlib
-import tempfile
 import threading
-from typing import Any, BinaryIO
+import zlib
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
 
-from fedfr_jax.errors import InputError
+from fedfr_jax.errors import DamagedError, InputError
+from fedfr_jax.population.journal import Commit, read_journal, write_journal
+from fedfr_jax.population.records import Records, check_of
+from fedfr_jax.population.row_layout import RowLayout, bytes_of
 
 PyTree = Any
-
-_MAGIC = int.from_bytes(b"FFRROWS\n", "little")
-_VERSION = 1
-_PAGE = 4096
-_ALIGN = 64  # bytes, of rows and of the leaves in them
-_FIRST_STEP = 1 << 26  # bytes of rows by which a file grows at first; then it doubles
-# Words of 8 bytes at the start of the file; the description in JSON follows them.
-_WORDS = 8
-_KIND, _FORMAT, _DESCRIPTION, _USED, _COMMITTED = range(5)
-# What a record holds. ``client`` is its id + 1, so that a hole in the file is nobody's; 0 also
-# marks a row that is being written. ``first`` is the round of the oldest row that the record held
-# since its client's protected row: what rounds in [first, round) left there is lost.
-_HEADER = np.dtype([("client", "<i8"), ("first", "<i8"), ("round", "<i8")])
+_WORD = 1 << 64
 
 
 class RowStore:
     """Rows of the clients that were ever written; all others cost nothing.
 
-    A client has at most two records: its newest committed row and one newer row. A write goes to
-    the record that is not the newest committed one, and a header without a client marks it while
-    its bytes change. A kill at any moment, opening again and ``rewind(R)``, R being the last
-    checkpoint's round, therefore gives exactly the rows after round R, provided that, in a loop,
-    one calls ``write`` of round R, saves the checkpoint of R, waits for it, and calls
-    ``commit(R)`` before any ``write`` of a later round. :meth:`commit` and :meth:`rewind` refuse
-    what breaks this order. Against loss of power, call :meth:`flush` before saving the checkpoint.
+    A row that is part of a committed round is never written over: a newer one goes to another
+    record, and the older is given free when no committed round needs it any more (:meth:`retain`).
+    A client so has at most one record more than rounds are kept. In a loop, one calls
 
-    File layout: 64 bytes of counters, a JSON description, the table of headers, the rows. The table
-    has room for two records of everybody, but is sparse, like the rows: copy with
-    ``cp --sparse=always``. Headers stand apart from rows so that opening reads 24 bytes per record.
+    ``write`` of round R, ``commit(R)``, saves the checkpoint of R and waits for it, and calls
+    ``retain`` with the rounds whose checkpoints are there.
 
-    One process may have a file open. Its threads share the store through a lock.
+    A kill at any moment, opening again and ``rewind(R)``, R being any of those checkpoints' rounds,
+    gives exactly the rows after round R. Every row has a checksum, which :meth:`read` compares;
+    those of all rows together are in the journal, so that lost or foreign rows are found, too.
+
+    Files: ``<name>.json``, the journal; ``<name>.table``, the records' headers; ``<name>.rows``.
+    One process may have them open. Its threads share the store through a lock.
     """
 
-    def __init__(
-        self, example: PyTree, population: int, path: str | os.PathLike | None
-    ) -> None:
+    def __init__(self, example: PyTree, population: int, path: str | os.PathLike | None,
+                 *, read_only: bool = False) -> None:
         """Opens or creates a store.
 
         Args:
           example: one client's row, a pytree of arrays or ``jax.ShapeDtypeStruct``.
           population: number of clients; their ids are 0 to population - 1.
-          path: the file; created if absent. None: in memory.
+          path: the file of the rows; the others are beside it. None: in memory.
+          read_only: the files stay as they are, whatever is called.
 
         Raises:
-          InputError: the file is no store, is damaged, or holds other rows than these.
+          InputError: the files are damaged, or hold other rows than these.
           ValueError: a leaf is not of a plain dtype, or ``population`` is out of range.
         """
         if not 1 <= population < 1 << 30:
             raise ValueError(f"population: {population}; must be in [1, 2^30)")
-        self._population = population
+        self._population, self._read_only = population, read_only
+        self._path = None if path is None else pathlib.Path(path)
         self._name = "row store in memory" if path is None else os.fspath(path)
-        self._in_memory = path is None
-        self._layout = _Layout.of(example)
+        self._layout = RowLayout.of(example)
         self._lock = threading.RLock()
+        self._commits = self._read_journal()
+        self._records = Records(self._path, self._layout.size, read_only)
         try:
-            self._file = self._open(path)
-        except OSError as error:
-            raise InputError(f"{self._name}: cannot be opened as a row store: {error}") from error
-        try:
-            self._map()
             self._scan()
         except BaseException:
             self.close()
             raise
+
+    @property
+    def rounds(self) -> list[int]:
+        """The committed rounds, oldest first."""
+        return [commit.round for commit in self._commits]
+
+    @property
+    def kept(self) -> list[int]:
+        """Those of them whose checkpoints are known to have been on disk."""
+        return [commit.round for commit in self._commits if commit.kept]
 
     def known(self, clients: np.ndarray) -> np.ndarray:
         """Returns (n,) bool: who has a row; False for -1 (nobody).
@@ -93,7 +91,7 @@ class RowStore:
         """
         clients = self._ids(clients)
         with self._lock:
-            return self._newest_records(clients) >= 0
+            return (self._newest[clients] > 0) & (clients >= 0)
 
     def read(self, clients: np.ndarray) -> PyTree:
         """Returns the newest rows of (n,) ``clients``, a pytree of numpy arrays (n, ...).
@@ -102,17 +100,18 @@ class RowStore:
 
         Raises:
           ValueError: an id is out of range.
+          DamagedError: a row is not as it was written.
         """
         clients = self._ids(clients)
-        count = len(clients)
-        leaves = [np.zeros((count, *leaf.shape), leaf.dtype) for leaf in self._layout.leaves]
-        parts = [_bytes_of(leaf) for leaf in leaves]
+        leaves = self._layout.empty(len(clients))
+        parts = [bytes_of(leaf) for leaf in leaves]
         with self._lock:
-            for i, record in enumerate(self._newest_records(clients)):
-                if record >= 0:
-                    row = self._rows[record]
-                    for leaf, part in zip(self._layout.leaves, parts, strict=True):
-                        part[i] = row[leaf.start : leaf.stop]
+            records = np.where(clients >= 0, self._newest[clients], 0) - 1
+            for i in np.flatnonzero(records >= 0):
+                self._check_row(records[i])
+                row = self._records.rows[records[i]]
+                for leaf, part in zip(self._layout.leaves, parts, strict=True):
+                    part[i] = row[leaf.start : leaf.stop]
         return jax.tree_util.tree_unflatten(self._layout.structure, leaves)
 
     def write(self, clients: np.ndarray, rows: PyTree, round: int) -> None:
@@ -129,87 +128,110 @@ class RowStore:
           InputError: the disk is full.
         """
         clients = self._ids(clients)
-        parts = self._parts_of(rows, len(clients))
+        parts = self._layout.parts(rows, len(clients))
         present = np.flatnonzero(clients >= 0)
         ids = clients[present]
         if len(np.unique(ids)) < len(ids):
             raise ValueError(f"clients: an id repeats in {ids.tolist()}")
         with self._lock:
-            records, first = self._claim(ids, round)
-            self._table["client"][records] = 0
-            for i, record in zip(present, records, strict=True):
-                self._put(record, parts, i)
-            self._table["first"][records] = first
-            self._table["round"][records] = round
-            self._table["client"][records] = ids + 1  # last: from here on the rows count
-            if len(ids):
-                self._newest = max(self._newest, round)
+            self._check_order(ids, round)
+            try:
+                self._replace(ids, [part[present] for part in parts], round)
+            except BaseException:
+                self._scan()  # what was written halfway is nobody's
+                raise
 
     def commit(self, round: int) -> None:
-        """Notes that the checkpoint of ``round`` is durable.
-
-        The rows as they are now stay until a later commit, whatever is written.
+        """Makes the rows as they are now those of ``round``, durably, before its checkpoint is.
 
         Raises:
-          ValueError: a later round was committed, or rows of a later round were written already.
+          ValueError: this or a later round was committed, or rows of a later round were written.
         """
         with self._lock:
-            committed = int(self._words[_COMMITTED])
-            if round < committed or round < self._newest:
-                raise ValueError(
-                    f"commit({round}) comes too late: round {committed} is committed, the newest "
-                    f"row is of round {self._newest}"
-                )
-            self._words[_COMMITTED] = round
+            last, newest = self._last(), self._newest_round
+            if round <= last or round < newest:
+                raise ValueError(f"commit({round}) comes too late: round {last} is committed, the "
+                                 f"newest row is of round {newest}")
+            self._records.flush()
+            self._set_commits([*self._commits, Commit(round, self._count, self._digest)])
+
+    def retain(self, rounds: Iterable[int]) -> None:
+        """Gives free what no other round than these, whose checkpoints are on disk, needs.
+
+        The newest committed round stays in any case.
+        """
+        rounds = set(rounds)
+        with self._lock:
+            self._set_commits([
+                dataclasses.replace(commit, kept=commit.kept or commit.round in rounds)
+                for i, commit in enumerate(self._commits, start=1)
+                if commit.round in rounds or i == len(self._commits)])
+            self._release()
+
+    def check(self, round: int) -> None:
+        """Checks that all rows of a committed round are there.
+
+        Of the rows themselves those are read that an earlier committed round does not share:
+        for those alone going back would help. Every other one is checked when it is read.
+
+        Raises:
+          InputError: the round was not committed.
+          DamagedError: rows are lost or are not as they were written.
+        """
+        with self._lock:
+            commit = next((c for c in self._commits if c.round == round), None)
+            if commit is None:
+                raise InputError(
+                    f"{self._name} holds the clients' state of "
+                    f"{_rounds_in_words(self.rounds)}, not of round {round}, the server's: files "
+                    "are missing or are from another copy; restore them, or start in another "
+                    "work directory")
+            records, _, _ = self._versions(round)
+            headers = self._records.table[records]
+            found = (len(records), int(headers["check"].sum(dtype=np.uint64)))
+            if found != (commit.clients, commit.digest):
+                raise DamagedError(f"{self._name}: the clients' rows of round {round} are damaged "
+                                   f"({found[0]} of {commit.clients} are there)")
+            for record in records[headers["round"] > self._commits[0].round]:
+                self._check_row(record)
 
     def rewind(self, round: int) -> None:
-        """Forgets what was written after ``round``, the last checkpoint's, and commits ``round``.
+        """Forgets what was written after ``round``, which was committed, or is 0.
 
         Raises:
-          InputError: rows of that round are gone, because a later one was committed or because
-            ``round`` was not committed before later rows were written.
+          InputError: rows of that round are not there, or checkpoints are missing.
+          DamagedError: they are not as they were written.
         """
         with self._lock:
-            if round < self._words[_COMMITTED]:
+            if round or 0 in self.rounds:
+                self.check(round)
+            elif self.kept:
                 raise InputError(
-                    f"{self._name}: cannot go back to round {round}, its rows were kept only until "
-                    f"round {self._words[_COMMITTED]} was committed; resume from that checkpoint"
-                )
-            table = self._table[: self._words[_USED]]
-            later = (table["client"] > 0) & (table["round"] > round)
-            lost = later & (table["first"] <= round)
-            if lost.any():
-                raise InputError(
-                    f"{self._name}: cannot go back to round {round}: it was not committed before "
-                    f"the row of client {table['client'][lost.argmax()] - 1} was written again"
-                )
-            table["client"][later] = 0
-            self._words[_COMMITTED] = round
+                    f"{self._name} holds the clients' state of {_rounds_in_words(self.rounds)}, "
+                    "but no checkpoint of the server is there: restore checkpoints/, or start in "
+                    "another work directory")
+            self._set_commits([c for c in self._commits if c.round <= round])
+            table = self._records.table
+            table["client"][table["round"] > round] = 0
+            if not self._commits:
+                table["client"] = 0
             self._scan()
 
     def touched(self) -> np.ndarray:
         """Returns the ids of all clients that have a row, int64, ascending."""
         with self._lock:
-            clients = self._table["client"][: self._words[_USED]]
-            return np.unique(clients[clients > 0]) - 1
+            return np.flatnonzero(self._newest)
 
     @property
     def nbytes(self) -> int:
         """Bytes really used on disk, or in memory."""
         with self._lock:
-            return os.fstat(self._file.fileno()).st_blocks * 512
-
-    def flush(self) -> None:
-        """Waits until everything written is on disk."""
-        with self._lock:
-            if not self._in_memory:
-                self._mapped.flush()
+            return self._records.nbytes
 
     def close(self) -> None:
-        """Gives file and memory back; what was written stays in the file."""
+        """Gives files and memory back; what was written stays in the files."""
         with self._lock:
-            self._words = self._table = self._rows = self._mapped = None
-            self._file.close()
+            self._records.close()
 
     def __enter__(self) -> RowStore:
         return self
@@ -217,88 +239,31 @@ class RowStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self, path: str | os.PathLike | None) -> BinaryIO:
-        if path is None:
-            file = _memory_file()
-            self._create(file)
-            return file
-        path = pathlib.Path(path)
-        if path.exists():
-            return path.open("r+b", buffering=0)
-        # Under another name until complete: a kill leaves no half-made store.
-        partial = path.with_name(path.name + ".partial")
-        file = partial.open("w+b", buffering=0)
-        self._create(file)
-        os.replace(partial, path)
-        return file
-
-    def _create(self, file: BinaryIO) -> None:
-        text = json.dumps(self._layout.describe(self._population)).encode()
-        words = np.zeros(_WORDS, "<i8")
-        words[[_KIND, _FORMAT, _DESCRIPTION, _COMMITTED]] = _MAGIC, _VERSION, len(text), -1
-        file.write(words.tobytes() + text)
-        file.truncate(self._offsets(len(text))[1])
-
-    def _offsets(self, description: int) -> tuple[int, int]:
-        """Returns where the table and the rows start."""
-        table = _round_up(_WORDS * 8 + description, _PAGE)
-        return table, table + _round_up(2 * self._population * _HEADER.itemsize, _PAGE)
-
-    def _map(self) -> None:
-        """Maps the whole file as it is now, and checks it."""
-        size = os.fstat(self._file.fileno()).st_size
-        if size < _WORDS * 8:
-            raise InputError(f"{self._name}: not a row store, or truncated ({size} bytes)")
-        self._mapped = mmap.mmap(self._file.fileno(), size)
-        raw = np.frombuffer(self._mapped, np.uint8)
-        self._words = raw[: _WORDS * 8].view("<i8")
-        if self._words[_KIND] != _MAGIC:
-            raise InputError(f"{self._name}: not a row store")
-        if self._words[_FORMAT] != _VERSION:
-            raise InputError(
-                f"{self._name}: a row store of version {self._words[_FORMAT]}, this program reads "
-                f"version {_VERSION}"
-            )
-        length = int(self._words[_DESCRIPTION])
-        self._check_description(raw[_WORDS * 8 :][:length].tobytes())
-        table, rows = self._offsets(length)
-        used = int(self._words[_USED])
-        if used < 0 or size < rows + used * self._layout.size:
-            raise InputError(
-                f"{self._name}: truncated, {size} bytes cannot hold {used} rows of "
-                f"{self._layout.size} bytes"
-            )
-        self._table = raw[table:][: 2 * self._population * _HEADER.itemsize].view(_HEADER)
-        capacity = (size - rows) // self._layout.size
-        self._rows = raw[rows:][: capacity * self._layout.size].reshape(
-            capacity, self._layout.size
-        )
-
-    def _check_description(self, text: bytes) -> None:
+    def _read_journal(self) -> list[Commit]:
+        if self._path is None:
+            return []
+        journal, files = self._path.with_suffix(".json"), (self._path,
+                                                           self._path.with_suffix(".table"))
         try:
-            found = json.loads(text)
-            difference = _difference(found, self._layout.describe(self._population))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{self._name}: the description of its rows is damaged") from error
-        if difference:
-            raise InputError(f"{self._name}: holds other rows: {difference}")
+            if journal.exists():
+                return read_journal(journal, self._describe())
+            if self._read_only or any(file.exists() for file in files):
+                raise InputError(f"{journal} is missing; restore it from a copy")
+            write_journal(journal, self._describe(), [])
+        except OSError as error:
+            raise InputError(f"{self._name}: cannot be opened as a row store: {error}") from error
+        return []
 
-    def _scan(self) -> None:
-        """Rebuilds, from the table, who owns which record."""
-        table = self._table[: self._words[_USED]]
-        owners = table["client"]
-        taken = np.flatnonzero(owners)
-        taken = taken[np.argsort(owners[taken], kind="stable")]
-        ids = owners[taken] - 1
-        if len(ids) and (ids[0] < 0 or ids[-1] >= self._population or (ids[2:] == ids[:-2]).any()):
-            raise InputError(f"{self._name}: the table of its records is damaged")
-        second = np.zeros(len(ids), np.int64)
-        second[1:] = ids[1:] == ids[:-1]
-        # (population, 2) numbers of each client's records + 1. Zeros: pages never touched are free.
-        self._records = np.zeros((self._population, 2), np.int32)
-        self._records[ids, second] = taken + 1
-        self._free = np.flatnonzero(owners == 0).tolist()  # records that nobody owns
-        self._newest = int(table["round"][taken].max(initial=-1))
+    def _describe(self) -> dict[str, Any]:
+        return {"population": self._population, **self._layout.describe()}
+
+    def _set_commits(self, commits: list[Commit]) -> None:
+        if commits != self._commits and self._path is not None and not self._read_only:
+            write_journal(self._path.with_suffix(".json"), self._describe(), commits)
+        self._commits = commits
+
+    def _last(self) -> int:
+        return self._commits[-1].round if self._commits else -1
 
     def _ids(self, clients: np.ndarray) -> np.ndarray:
         clients = np.asarray(clients)
@@ -309,161 +274,122 @@ class RowStore:
             raise ValueError(f"clients: ids must be in [-1, {self._population}), some are not")
         return clients
 
-    def _parts_of(self, rows: PyTree, count: int) -> list[np.ndarray]:
-        """Returns the bytes of each leaf, (n, bytes of the leaf)."""
-        leaves, structure = jax.tree_util.tree_flatten(rows)
-        if structure != self._layout.structure:
-            raise ValueError(f"rows: {structure}; the store holds {self._layout.structure}")
-        leaves = [np.asarray(leaf) for leaf in jax.device_get(leaves)]
-        for leaf, expected in zip(leaves, self._layout.leaves, strict=True):
-            if leaf.shape != (count, *expected.shape) or leaf.dtype != expected.dtype:
-                raise ValueError(
-                    f"rows{expected.name}: {leaf.dtype}{list(leaf.shape)}; must be "
-                    f"{expected.dtype}{[count, *expected.shape]}"
-                )
-        return [_bytes_of(leaf) for leaf in leaves]
+    def _versions(self, until: int | None = None
+                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Records by client: (the newest of each, older ones, the rounds that followed those).
 
-    def _rounds(self, records: np.ndarray, clients: np.ndarray) -> np.ndarray:
-        """Returns the rounds of (n, 2) ``records`` + 1; -1 where there is none or it is invalid."""
-        headers = self._table[records - 1]  # of no record: the last header, masked here
-        valid = (records > 0) & (headers["client"] == clients[:, None] + 1)
-        return np.where(valid, headers["round"], -1)
+        Args:
+          until: leave out what was written after this round.
+        """
+        table = self._records.table[: self._records.used]
+        valid = (table["client"] > 0) & (table["client"] <= self._population) & (
+            table["check"] == check_of(table["client"], table["round"], table["crc"]))
+        if until is not None:
+            valid &= table["round"] <= until
+        records = np.flatnonzero(valid)
+        order = np.lexsort((table["round"][records], table["client"][records]))
+        records = records[order]
+        clients, rounds = table["client"][records], table["round"][records]
+        older = np.zeros(len(records), bool)
+        older[:-1] = clients[1:] == clients[:-1]
+        return records[~older], records[older], rounds[np.flatnonzero(older) + 1]
 
-    def _newest_records(self, clients: np.ndarray) -> np.ndarray:
-        """Returns (n,) numbers of the newest records, -1 for who has none."""
-        records = self._records[clients]
-        rounds = self._rounds(records, clients)
-        newest = np.take_along_axis(records, rounds.argmax(axis=1)[:, None], axis=1)[:, 0] - 1
-        return np.where((rounds.max(axis=1) >= 0) & (clients >= 0), newest, -1)
+    def _scan(self) -> None:
+        """Rebuilds, from the table, who owns which record."""
+        newest, older, followed = self._versions()
+        table = self._records.table
+        # (population,) newest record of each client + 1. Zeros: pages never touched are free.
+        self._newest = np.zeros(self._population, np.int32)
+        self._newest[table["client"][newest] - 1] = newest + 1
+        self._count = len(newest)
+        self._digest = int(table["check"][newest].sum(dtype=np.uint64))
+        self._newest_round = int(table["round"][newest].max(initial=-1))
+        # Records that a newer one replaced: (number, its round, the newer one's round).
+        self._replaced = np.stack([older, table["round"][older], followed])
+        owned = np.zeros(self._records.used, bool)
+        owned[newest] = owned[older] = True
+        self._free = np.flatnonzero(~owned).tolist()
+        self._release()
 
-    def _claim(self, ids: np.ndarray, round: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns which records to write and their ``first``; makes records for who needs one."""
-        committed = self._words[_COMMITTED]
-        rounds = self._rounds(self._records[ids], ids)
-        if round < 0 or round <= committed or (rounds > round).any():
+    def _release(self) -> None:
+        """Gives replaced records free that are part of no committed round."""
+        rounds = np.array([*self.rounds, np.iinfo(np.int64).max])
+        records, begin, end = self._replaced
+        needed = rounds[np.searchsorted(rounds, begin)] < end
+        self._records.table["client"][records[~needed]] = 0
+        self._free += records[~needed].tolist()
+        self._replaced = self._replaced[:, needed]
+
+    def _check_order(self, ids: np.ndarray, round: int) -> None:
+        last, table = self._last(), self._records.table
+        there = self._newest[ids]
+        newest = table["round"][there[there > 0] - 1].max(initial=-1)
+        if round < 0 or round <= last or round < newest:
             raise ValueError(
-                f"round: {round}; round {committed} is committed, and no row may be replaced by "
-                "one of an earlier round"
-            )
-        safe = np.where(rounds <= committed, rounds, -1)
-        # Not the protected row; with none, the newer row if there is one.
-        column = np.where(safe.max(axis=1) >= 0, 1 - safe.argmax(axis=1), rounds.argmax(axis=1))
-        needy = np.flatnonzero(self._records[ids, column] == 0)
-        self._records[ids[needy], column[needy]] = self._allocate(len(needy)) + 1
-        records = self._records[ids, column] - 1
-        replaced = rounds[np.arange(len(ids)), column]
-        return records, np.where(replaced > committed, self._table["first"][records], round)
+                f"round: {round}; round {last} is committed, and no row may be replaced by one of "
+                "an earlier round")
+
+    def _replace(self, ids: np.ndarray, parts: list[np.ndarray], round: int) -> None:
+        """Writes rows of present clients."""
+        before = self._newest[ids].astype(np.int64) - 1
+        had = before >= 0
+        table = self._records.table
+        rounds = np.full(len(ids), -1)
+        rounds[had] = table["round"][before[had]]
+        reuse = had & (rounds > self._last())  # part of no committed round
+        records = np.where(reuse, before, 0)
+        records[~reuse] = self._allocate(int((~reuse).sum()))
+        table = self._records.table  # it may have grown
+        checks = int(table["check"][before[had]].sum(dtype=np.uint64))
+        table["client"][records] = 0
+        crc = np.array([self._put(record, [part[i] for part in parts])
+                        for i, record in enumerate(records)], np.uint64)
+        table["round"][records] = round
+        table["crc"][records] = crc
+        table["check"][records] = check_of(ids + 1, np.full(len(ids), round), crc)
+        table["client"][records] = ids + 1  # last: from here on the rows count
+        old = had & ~reuse
+        self._replaced = np.concatenate([self._replaced, np.stack(
+            [before[old], rounds[old], np.full(int(old.sum()), round)])], axis=1)
+        self._newest[ids] = records + 1
+        self._count += int((~had).sum())
+        self._digest = (self._digest - checks + int(table["check"][records].sum(
+            dtype=np.uint64))) % _WORD
+        if len(ids):
+            self._newest_round = max(self._newest_round, round)
 
     def _allocate(self, count: int) -> np.ndarray:
         """Returns numbers of ``count`` records that nobody owns."""
-        more = count - len(self._free)
+        more, used = count - len(self._free), self._records.used
         if more > 0:
-            used = int(self._words[_USED])
-            self._grow(used + more)
-            self._words[_USED] = used + more
+            most = self._population * (len(self._commits) + 1)
+            self._records.grow(used + more, most)
             self._free += range(used, used + more)
         taken, self._free = self._free[:count], self._free[count:]
         return np.array(taken, np.int64)
 
-    def _grow(self, needed: int) -> None:
-        """Makes room for ``needed`` records, in memory and on the disk."""
-        used, size = int(self._words[_USED]), self._layout.size
-        table, rows = self._offsets(int(self._words[_DESCRIPTION]))
-        capacity = len(self._rows)
-        try:
-            if needed > capacity:
-                capacity = max(needed, 2 * capacity, _FIRST_STEP // size)
-                self._file.truncate(rows + min(capacity, 2 * self._population) * size)
-                self._map()
-            # A full disk is an error here; a write to the mapped hole would end the process.
-            if hasattr(os, "posix_fallocate"):
-                entry, fd = _HEADER.itemsize, self._file.fileno()
-                os.posix_fallocate(fd, table + used * entry, (needed - used) * entry)
-                os.posix_fallocate(fd, rows + used * size, (needed - used) * size)
-        except OSError as error:
-            raise InputError(
-                f"{self._name}: no room for {needed - used} more rows of {size} bytes: {error}"
-            ) from error
-
-    def _put(self, record: int, parts: list[np.ndarray], i: int) -> None:
-        row = self._rows[record]
+    def _put(self, record: int, parts: list[np.ndarray]) -> int:
+        """Writes a row's bytes; returns their checksum."""
+        row, crc = self._records.rows[record], 0
         for leaf, part in zip(self._layout.leaves, parts, strict=True):
-            row[leaf.start : leaf.stop] = part[i]
+            row[leaf.start : leaf.stop] = part
+            crc = zlib.crc32(part, crc)
+        return crc
+
+    def _check_row(self, record: int) -> None:
+        """Raises DamagedError where a record's bytes are not those of its checksum."""
+        row, crc = self._records.rows[record], 0
+        for leaf in self._layout.leaves:
+            crc = zlib.crc32(row[leaf.start : leaf.stop], crc)
+        header = self._records.table[record]
+        if crc != header["crc"]:
+            raise DamagedError(
+                f"{self._name}: the row of client {header['client'] - 1}, written in round "
+                f"{header['round']}, is damaged; restore the file from a copy, or start in another "
+                "work directory")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-    """One leaf of a row: its name in the pytree, and which bytes of the row it has."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    start: int
-    stop: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """How the leaves of a row follow each other in its ``size`` bytes."""
-
-    leaves: tuple[_Leaf, ...]
-    structure: Any
-    size: int
-
-    @classmethod
-    def of(cls, example: PyTree) -> _Layout:
-        flat, structure = jax.tree_util.tree_flatten_with_path(example)
-        leaves, start = [], 0
-        for keys, value in flat:
-            leaf = value if hasattr(value, "dtype") else np.asarray(value)
-            name = jax.tree_util.keystr(keys)
-            dtype = _plain(leaf.dtype, name)
-            stop = start + int(np.prod(leaf.shape, dtype=np.int64)) * dtype.itemsize
-            leaves.append(_Leaf(name, tuple(leaf.shape), dtype, start, stop))
-            start = _round_up(stop, _ALIGN)
-        return cls(tuple(leaves), structure, max(start, _ALIGN))
-
-    def describe(self, population: int) -> dict[str, Any]:
-        leaves = {leaf.name: f"{leaf.dtype.name}{list(leaf.shape)}" for leaf in self.leaves}
-        return {"population": population, "row": leaves, "row_bytes": self.size}
-
-
-def _plain(dtype: Any, name: str) -> np.dtype:
-    try:
-        dtype = np.dtype(dtype).newbyteorder("=")
-    except TypeError as error:  # typed random keys, for one
-        raise ValueError(f"example{name}: rows of {dtype} cannot be stored") from error
-    if dtype.hasobject or dtype.kind not in "?biufcV" or dtype.fields:
-        raise ValueError(f"example{name}: rows of {dtype} cannot be stored")
-    return dtype
-
-
-def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """Says in what two descriptions differ, "" if in nothing."""
-    if found == expected and list(found["row"]) == list(expected["row"]):
-        return ""
-    if found["population"] != expected["population"]:
-        return f"of {found['population']} clients, not of {expected['population']}"
-    for name in (*expected["row"], *found["row"]):
-        there, here = (side["row"].get(name, "absent") for side in (found, expected))
-        if there != here:
-            return f"row{name} is {there} in the file, {here} here"
-    return "the leaves are in another order"
-
-
-def _bytes_of(array: np.ndarray) -> np.ndarray:
-    """Returns (n, ...) ``array`` as (n, bytes per row), without a copy if it is contiguous."""
-    per_row = int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
-    if not array.size:
-        return np.zeros((len(array), per_row), np.uint8)
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(len(array), per_row)
-
-
-def _memory_file() -> BinaryIO:
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("fedfr_jax_rows"), "r+b", buffering=0)
-    return tempfile.TemporaryFile(buffering=0)
-
-
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step
+def _rounds_in_words(rounds: list[int]) -> str:
+    if not rounds:
+        return "no round"
+    return f"round{'s' * (len(rounds) > 1)} {', '.join(map(str, rounds))}"

@@ -17,6 +17,8 @@ from typing import IO, Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from fedfr_jax.atomic import write_file
+
 INK, MUTED, GRID = "#1b1d21", "#6b7078", "#e1e4e9"
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = (
     "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7")
@@ -124,5 +126,5 @@ def png(plot: Plot, folder: str | os.PathLike) -> str:
     It gets its title, which in a page stands above it: draw :func:`svg` first.
     """
     path = os.path.join(folder, f"{plot.name}.png")
-    _save_png(plot, path)
+    write_file(path, lambda file: _save_png(plot, file))
     return path

@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from fedfr_jax.atomic import write_text
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
 from fedfr_jax.reporting import plots, tables
@@ -158,9 +159,12 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
     run = data.summary.get("run", {})
     facts = []
     for key, value in run.items():
-        if key not in ("seconds", "name"):
+        if key not in ("seconds", "name", "changes"):
             label = "images/s" if key == "images_per_second" else key.replace("_", " ")
             facts.append((label, str(value) if key == "seed" else _shown(value)))
+    facts += [(f"changed after round {change['round']}", ", ".join(
+        f"{name}: {old} → {new}" for name, (old, new) in change["settings"].items()))
+        for change in run.get("changes", ())]
     known = {label for label, _ in facts}
     return facts + [(str(key).replace("_", " "), _shown(value))
                     for key, value in data.split.items()
@@ -304,7 +308,7 @@ def write_report(path: str | os.PathLike, data: ReportData) -> pathlib.Path:
         for section in drawn.values():
             for plot in section:
                 plots.png(plot, folder)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
     except OSError as error:
         raise InputError(f"the report {path} cannot be written: {error}") from error
     return path

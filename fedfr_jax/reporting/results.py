@@ -84,6 +84,19 @@ def describe_run(config: Config, name: str, rounds_done: int) -> dict[str, Any]:
             "jax": jax.__version__}
 
 
+def changes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Settings that were changed when the run was resumed, for the summary.
+
+    Args:
+      rows: of ``metrics.jsonl``.
+
+    Returns:
+      Per change the ``round`` after which it holds, and ``settings``: name -> [old, new].
+    """
+    return [{"round": row["round"], "settings": row["settings"]} for row in rows
+            if row.get("kind") == "change"]
+
+
 def describe_costs(sim: Simulation, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What a client's round costs on average, for the summary.
 

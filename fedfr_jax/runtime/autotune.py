@@ -30,6 +30,7 @@ from fedfr_jax.algorithm.pool import Batch
 from fedfr_jax.algorithm.round import local_step
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
+from fedfr_jax.atomic import write_text
 from fedfr_jax.config import Config
 from fedfr_jax.models import build
 from fedfr_jax.runtime.progress import track
@@ -266,11 +267,9 @@ def _read() -> dict[str, dict]:
 
 def _write(plans: dict[str, dict]) -> None:
     path = cache_file()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(plans, indent=1))
-        os.replace(temporary, path)
+        write_text(path, json.dumps(plans, indent=1))
     except OSError:
         pass  # a home that cannot be written to: the next run measures again
 

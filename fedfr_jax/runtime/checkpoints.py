@@ -2,20 +2,29 @@
 
 A work directory holds ``pretrained/`` (backbone and public class embeddings before
 the first round) and ``checkpoints/<round>/`` (the server; the clients' heads are in
-:mod:`fedfr_jax.runtime.client_states`).
+:mod:`fedfr_jax.runtime.client_states`). Each holds a checksum of its content, which is compared
+when it is read.
 """
 from __future__ import annotations
 
+import hashlib
+import os
 import pathlib
+import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
-from fedfr_jax.errors import InputError
+from fedfr_jax.errors import DamagedError, InputError
 
 PyTree = Any
+FOLDER = "checkpoints"
+_SET_ASIDE = "set-aside"
+_CHECK = "sha256"  # beside the tree, so that Orbax writes it in the same transaction
 
 
 class RoundCheckpoints:
@@ -27,52 +36,104 @@ class RoundCheckpoints:
     """
 
     def __init__(self, workdir, *, keep: int = 2):
-        self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
-        self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep))
+        self._workdir = pathlib.Path(workdir).absolute()
+        self._folder, self._keep = self._workdir / FOLDER, keep
+        self._manager: ocp.CheckpointManager | None = None  # once something is saved
 
     def __enter__(self):
         return self
 
     def __exit__(self, *unused):
-        self._manager.close()  # waits for a checkpoint under way
+        if self._manager is not None:
+            self._manager.close()
 
-    def save(self, round_index: int, state: PyTree) -> None:
-        """Starts saving ``state`` as it is after ``round_index`` rounds."""
-        if self._manager.latest_step() == round_index:
-            return
-        self._manager.save(round_index, args=ocp.args.StandardSave(
-            serialization.to_state_dict(state)))
+    def save(self, round_index: int, state: PyTree) -> list[int]:
+        """Saves ``state`` as it is after ``round_index`` rounds, then deletes what is too old.
 
-    def wait(self) -> None:
-        """Returns when the checkpoint under way is complete."""
-        self._manager.wait_until_finished()
+        Returns:
+          The rounds whose checkpoints are there.
+        """
+        if self._manager is None:
+            # What is no longer kept is deleted here, after the new one is complete.
+            options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        if round_index not in self._manager.all_steps():
+            tree = serialization.to_state_dict(jax.device_get(state))
+            self._manager.save(round_index, args=ocp.args.StandardSave(
+                {"tree": tree, _CHECK: _digest(tree, round_index)}), force=True)
+            self._manager.wait_until_finished()
+        for old in sorted(self._manager.all_steps())[:-self._keep]:
+            self._manager.delete(old)
+        return sorted(self._manager.all_steps())
 
-    def latest(self) -> int | None:
-        """Number of rounds done in the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+    def rounds(self) -> list[int]:
+        """Numbers of rounds done of the complete checkpoints, oldest first."""
+        # Orbax gives a folder its number when it is complete.
+        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdigit())
 
-    def restore(self, example: PyTree) -> PyTree:
-        """The newest checkpoint.
+    def restore(self, example: PyTree, round_index: int | None = None) -> PyTree:
+        """A checkpoint.
 
         Args:
           example: state of the same structure and shapes (values are not looked at).
+          round_index: which one; None: the newest.
 
         Raises:
-          InputError: there is none, or it does not fit ``example``.
+          InputError: there is none.
+          DamagedError: it is damaged, or does not fit ``example``.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            raise InputError(f"{self._folder} holds no checkpoint; start without --resume")
-        return _fitting(example, f"{self._folder}/{step}", lambda like: self._manager.restore(
-            step, args=ocp.args.StandardRestore(like)))
+        rounds = self.rounds()
+        if not rounds:
+            raise InputError(f"{self._folder} holds no checkpoint: no round of the run was saved; "
+                             "train with --resume")
+        step = rounds[-1] if round_index is None else round_index
+        return _restored(example, self._folder / str(step) / "default", step)
+
+    def set_aside(self, round_index: int) -> pathlib.Path:
+        """Moves a damaged checkpoint out of the way, before any is saved; returns where to."""
+        target = self._workdir / _SET_ASIDE / f"checkpoint-{round_index}"
+        if jax.process_index() == 0:
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(self._folder / str(round_index), target)
+        return target
+
+
+def newest_whole(checkpoints: RoundCheckpoints, example: PyTree, check: Callable[[int], None]
+                 ) -> tuple[int, PyTree, dict[int, str]] | None:
+    """The newest checkpoint that is not damaged, with the clients' state of its round.
+
+    Args:
+      checkpoints: of the run.
+      example: as for :meth:`RoundCheckpoints.restore`.
+      check: raises DamagedError where the clients' state of a round is damaged.
+
+    Returns:
+      (round, server, round -> what is wrong with a newer one); None where there is none at all.
+
+    Raises:
+      InputError: none can be used.
+    """
+    damaged: dict[int, str] = {}
+    for round_index in reversed(checkpoints.rounds()):
+        try:
+            server = checkpoints.restore(example, round_index)
+            check(round_index)
+        except DamagedError as error:
+            damaged[round_index] = str(error)
+            continue
+        return round_index, server, damaged
+    if damaged:
+        raise DamagedError(f"no checkpoint can be used: {next(iter(damaged.values()))}")
+    return None
 
 
 def save_pytree(folder, tree: PyTree) -> None:
     """Writes one pytree into a folder, replacing what was there."""
+    tree = serialization.to_state_dict(jax.device_get(tree))
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(pathlib.Path(folder).absolute(), {"tree": serialization.to_state_dict(
-            jax.device_get(tree))}, force=True)
+        checkpointer.save(pathlib.Path(folder).absolute(),
+                          {"tree": tree, _CHECK: _digest(tree)}, force=True)
 
 
 def load_pytree(folder, example: PyTree) -> PyTree:
@@ -83,21 +144,44 @@ def load_pytree(folder, example: PyTree) -> PyTree:
       example: a pytree of the same structure and shapes.
 
     Raises:
-      InputError: the folder is missing, or does not fit ``example``.
+      InputError: the folder is missing.
+      DamagedError: it is damaged, or does not fit ``example``.
     """
     folder = pathlib.Path(folder).absolute()
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; it should be a checkpoint folder")
-    with ocp.StandardCheckpointer() as checkpointer:
-        return _fitting(example, folder, lambda like: checkpointer.restore(
-            folder, {"tree": like})["tree"])
+    return _restored(example, folder)
 
 
-def _fitting(example: PyTree, where, restore) -> PyTree:
+def digest_of(tree: PyTree) -> str:
+    """SHA-256 of a pytree's content, as text."""
+    return _digest(serialization.to_state_dict(jax.device_get(tree))).tobytes().hex()
+
+
+def _digest(tree: PyTree, round_index: int | None = None) -> np.ndarray:
+    """(32,) uint8 SHA-256 of names, types, shapes and values, and of what they are of."""
+    found = hashlib.sha256(str(round_index).encode())
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        found.update(array.reshape(-1).view(np.uint8))
+    return np.frombuffer(found.digest(), np.uint8)
+
+
+def _restored(example: PyTree, folder: pathlib.Path, round_index: int | None = None) -> PyTree:
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, serialization.to_state_dict(example))
+    like = {"tree": like, _CHECK: jax.ShapeDtypeStruct((32,), np.uint8)}
     try:
-        found = restore(like)
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-        raise InputError(f"{where} is not a checkpoint of these settings (model, clients and "
-                         f"identities must be the same as when it was saved): {error}") from error
-    return serialization.from_state_dict(example, found)
+        with ocp.StandardCheckpointer() as checkpointer:
+            found = checkpointer.restore(folder, like)
+    except Exception as error:  # Orbax and TensorStore raise of all kinds for damaged files
+        raise DamagedError(
+            f"{folder} is not a checkpoint of these settings (model, clients and identities must "
+            f"be the same as when it was saved), or is damaged: {_first_line(error)}") from error
+    if not np.array_equal(_digest(found["tree"], round_index), found[_CHECK]):
+        raise DamagedError(f"{folder} is damaged: its content does not match its checksum")
+    return serialization.from_state_dict(example, found["tree"])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,13 +1,14 @@
-"""The clients' heads between rounds: on the host, fetched for a cohort and written back.
+"""The clients' heads between rounds: on the host, handed out for a cohort and taken back.
 
-While a round runs on the devices the host writes what the round before left and reads what
-the next one needs; only the rows of clients that take part twice in a row wait for the
-round's end. Where the next cohort is the same, its heads stay on the devices.
+:class:`ClientStates` alone knows where the newest heads of a client are: on the devices, on the
+host and not yet written, or in the store. While a round runs on the devices the host writes what
+the round before left and reads what the next one needs.
 """
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,99 +36,196 @@ def open_store(sim: Simulation, workdir: str | pathlib.Path | None) -> RowStore:
     """The heads of this process' clients, in the work directory or (None) in memory.
 
     Raises:
-      InputError: the run was made with other settings or another number of processes.
+      InputError: the run was made with other settings or another number of processes, or the
+        files are damaged.
     """
-    shapes = head_shapes(sim.spec, sim.schedule.most_identities,
-                         sim.config.population.previous)
     if workdir is None:
-        return RowStore(shapes, len(sim.schedule.clients), None)
+        return RowStore(_shapes(sim), len(sim.schedule.clients), None)
     path = store_path(workdir, jax.process_index(), jax.process_count())
     path.parent.mkdir(parents=True, exist_ok=True)
-    others = [p.name for p in path.parent.glob("process-*-of-*.rows")
-              if not p.name.endswith(f"-of-{jax.process_count()}.rows")]
+    others = [p.name for p in path.parent.glob("process-*-of-*.json")
+              if not p.stem.endswith(f"-of-{jax.process_count()}")]
     if others:
         raise InputError(f"{path.parent} holds {others[0]}: the run was made with another number "
                          f"of processes than {jax.process_count()}; go on with as many")
-    return RowStore(shapes, len(sim.schedule.clients), path)
+    return RowStore(_shapes(sim), len(sim.schedule.clients), path)
 
 
-class CohortHeads:
+def open_stores(sim: Simulation, workdir: str | pathlib.Path) -> list[RowStore]:
+    """The heads of all processes' clients, to be read only.
+
+    Raises:
+      InputError: there are none, some are missing, or they are damaged.
+    """
+    folder = pathlib.Path(workdir) / FOLDER
+    found = sorted(folder.glob("process-*-of-*.json"))
+    if not found:
+        raise InputError(f"{folder} holds no clients' heads; train first, or restore it from a "
+                         "copy")
+    processes = int(found[0].stem.split("-")[-1])
+    paths = [store_path(workdir, p, processes) for p in range(processes)]
+    missing = [p for p in paths if not p.with_suffix(".json").exists()]
+    if missing:
+        raise InputError(f"{missing[0]} is missing; the run had {processes} processes, copy the "
+                         "files of all of them here")
+    return [RowStore(_shapes(sim), len(sim.schedule.clients), p, read_only=True) for p in paths]
+
+
+def _shapes(sim: Simulation) -> PyTree:
+    return head_shapes(sim.spec, sim.schedule.most_identities, sim.config.population.previous)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Heads of some slots on the host: (C,) clients, whether each is known, rows (C, ...)."""
+
+    clients: np.ndarray
+    known: np.ndarray
+    rows: PyTree
+
+    def with_newer(self, newer: _Rows) -> _Rows:
+        """These rows, with those that ``newer`` has of the same clients."""
+        _, here, there = np.intersect1d(self.clients, newer.clients, return_indices=True)
+        real = self.clients[here] >= 0
+        here, there = here[real], there[real]
+        known = self.known.copy()
+        known[here] = newer.known[there]
+
+        def put(old, new):
+            old = np.array(old)
+            old[here] = new[there]
+            return old
+
+        return _Rows(self.clients, known, jax.tree.map(put, self.rows, newer.rows))
+
+
+class ClientStates:
     """Hands out the heads of each round's cohort and takes them back.
+
+    Its methods may be called in any order. What :meth:`read_ahead` fetched is brought up to date
+    by what :meth:`take_back` brings, so that writing in between, as for an evaluation, changes
+    nothing; and what has not come back from a round is never taken for its result.
 
     Args:
       sim: the simulation.
-      store: of this process' clients.
+      store: of this process' clients, as after ``round_index`` rounds. Nobody else writes to it.
+      round_index: rounds done.
       start: from :func:`fedfr_jax.runtime.simulation.compile_start`.
       pretrained: variables, on the devices.
       key: for the random parts of initial heads.
     """
 
-    def __init__(self, sim: Simulation, store: RowStore, start: Callable, pretrained: PyTree, key):
+    def __init__(self, sim: Simulation, store: RowStore, round_index: int, start: Callable,
+                 pretrained: PyTree, key):
         self._sim, self._store, self._start = sim, store, start
         self._pretrained, self._key = pretrained, key
         self._on_device: tuple[np.ndarray, Heads] | None = None  # slots' clients, their heads
-        self._unwritten: tuple[np.ndarray, Heads, int] | None = None
+        self._round = round_index  # of which the host has everything
+        self._newer: int | None = None  # round of what is on the devices alone
+        self._unwritten: tuple[_Rows, int] | None = None  # newer than the store
+        self._ahead: _Rows | None = None  # as new as the store and what is unwritten
 
-    def read_ahead(self, clients: np.ndarray) -> tuple[np.ndarray, Heads]:
-        """(known (C,), stored heads) of the next round's slots of this process."""
-        return self._store.known(clients), self._store.read(clients)
-
-    def fetch(self, clients: np.ndarray, ahead: tuple[np.ndarray, Heads] | None,
-              cohort) -> Heads:
-        """The heads of a round, on the devices.
+    def hand_out(self, clients: np.ndarray, cohort) -> Heads:
+        """The heads of a round, on the devices; the round may give their memory away.
 
         Args:
           clients: (C,) this process' slots.
-          ahead: from :meth:`read_ahead`, called before the last round's end; None: read now.
           cohort: the round's data, for clients that have no head yet.
         """
         if self._on_device is not None and np.array_equal(self._on_device[0], clients):
-            return self._on_device[1]
-        known, rows = ahead or self.read_ahead(clients)
-        if self._unwritten is not None:
-            known, rows = _put_newer(clients, known, rows, *self._unwritten[:2])
+            heads, self._on_device = self._on_device[1], None
+            return heads
+        self._to_host()
+        self._on_device = None
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or not np.array_equal(ahead.clients, clients):
+            ahead = self._read(clients)
         mesh = self._sim.layout.mesh
-        heads = engine.spread(rows, mesh)
+        heads = engine.spread(ahead.rows, mesh)
+        known = ahead.known
         if known[clients >= 0].all() and jax.process_count() == 1:  # else all run the program
             return heads
         return self._start(heads, engine.spread(known, mesh), self._pretrained, self._sim.public,
                            cohort, self._key)
 
-    def keep(self, clients: np.ndarray, heads: Heads, round_index: int, *, to_host: bool) -> None:
+    def read_ahead(self, clients: np.ndarray) -> None:
+        """Reads the heads of the next round's slots of this process."""
+        self._ahead = self._read(clients)
+
+    def take_back(self, clients: np.ndarray, heads: Heads, round_index: int, *,
+                  to_host: bool) -> None:
         """Takes the heads after ``round_index`` rounds.
 
         Args:
-          to_host: copy them to the host, to be written by :meth:`write`; needed where the
-            next cohort is another one, and before a checkpoint.
+          to_host: copy them to the host at once, which cannot be done later if the next round is
+            handed out the same heads.
         """
-        self._on_device = (clients, heads)
+        self._on_device, self._newer = (clients, heads), round_index
         if to_host:
-            self._unwritten = (clients, engine.local_rows(heads), round_index)
+            self._to_host()
+
+    def pass_over(self, round_index: int) -> None:
+        """Notes that nobody took part in the round after which ``round_index`` rounds are done."""
+        self._to_host()
+        self._round = round_index
 
     def write(self) -> None:
-        """Puts what :meth:`keep` copied to the host into the store."""
+        """Puts what is on the host into the store."""
         if self._unwritten is not None:
-            self._store.write(*self._unwritten)
+            newer, round_index = self._unwritten
+            self._store.write(newer.clients, newer.rows, round_index)
             self._unwritten = None
 
+    def commit(self, round_index: int) -> None:
+        """Makes the heads those of ``round_index``, durably.
 
-def _put_newer(clients, known, rows, newer_clients, newer_rows):
-    """Replaces rows that were read before the last round had written them."""
-    _, here, there = np.intersect1d(clients, newer_clients, return_indices=True)
-    real = clients[here] >= 0
-    here, there = here[real], there[real]
-    known = known.copy()
-    known[here] = True
+        Raises:
+          RuntimeError: the host has not got them.
+        """
+        self._settle(round_index)
+        self._store.commit(round_index)
 
-    def put(old, new):
-        old = np.array(old)
-        old[here] = new[there]
-        return old
+    def models(self, round_index: int, backbone: PyTree
+               ) -> Callable[[int], tuple[PyTree, PyTree]]:
+        """The personalized models after ``round_index`` rounds; see :func:`personal_models`.
 
-    return known, jax.tree.map(put, rows, newer_rows)
+        Args:
+          backbone: the global variables after as many.
+
+        Raises:
+          RuntimeError: the host has not got them.
+        """
+        self._settle(round_index)
+        return personal_models(self._sim, [self._store], backbone)
+
+    def _settle(self, round_index: int) -> None:
+        """Puts everything into the store, if that is the state after so many rounds."""
+        if self._on_device is not None:
+            self._to_host()
+        if round_index != self._round:
+            raise RuntimeError(f"the host has the heads after round {self._round}, not those "
+                               f"after {round_index}")
+        self.write()
+
+    def _to_host(self) -> None:
+        """Copies what the devices alone have."""
+        if self._newer is None:
+            return
+        if self._on_device is None:
+            raise RuntimeError(f"the heads after round {self._newer} were given to a later round")
+        self.write()
+        clients, heads = self._on_device
+        newer = _Rows(clients, clients >= 0, engine.local_rows(heads))
+        self._unwritten, self._round, self._newer = (newer, self._newer), self._newer, None
+        if self._ahead is not None:
+            self._ahead = self._ahead.with_newer(newer)
+
+    def _read(self, clients: np.ndarray) -> _Rows:
+        found = _Rows(clients, self._store.known(clients), self._store.read(clients))
+        return found if self._unwritten is None else found.with_newer(self._unwritten[0])
 
 
-def personal_models(sim: Simulation, workdir,
+def personal_models(sim: Simulation, stores: Sequence[RowStore],
                     backbone: PyTree) -> Callable[[int], tuple[PyTree, PyTree]]:
     """``client number -> (variables, transform)`` of its personalized model.
 
@@ -137,14 +235,13 @@ def personal_models(sim: Simulation, workdir,
     previous backbones are not kept, a client's transform follows the global one.
 
     Args:
-      workdir: of the run, or an open :class:`RowStore`.
+      stores: one per process of the run, all of them of the server's round.
       backbone: the global variables after the last round.
     """
     transform = TRANSFORMS[sim.spec.terms.transform]
     untrained = transform.init(jax.random.key(0), sim.backbone.embedding)
     if sim.spec.recipe.union:
         return lambda client: (backbone, untrained)
-    stores = _open_all(sim, workdir)
 
     def model(client):
         store = stores[client % len(stores)]
@@ -157,20 +254,3 @@ def personal_models(sim: Simulation, workdir,
                 row.transform)
 
     return model
-
-
-def _open_all(sim: Simulation, where) -> list[RowStore]:
-    if isinstance(where, RowStore):
-        return [where]
-    shapes = head_shapes(sim.spec, sim.schedule.most_identities,
-                         sim.config.population.previous)
-    found = sorted((pathlib.Path(where) / FOLDER).glob("process-*-of-*.rows"))
-    if not found:
-        raise InputError(f"{pathlib.Path(where) / FOLDER} holds no clients' heads; train first")
-    processes = int(found[0].stem.split("-")[-1])
-    paths = [store_path(where, p, processes) for p in range(processes)]
-    missing = [p for p in paths if not p.exists()]
-    if missing:
-        raise InputError(f"{missing[0]} is missing; the run had {processes} processes, copy the "
-                         "files of all of them here")
-    return [RowStore(shapes, len(sim.schedule.clients), p) for p in paths]

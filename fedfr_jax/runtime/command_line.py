@@ -1,7 +1,6 @@
 """What the commands share."""
 from __future__ import annotations
 
-import contextlib
 import pathlib
 import re
 import sys
@@ -12,6 +11,8 @@ from absl import app, flags, logging
 
 from fedfr_jax.config import config_path, default_config, setting_names, unknown
 from fedfr_jax.errors import ConfigError, InputError
+from fedfr_jax.runtime import interrupts
+from fedfr_jax.runtime.endings import reports_input_errors
 
 
 def with_config_files(argv: Sequence[str]) -> list[str]:
@@ -50,7 +51,8 @@ def run_command(command: Callable[[], None]) -> None:
     def main(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
-        with reports_input_errors():
+        interrupts.install()
+        with reports_input_errors(getattr(flags.FLAGS, "workdir", None)):
             logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
             command()
 
@@ -88,16 +90,3 @@ def folder_of_process(workdir: str | pathlib.Path) -> pathlib.Path:
     """Where this process writes its own files: the work directory for process 0."""
     folder = pathlib.Path(workdir)
     return folder / "processes" / str(jax.process_index()) if jax.process_index() else folder
-
-
-@contextlib.contextmanager
-def reports_input_errors():
-    """Ends the program with one readable line where input is bad or training diverged.
-
-    Other errors pass: they are the program's own, and a traceback helps.
-    """
-    try:
-        yield
-    except (InputError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None

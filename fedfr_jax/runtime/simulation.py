@@ -35,8 +35,9 @@ from fedfr_jax.engine.layout import Layout
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.population.cohort_data import PublicData
-from fedfr_jax.population.images import ClientImages, open_client_images
+from fedfr_jax.population.images import ClientImages, choose_kind, open_client_images
 from fedfr_jax.population.schedule import Schedule, make_schedule
+from fedfr_jax.runtime import memory
 from fedfr_jax.runtime.autotune import cohort_size, most_lanes, settle
 from fedfr_jax.runtime.progress import track
 
@@ -171,6 +172,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     Raises:
       ConfigError, InputError: a setting or a file does not fit, before any long work.
     """
+    memory.check_plan(config)
     if source is None:
         with track("opening the data", None, "", keep=False):
             source = data_sources.open_source(config.data)
@@ -190,6 +192,8 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
                              layout.mesh.size)
     backbone, spec = make_spec(config)
     _check_gradient_batch(config, backbone)
+    memory.check_images(config, split, choose_kind(config.data, source, split.clients), schedule,
+                        spec)
     evaluated = evaluated_clients(len(split.clients), config.eval.clients, config.data.seed)
     with track("reading images", None, "", keep=False):
         public = engine.replicate(PublicData(

@@ -14,27 +14,34 @@ complete, so a run that is killed leaves no half-written one behind.
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from fedfr_jax.data.arrays import load_arrays
-from fedfr_jax.errors import InputError
+from fedfr_jax.atomic import write_text
+from fedfr_jax.errors import DamagedError, InputError
+from fedfr_jax.runtime.evaluation_file import EVALUATION, write_evaluation
+from fedfr_jax.runtime.evaluation_file import read_evaluation as read_evaluation  # noqa: PLC0414 - part of this module
+from fedfr_jax.runtime.metrics_file import line_of, read_rows
 
-CONFIG, METRICS, SUMMARY, EVALUATION, TENSORBOARD = (
-    "config.json", "metrics.jsonl", "summary.json", "evaluation.npz", "tensorboard")
-_MAY_CHANGE = ("fed.rounds", "eval.", "engine.", "checkpoint.", "data.workers",
-               "data.max_megapixels", "data.images", "data.resident_gib",
-               "data.verification_sets", "data.verification_labels")
-_IMAGE_KEYS = {"hard_negatives": ("local_image", "public_image"),
-               "mistakes": ("image_a", "image_b")}
+CONFIG, METRICS, SUMMARY, TENSORBOARD = (
+    "config.json", "metrics.jsonl", "summary.json", "tensorboard")
+_DIGESTS = "config.json.sha256"
+# What a resumed run may change: a rate that diverged, how long, what is measured, how it runs.
+_MAY_CHANGE = ("fed.rounds", "fed.lr", "fed.lr_decay", "fed.lr_decay_epochs", "fed.momentum",
+               "fed.weight_decay", "fed.server_lr", "fed.server_momentum", "fed.server_beta2",
+               "fed.server_epsilon", "eval.", "engine.", "checkpoint.", "data.workers",
+               "data.max_megapixels", "data.images", "data.resident_gib", "data.root",
+               "data.verification_sets", "data.verification_labels", "population.schedule",
+               "population.availability")
 
 
 def plain(value: Any) -> Any:
@@ -65,23 +72,24 @@ def plain(value: Any) -> Any:
     return plain(array.tolist())
 
 
-def _replace(path: pathlib.Path, write) -> None:
-    """Calls ``write(file)`` on a temporary file, then gives it the name ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes ``value`` (see :func:`plain`) as indented JSON, all of it or nothing."""
-    text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
-    _replace(pathlib.Path(path), lambda file: file.write(text.encode()))
+    write_text(path, _json(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+
+
+def announce_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Notes the digest of a new ``config.json``, beside that of the file that is there.
+
+    Called before the file is written, so that a kill between the two leaves one that is known.
+    """
+    path = pathlib.Path(workdir) / _DIGESTS
+    earlier = path.read_text().split()[-1:] if path.exists() else []
+    new = hashlib.sha256(_json(config).encode()).hexdigest()
+    write_text(path, "\n".join([*earlier, new]) + "\n")
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -104,8 +112,19 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
-    """The resolved settings of a run (``config.json``); raises as :func:`read_json`."""
-    return read_json(pathlib.Path(workdir) / CONFIG)
+    """The resolved settings of a run (``config.json``).
+
+    Raises:
+      InputError: as :func:`read_json`.
+      DamagedError: the file is not as it was written.
+    """
+    path = pathlib.Path(workdir) / CONFIG
+    config, digests = read_json(path), path.with_name(_DIGESTS)
+    if digests.exists() and hashlib.sha256(path.read_bytes()).hexdigest().encode() not in (
+            digests.read_bytes().split()):
+        raise DamagedError(f"{path} is damaged or was changed by hand; restore it, and give other "
+                           "settings on the command line")
+    return config
 
 
 def read_summary(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -120,31 +139,9 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     left out unless it is complete.
 
     Raises:
-      InputError: the file is missing, or another line is not a JSON object.
+      InputError: the file is missing, or another line is damaged.
     """
-    path = pathlib.Path(workdir) / METRICS
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: is {path.parent} the work directory of a run?"
-                         ) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text ({error}); delete it or restore it") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                break
-            raise InputError(f"{path}, line {number}, is not valid JSON ({error}); delete that "
-                             "line or restore the file") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}, is not a JSON object; delete that line")
-        rows.append(row)
-    return rows
+    return read_rows(pathlib.Path(workdir) / METRICS)
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple]:
@@ -181,33 +178,64 @@ def open_run(
       config: resolved settings, nested dicts.
       resume: take up the run that is there; where there is none, a new one
         starts. The caller then drops the rows that the restored state has not
-        seen with :meth:`RunWriter.truncate_after`.
+        seen with :meth:`RunWriter.truncate_after`. A change of settings becomes
+        a row of kind "change".
       may_change: settings that a resumed run may change, by dotted name; a name
-        that ends in a dot stands for all below it.
+        that ends in a dot stands for all below it, "" for all.
 
     Raises:
       InputError: the directory cannot be made, holds a run and ``resume`` is
         off, or the run to resume had other settings.
     """
-    workdir = pathlib.Path(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the work directory {workdir} cannot be made: {error}") from error
+    workdir = make_folder(workdir)
     if holds_run(workdir) and not resume:
         raise InputError(f"{workdir} already holds a run; continue it with --resume, or choose "
                          "another --workdir")
+    writer = RunWriter(workdir)
     if resume and (workdir / CONFIG).exists():
-        changed = changed_settings(read_config(workdir), config)
-        fixed = [f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()
-                 if not any(key == name or (name.endswith(".") and key.startswith(name))
-                            for name in may_change)]
-        if fixed:
-            raise InputError(f"the run in {workdir} had other settings ({'; '.join(fixed)}); "
-                             "resume it with the ones in its config.json, or choose another "
-                             "--workdir")
+        changed = check_changes(workdir, read_config(workdir), config, may_change)
+        writer.append_change(changed)
     write_json(workdir / CONFIG, config)
-    return RunWriter(workdir)
+    return writer
+
+
+def check_changes(workdir: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any],
+                  may_change: Sequence[str] = _MAY_CHANGE) -> dict[str, tuple]:
+    """What differs between a run's settings and new ones, if all of it may change.
+
+    Args:
+      workdir: of the run, for the message.
+      old, new: nested dicts.
+      may_change: as for :func:`open_run`.
+
+    Returns:
+      As :func:`changed_settings`.
+
+    Raises:
+      InputError: something else differs.
+    """
+    changed = changed_settings(old, new)
+    fixed = [f"{key}: {before!r} -> {after!r}" for key, (before, after) in changed.items()
+             if not any(name in ("", key) or (name.endswith(".") and key.startswith(name))
+                        for name in may_change)]
+    if fixed:
+        raise InputError(f"the run in {workdir} had other settings ({'; '.join(fixed)}); go on "
+                         "with the ones in its config.json, or choose another --workdir")
+    return changed
+
+
+def make_folder(folder: str | os.PathLike) -> pathlib.Path:
+    """Makes a work directory; ``~`` is the home directory.
+
+    Raises:
+      InputError: it cannot be made.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the work directory {folder} cannot be made: {error}") from error
+    return folder
 
 
 class RunWriter:
@@ -223,6 +251,7 @@ class RunWriter:
         self.workdir = pathlib.Path(workdir)
         self._boards: dict[str, SummaryWriter] = {}
         self._purge: dict[str, int] = {}  # first step of each kind that is written anew
+        self._ends_whole = False  # whether the last line of the metrics was looked at
 
     def __enter__(self) -> RunWriter:
         return self
@@ -247,10 +276,35 @@ class RunWriter:
         missing = [key for key in ("kind", *needed.get(kind, ())) if row.get(key) is None]
         if missing:
             raise InputError(f"a row of {METRICS} lacks {', '.join(missing)}: {row}")
+        self._end_last_line()
         with open(self.workdir / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.write(line_of(row))
         if kind in needed:
             self._to_board(kind, row)
+
+    def append_change(self, changed: Mapping[str, tuple]) -> None:
+        """Adds a row that tells of changed settings, unless the last one does.
+
+        Args:
+          changed: from :func:`changed_settings`.
+        """
+        rows = read_metrics(self.workdir) if (self.workdir / METRICS).exists() else []
+        done = max((row["round"] for row in rows if row.get("kind") == "round"), default=0)
+        row = plain({"kind": "change", "round": done, "settings": changed})
+        if changed and row not in [r for r in rows if r.get("kind") == "change"][-1:]:
+            self.append(row)
+
+    def _end_last_line(self) -> None:
+        """Ends or drops the line that a killed run has left incomplete."""
+        path = self.workdir / METRICS
+        if not self._ends_whole and path.exists():
+            text = path.read_bytes()
+            if text and not text.endswith(b"\n"):
+                self._rewrite(read_metrics(self.workdir))
+        self._ends_whole = True
+
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        write_text(self.workdir / METRICS, "".join(map(line_of, rows)))
 
     def _to_board(self, kind: str, row: Mapping[str, Any]) -> None:
         step = row["step" if kind == "pretrain" else "round"]
@@ -272,7 +326,8 @@ class RunWriter:
 
         Args:
           round: the restored round (0 = before the first); "round" and
-            "evaluation" rows beyond it go. -1 drops all of them.
+            "evaluation" rows beyond it go, and a "change" beyond it is now of it. -1
+            drops all of them.
           pretrain_epoch: if given, "pretrain" rows beyond this epoch go as well.
 
         Returns:
@@ -290,9 +345,10 @@ class RunWriter:
                 return pretrain_epoch is None or row.get("epoch", 0) <= pretrain_epoch
             return row.get("round") is None or row["round"] <= round
 
+        rows = [row | {"round": round} if row.get("kind") == "change" and row["round"] > round >= 0
+                else row for row in rows]
         kept = [row for row in rows if stays(row)]
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
-        _replace(path, lambda file: file.write(text.encode()))
+        self._rewrite(kept)
         steps = [row["step"] for row in kept if row.get("kind") == "pretrain"]
         self._purge = {"pretrain": max(steps, default=-1) + 1,
                        "round": round + 1, "evaluation": round + 1}
@@ -316,78 +372,3 @@ class RunWriter:
         for board in self._boards.values():
             board.close()
         self._boards = {}
-
-
-def _name(*parts: str) -> str:
-    return "/".join(quote(str(part), safe=" :@.,()=") for part in parts)
-
-
-def write_evaluation(
-    workdir: str | os.PathLike, *, rocs: Mapping[str, Mapping[str, tuple]],
-    per_client: Mapping[str, Mapping[str, np.ndarray]],
-    faces: np.ndarray | None = None, hard_negatives: Sequence[Mapping] = (),
-    mistakes: Sequence[Mapping] = (),
-) -> None:
-    """Writes ``evaluation.npz``: the arrays from which the report can be drawn again.
-
-    Args:
-      workdir: the run's directory.
-      rocs: protocol -> model -> (far (n,), tar (n,)).
-      per_client: metric -> model -> (C,) values.
-      faces: (rows, cols, S, S, 3) uint8 or None.
-      hard_negatives: dicts of client, local_image, public_image (S, S, 3) uint8, cosine.
-      mistakes: dicts of kind, model, client, image_a, image_b (S, S, 3) uint8, score, threshold.
-
-    Raises:
-      InputError: a value is not an array of numbers or text.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    for protocol, curves in rocs.items():
-        for model, (far, tar) in curves.items():
-            arrays[_name("roc", protocol, model, "far")] = np.asarray(far)
-            arrays[_name("roc", protocol, model, "tar")] = np.asarray(tar)
-    for metric, models in per_client.items():
-        for model, values in models.items():
-            arrays[_name("per_client", metric, model)] = np.asarray(values)
-    if faces is not None:
-        arrays["faces"] = np.asarray(faces)
-    for part, examples in (("hard_negatives", hard_negatives), ("mistakes", mistakes)):
-        for number, example in enumerate(examples):
-            for key, value in example.items():
-                arrays[_name(part, f"{number:06d}", key)] = np.asarray(value)
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biufU":
-            raise InputError(f"{name} of {EVALUATION} is not an array of numbers or text")
-    _replace(pathlib.Path(workdir) / EVALUATION,
-             lambda file: np.savez_compressed(file, **arrays))
-
-
-def read_evaluation(workdir: str | os.PathLike) -> dict[str, Any]:
-    """Reads ``evaluation.npz`` back: the keyword arguments of :func:`write_evaluation`.
-
-    Raises:
-      InputError: the file is missing or corrupt.
-    """
-    path = pathlib.Path(workdir) / EVALUATION
-    if not path.exists():
-        raise InputError(f"{path} does not exist: the run in {path.parent} was not evaluated")
-    result: dict[str, Any] = {"rocs": {}, "per_client": {}, "faces": None}
-    examples: dict[str, dict[str, dict]] = {"hard_negatives": {}, "mistakes": {}}
-    try:
-        for name, array in load_arrays(path).items():
-            part, *keys = (unquote(item) for item in name.split("/"))
-            if part == "faces":
-                result["faces"] = array
-            elif part == "roc":
-                result["rocs"].setdefault(keys[0], {}).setdefault(keys[1], {})[keys[2]] = array
-            elif part == "per_client":
-                result["per_client"].setdefault(keys[0], {})[keys[1]] = array
-            else:
-                value = array if keys[1] in _IMAGE_KEYS[part] else array.item()
-                examples[part].setdefault(keys[0], {})[keys[1]] = value
-    except (ValueError, KeyError, IndexError) as error:
-        raise InputError(f"{path} cannot be read ({error}); evaluate the run again") from error
-    result["rocs"] = {protocol: {model: (curve["far"], curve["tar"])
-                                 for model, curve in curves.items()}
-                      for protocol, curves in result["rocs"].items()}
-    return result | {part: list(found.values()) for part, found in examples.items()}

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from small import ROOT
 
-from fedfr_jax.errors import InputError
-from fedfr_jax.population import store as population
+from fedfr_jax.errors import DamagedError, InputError
+from fedfr_jax.population import records
 from fedfr_jax.population.store import RowStore
 
 EXAMPLE = {"w": jax.ShapeDtypeStruct((3,), np.float32), "n": np.int32(0)}
@@ -49,7 +49,7 @@ def state(store):
 
 @pytest.fixture(params=["file", "memory"])
 def path(request, tmp_path):
-    return tmp_path / "rows" if request.param == "file" else None
+    return tmp_path / "a.rows" if request.param == "file" else None
 
 
 def test_rows_of_all_kinds_come_back(path):
@@ -84,17 +84,16 @@ def test_rows_of_all_kinds_come_back(path):
 
 
 def test_a_file_keeps_what_was_written(tmp_path):
-    with RowStore(EXAMPLE, 10, tmp_path / "rows") as store:
+    with RowStore(EXAMPLE, 10, tmp_path / "a.rows") as store:
         put(store, [3, 8], 1)
         store.commit(1)
         put(store, [3, 0], 2)
-        store.flush()
-    with RowStore(EXAMPLE, 10, tmp_path / "rows") as store:
+    with RowStore(EXAMPLE, 10, tmp_path / "a.rows") as store:
         assert state(store) == {0: 2, 3: 2, 8: 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["rows"]
+    assert {file.name for file in tmp_path.iterdir()} == {"a.rows", "a.table", "a.json"}
 
 
-def test_rewind_forgets_what_no_checkpoint_has(path):
+def test_rewind_goes_back_to_any_round_that_is_kept(path):
     store = RowStore(EXAMPLE, 10, path)
     put(store, [1, 2], 1)
     store.rewind(0)  # killed before the first checkpoint
@@ -111,58 +110,98 @@ def test_rewind_forgets_what_no_checkpoint_has(path):
     put(store, [2, 1], 3)
     store.rewind(2)
     assert state(store) == {1: 1, 2: 2, 3: 1, 9: 2}
+    put(store, [2], 4)
+    store.commit(4)
+    put(store, [2], 5)
+    assert store.rounds == [1, 2, 4]
+    store.rewind(1)
+    assert state(store) == {1: 1, 2: 1, 3: 1} and store.rounds == [1]
 
 
-def test_any_history_goes_back_to_its_last_checkpoint(tmp_path):
+def test_what_no_kept_round_needs_is_used_again(tmp_path):
+    store = RowStore(EXAMPLE, 4, tmp_path / "a.rows")
+    for r in range(1, 30):
+        put(store, [0, 1, 2, 3], r)
+        store.commit(r)
+        store.retain([r - 1, r])
+        assert store.rounds == [r - 1, r][r == 1:]
+    assert store._records.used <= 12
+    store.rewind(28)
+    assert state(store) == dict.fromkeys(range(4), 28)
+
+
+def test_a_reader_changes_no_file(tmp_path):
+    path = tmp_path / "a.rows"
+    with RowStore(EXAMPLE, 10, path) as store:
+        for r in (1, 2):
+            put(store, [1, 2 + r], r)
+            store.commit(r)
+        put(store, [9], 3)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    for r, expected in ((1, {1: 1, 3: 1}), (2, {1: 2, 3: 1, 4: 2})):
+        with RowStore(EXAMPLE, 10, path, read_only=True) as store:
+            store.rewind(r)
+            assert state(store) == expected
+    assert before == {p: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="missing"):
+        RowStore(EXAMPLE, 10, tmp_path / "b.rows", read_only=True)
+
+
+def test_any_history_goes_back_to_each_kept_checkpoint(tmp_path):
     rng = np.random.default_rng(1)
-    store, now, saved, r, checkpoint = RowStore(EXAMPLE, 12, tmp_path / "rows"), {}, {}, 0, 0
-    for _ in range(300):
+    path = tmp_path / "a.rows"
+    store, now, saved, r = RowStore(EXAMPLE, 12, path), {}, {0: {}}, 0
+    for _ in range(400):
         r += 1
-        clients = rng.permutation(12)[: rng.integers(1, 5)]
+        clients = rng.permutation(12)[: rng.integers(0, 5)]
         put(store, clients, r)
         now |= dict.fromkeys(clients.tolist(), r)
         action = rng.integers(4)
         if action == 0:
-            checkpoint, saved = r, dict(now)
-            if rng.integers(2):  # else killed after the checkpoint, before the commit
-                store.commit(r)
-                continue
-        if action < 2:
+            store.commit(r)
+            if rng.integers(3):  # else killed before the checkpoint
+                saved[r] = dict(now)
+                saved = dict(sorted(saved.items())[-3:])
+                if rng.integers(2):  # else killed before the rest is given free
+                    store.retain(saved)
+                    continue
+        if action < 2 and any(saved):
             if rng.integers(2):
-                store = RowStore(EXAMPLE, 12, tmp_path / "rows")
-                assert state(store) == now
-            store.rewind(checkpoint)
-            r, now = checkpoint, dict(saved)
+                store.close()
+                store = RowStore(EXAMPLE, 12, path)
+            r = int(rng.choice([c for c in saved if c]))
+            store.rewind(r)
+            now, saved = dict(saved[r]), {c: v for c, v in saved.items() if c <= r}
         assert state(store) == now
-    assert store._words[population._USED] <= 24  # two records each at most
+    assert store._records.used <= 12 * 6  # what a kill left is given free later
 
 
 @pytest.mark.parametrize("puts", range(4))
 def test_a_write_that_stops_midway_leaves_the_checkpoint(tmp_path, monkeypatch, puts):
-    store = RowStore(EXAMPLE, 10, tmp_path / "rows")
+    store = RowStore(EXAMPLE, 10, tmp_path / "a.rows")
     put(store, [0, 1], 1)
     store.commit(1)
     put(store, [1, 2], 2)
     done = []
 
-    def broken(self, record, parts, i):
-        self._rows[record, : 40] = 77
+    def broken(self, record, parts):
+        self._records.rows[record, : 40] = 77
         done.append(record)
         if len(done) > puts:
             raise KeyboardInterrupt
+        return 0
 
     with monkeypatch.context() as patch:
         patch.setattr(RowStore, "_put", broken)
         with pytest.raises(KeyboardInterrupt):
             put(store, [0, 1, 2, 5], 3)
     assert state(store) == {0: 1, 1: 1}  # the same process goes on
-    store = RowStore(EXAMPLE, 10, tmp_path / "rows")
+    store = RowStore(EXAMPLE, 10, tmp_path / "a.rows")
     store.rewind(1)
     assert state(store) == {0: 1, 1: 1}
-    used = int(store._words[population._USED])
     put(store, [0, 1, 2, 5], 2)
     assert state(store) == {0: 2, 1: 2, 2: 2, 5: 2}
-    assert store._words[population._USED] == used  # abandoned records are used again
+    assert store._records.used == 6  # abandoned records are used again
 
 
 KILLED = textwrap.dedent("""
@@ -174,7 +213,7 @@ KILLED = textwrap.dedent("""
         return np.random.default_rng(r).permutation(40)[:8]
     note = folder / "checkpoint"
     start = int(note.read_text()) if note.exists() else 0
-    store = RowStore({"w": np.zeros((1 << 16,), np.int32)}, 40, folder / "rows")
+    store = RowStore({"w": np.zeros((1 << 16,), np.int32)}, 40, folder / "a.rows")
     store.rewind(start)
     print("ready", flush=True)
     for r in range(start + 1, 10**9):
@@ -184,8 +223,9 @@ KILLED = textwrap.dedent("""
         if r % 3 == 0:
             partial = folder / "partial"
             partial.write_text(str(r))
-            os.replace(partial, note)
             store.commit(r)
+            os.replace(partial, note)
+            store.retain([r])
 """)
 
 
@@ -206,7 +246,7 @@ def test_kill_in_the_middle_of_writing(tmp_path):
         checkpoint = int((tmp_path / "checkpoint").read_text())
         assert checkpoint >= last
         last = checkpoint
-        with RowStore({"w": np.zeros((1 << 16,), np.int32)}, 40, tmp_path / "rows") as store:
+        with RowStore({"w": np.zeros((1 << 16,), np.int32)}, 40, tmp_path / "a.rows") as store:
             store.rewind(checkpoint)
             expected = {}
             for r in range(1, checkpoint + 1):
@@ -220,12 +260,12 @@ def test_kill_in_the_middle_of_writing(tmp_path):
 
 
 def test_what_breaks_the_order_is_refused(tmp_path):
-    store = RowStore(EXAMPLE, 10, tmp_path / "rows")
+    store = RowStore(EXAMPLE, 10, tmp_path / "a.rows")
     put(store, [1], 1)
     put(store, [1, 2], 2)
     with pytest.raises(ValueError, match="too late"):
         store.commit(1)
-    with pytest.raises(InputError, match=r"cannot go back to round 1: .* client 1 "):
+    with pytest.raises(InputError, match="state of no round, not of round 1, the server's"):
         store.rewind(1)
     store.commit(2)
     for r in (1, 2, -1):
@@ -234,10 +274,14 @@ def test_what_breaks_the_order_is_refused(tmp_path):
     put(store, [3], 5)
     with pytest.raises(ValueError, match="earlier round"):
         put(store, [3], 4)
-    store.rewind(4)  # client 3's row of round 5 replaced nothing
+    for r in (1, 4):
+        with pytest.raises(InputError, match=f"state of round 2, not of round {r}"):
+            store.rewind(r)
+    store.rewind(2)
     assert state(store) == {1: 2, 2: 2}
-    with pytest.raises(InputError, match=r"rows: cannot go back to round 3"):
-        store.rewind(3)
+    store.retain([2])
+    with pytest.raises(InputError, match="no checkpoint of the server is there"):
+        store.rewind(0)
 
 
 def test_bad_arguments():
@@ -266,7 +310,7 @@ def test_bad_arguments():
 
 
 def test_the_file_grows(path, monkeypatch):
-    monkeypatch.setattr(population, "_FIRST_STEP", 300)
+    monkeypatch.setattr(records, "_FIRST_STEP", 300)
     store = RowStore(EXAMPLE, 500, path)
     sizes, rng, now = [], np.random.default_rng(2), {}
     for r in range(1, 40):
@@ -275,7 +319,8 @@ def test_the_file_grows(path, monkeypatch):
         now |= dict.fromkeys(clients.tolist(), r)
         if r % 5 == 0:
             store.commit(r)
-        sizes.append(len(store._rows))
+            store.retain([r])
+        sizes.append(len(store._records.rows))
         assert state(store) == now
     assert len(set(sizes)) > 3
     assert max(sizes) <= 1000
@@ -289,16 +334,17 @@ def test_a_million_clients_cost_little(path):
     store.write(clients, {"w": np.ones((3, 1 << 18), np.float32)}, 1)
     assert 3 << 20 <= store.nbytes < (3 << 20) + 200_000
     if path:
-        assert os.stat(path).st_blocks * 512 == store.nbytes
+        assert sum(os.stat(path.with_suffix(s)).st_blocks * 512
+                   for s in (".rows", ".table")) == store.nbytes
         store = RowStore(example, 1_000_000, path)
     assert store.touched().tolist() == [5, 123_456, 999_999]
     assert store.read(np.array([123_456, 7]))["w"].sum() == 1 << 18
 
 
 def test_other_rows_are_refused(tmp_path):
-    path = tmp_path / "rows"
+    path = tmp_path / "a.rows"
     RowStore(EXAMPLE, 10, path).close()
-    before = path.read_bytes()
+    before = path.with_suffix(".json").read_bytes()
     cases = [
         ({**EXAMPLE, "w": np.zeros(4, np.float32)}, 10,
          r"row\['w'\] is float32\[3\] in the file, float32\[4\] here"),
@@ -308,43 +354,90 @@ def test_other_rows_are_refused(tmp_path):
         (EXAMPLE, 11, "of 10 clients, not of 11"),
     ]
     for example, clients, message in cases:
-        with pytest.raises(InputError, match=f"rows: .*{message}"):
+        with pytest.raises(InputError, match=f"a.json: .*{message}"):
             RowStore(example, clients, path)
-    assert path.read_bytes() == before
+    assert path.with_suffix(".json").read_bytes() == before
     RowStore({"w": np.ones(3, np.float32), "n": jnp.int32(2)}, 10, path).close()
 
 
-def test_damaged_and_foreign_files_are_refused(tmp_path):
-    path = tmp_path / "rows"
+@pytest.fixture
+def two_rounds(tmp_path):
+    """Files of a store with rounds 1 and 2 committed; client 1 was written in both."""
+    path = tmp_path / "a.rows"
     with RowStore(EXAMPLE, 10, path) as store:
-        put(store, [1, 2], 1)
-        table = store._offsets(int(store._words[population._DESCRIPTION]))[0]
-    whole = path.read_bytes()
+        for r in (1, 2):
+            put(store, [1, 2 + r], r)
+            store.commit(r)
+        used = store._records.used
+    assert used == 4
+    return path
 
-    def changed(start, new):
-        return whole[:start] + new + whole[start + len(new) :]
 
-    cases = {
-        "truncated": (b"", whole[:50], whole[:200], whole[:5000], whole[: 8192 + 64]),
-        "not a row store": (b"x" * 5000,),
-        "of version 3": (changed(8, b"\3"),),
-        "damaged": (
-            changed(64, b"{{"), changed(16, b"\0\0"), changed(16, b"\xff" * 8), changed(64, b'"\0'),
-            changed(table, b"\xff" * 3), changed(table, b"\xff" * 8),
-        ),
-    }
-    for message, files in cases.items():
-        for content in files:
-            path.write_bytes(content)
-            with pytest.raises(InputError, match=f"^{path}: .*{message}"):
-                RowStore(EXAMPLE, 10, path)
-    for other in (tmp_path, tmp_path / "absent" / "rows"):
-        with pytest.raises(InputError, match=f"^{other}: cannot be opened"):
-            RowStore(EXAMPLE, 10, other)
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(content)
+
+
+def usable(path):
+    """The rounds to which one can go back, and whose rows then are right."""
+    found = []
+    for r in (2, 1):
+        try:
+            with RowStore(EXAMPLE, 10, path, read_only=True) as store:
+                store.rewind(r)
+                assert state(store) == ({1: 1, 3: 1}, {1: 2, 3: 1, 4: 2})[r - 1]
+        except DamagedError:
+            continue
+        found.append(r)
+    return found
+
+
+@pytest.mark.parametrize("record, good", [(0, [2]), (1, []), (2, [1]), (3, [1])])
+def test_a_flipped_bit_of_a_row_is_found(two_rounds, record, good):
+    flip(two_rounds, 64 * 2 * record + 1)
+    assert usable(two_rounds) == good
+
+
+@pytest.mark.parametrize("byte", range(32))
+def test_a_flipped_bit_of_a_header_is_found(two_rounds, byte):
+    flip(two_rounds.with_suffix(".table"), 32 * 3 + byte)
+    assert 2 not in usable(two_rounds)
+
+
+@pytest.mark.parametrize("suffix", [".rows", ".table"])
+@pytest.mark.parametrize("size", [0, 40, 100])
+def test_a_truncated_file_is_found(two_rounds, suffix, size):
+    path = two_rounds.with_suffix(suffix)
+    path.write_bytes(path.read_bytes()[:size])
+    assert 2 not in usable(two_rounds)
+
+
+def test_lost_and_foreign_files_are_refused(two_rounds, tmp_path):
+    journal = two_rounds.with_suffix(".json")
+    whole = journal.read_bytes()
+    for content in (b"", whole[:50], b"[" * 100_000, b"[]", b"{}",
+                    whole.replace(b'"clients": 3', b'"clients": 2')):
+        journal.write_bytes(content)
+        with pytest.raises(DamagedError, match=r"a\.json: the journal .* is damaged"):
+            RowStore(EXAMPLE, 10, two_rounds)
+    journal.write_bytes(whole.replace(b'"version": 2', b'"version": 3'))
+    with pytest.raises(InputError, match="of version 3"):
+        RowStore(EXAMPLE, 10, two_rounds)
+    journal.unlink()
+    with pytest.raises(InputError, match=r"a\.json is missing"):
+        RowStore(EXAMPLE, 10, two_rounds)
+    with pytest.raises(InputError, match="cannot be opened"):
+        RowStore(EXAMPLE, 10, tmp_path / "absent" / "a.rows")
+    for file in tmp_path.iterdir():
+        file.unlink()
+    with RowStore(EXAMPLE, 10, two_rounds) as store, pytest.raises(
+            InputError, match="state of no round, not of round 2"):
+        store.rewind(2)
 
 
 def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
-    store = RowStore(EXAMPLE, 10, tmp_path / "rows")
+    store = RowStore(EXAMPLE, 10, tmp_path / "a.rows")
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -359,7 +452,7 @@ def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_second_thread_may_use_the_store(monkeypatch):
-    monkeypatch.setattr(population, "_FIRST_STEP", 300)
+    monkeypatch.setattr(records, "_FIRST_STEP", 300)
     store, stop, errors = RowStore(EXAMPLE, 2000, None), threading.Event(), []
 
     def look():

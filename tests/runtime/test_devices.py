@@ -99,7 +99,7 @@ def test_two_processes_with_two_devices_equal_one_device(tmp_path):
     from fedfr_jax.config import resolve  # noqa: PLC0415
     from fedfr_jax.experiment import evaluate  # noqa: PLC0415
     from fedfr_jax.runtime.checkpoints import RoundCheckpoints  # noqa: PLC0415 - imports orbax
-    from fedfr_jax.runtime.client_states import personal_models  # noqa: PLC0415
+    from fedfr_jax.runtime.client_states import open_stores, personal_models  # noqa: PLC0415
     from fedfr_jax.runtime.simulation import build_simulation  # noqa: PLC0415
 
     run_processes(tmp_path / "one", 1, 1)
@@ -109,7 +109,7 @@ def test_two_processes_with_two_devices_equal_one_device(tmp_path):
     for name in ("one", "two"):
         with RoundCheckpoints(tmp_path / name) as checkpoints:
             server = checkpoints.restore(server_shapes(sim.spec, sim.public.identities))
-        models = personal_models(sim, tmp_path / name, server.backbone)
+        models = personal_models(sim, open_stores(sim, tmp_path / name), server.backbone)
         found.append(jax.device_get((server, [models(i) for i in range(5)])))
     chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-5)
     summary = evaluate(tmp_path / "two")

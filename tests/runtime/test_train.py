@@ -78,8 +78,8 @@ def test_the_same_seed_gives_the_same_run(finished, tmp_path):
 def test_a_finished_run_is_not_overwritten(finished):
     with pytest.raises(InputError, match="--resume"):
         train(settings(), finished[0])
-    with pytest.raises(InputError, match=r"fed\.lr"):
-        train(settings(fed={"lr": 0.02}), finished[0], resume=True)
+    with pytest.raises(InputError, match=r"fed\.batch_size"):
+        train(settings(fed={"batch_size": 2}), finished[0], resume=True)
 
 
 def test_more_rounds_can_be_added(finished, tmp_path):
@@ -92,7 +92,7 @@ def test_more_rounds_can_be_added(finished, tmp_path):
 COMMAND = """
 import sys; sys.path.insert(0, {tests!r})
 import conftest, small, signal, os
-from fedfr_jax.runtime import rounds as program
+from fedfr_jax.runtime import course as program
 from fedfr_jax.experiment import train
 real, calls = program.round_row, []
 def round_row(*args):

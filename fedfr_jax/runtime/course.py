@@ -1,0 +1,246 @@
+"""One run through its rounds: what the host does with the state between them."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fedfr_jax import engine
+from fedfr_jax.algorithm.local_state import LOSS_TERMS
+from fedfr_jax.algorithm.state import Heads, ServerState
+from fedfr_jax.population.cohort_data import CohortData
+from fedfr_jax.population.store import RowStore
+from fedfr_jax.runtime import costs, workdir
+from fedfr_jax.runtime.checkpoints import RoundCheckpoints
+from fedfr_jax.runtime.client_states import ClientStates
+from fedfr_jax.runtime.simulation import Simulation
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the rounds of one run need and move on.
+
+    Attributes:
+      sim: the simulation.
+      writer, checkpoints: of its work directory.
+      store: the heads of this process' clients, as after ``server.round`` rounds.
+      server: the state, on the devices; its memory is given away.
+      pretrained: variables before the first round, on the host.
+      evaluate: ``(rounds done, backbone, personal models)``, called every ``eval.every``
+        rounds; None: there is no evaluation between rounds.
+    """
+
+    sim: Simulation
+    writer: workdir.RunWriter
+    checkpoints: RoundCheckpoints
+    store: RowStore
+    server: ServerState
+    pretrained: PyTree
+    evaluate: Callable[..., None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundInputs:
+    """Who takes part in a round: read ahead while the round before runs.
+
+    Attributes:
+      assigned: (C,) client in each slot of all devices; ``mine``: of this process' devices.
+      cohort: their data, on the devices; None where nobody takes part.
+    """
+
+    assigned: np.ndarray
+    mine: np.ndarray
+    cohort: CohortData | None
+
+
+def round_row(sim: Simulation, round_index: int, clients: np.ndarray,
+              metrics: dict[str, np.ndarray], seconds: float) -> dict[str, Any]:
+    """One row of ``metrics.jsonl``: means over clients, and the hard negatives' range.
+
+    Args:
+      sim: its settings and the number of its public images are used.
+      clients: (C,) numbers of the clients, -1 for an empty slot; metrics: (C,) arrays.
+    """
+    config, public = sim.config, len(sim.split.public_images)
+    present = clients >= 0
+    clients, metrics = clients[present], {k: v[present] for k, v in metrics.items()}
+    row = {"kind": "round", "round": round_index, "clients": len(clients),
+           "public_images": public, "seconds": seconds}
+    if not len(clients):
+        return row | {"images": 0, "images_per_second": 0.0}
+    hard = metrics["hard_negatives"]
+    trained = int(metrics["steps"].sum()) * config.fed.batch_size
+    return row | {
+        **{k: float(np.mean(metrics[k])) for k in LOSS_TERMS},
+        "hard_negatives_mean": float(hard.mean()), "hard_negatives_min": int(hard.min()),
+        "hard_negatives_max": int(hard.max()), "images": trained,
+        "images_per_second": trained / seconds,
+        "flops_per_client": float(costs.local_flops(config, sim.spec, metrics, public).mean())}
+
+
+def compile_finite(mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """``(server, heads) -> (whether all of the server is finite, the same of each slot (C,))``."""
+    def floats(tree):
+        return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+    def finite(server, heads):
+        slots = [jnp.isfinite(x).reshape(x.shape[0], -1).all(1) for x in floats(heads)]
+        return (jnp.stack([jnp.isfinite(x).all() for x in floats(server)]).all(),
+                jnp.stack(slots).all(0))
+
+    return jax.jit(finite, out_shardings=NamedSharding(mesh, P()))
+
+
+def refuse_non_finite(round_index: int, clients: np.ndarray, loss: np.ndarray,
+                      server_is_finite: np.ndarray, slots_are_finite: np.ndarray) -> None:
+    """Raises where a loss, a client's state or the averaged model is not finite.
+
+    Args:
+      clients: (C,) numbers of the clients, -1 for an empty slot; loss: (C,) of each.
+      server_is_finite, slots_are_finite: from :func:`compile_finite`.
+
+    Raises:
+      FloatingPointError: something is not.
+    """
+    advice = ("Lower fed.lr, or another rate or decay of the optimizers, and go on with --resume: "
+              "the last checkpoint is from before this round")
+    for what, good in (("loss", np.isfinite(loss)), ("state", slots_are_finite)):
+        bad = clients[(clients >= 0) & ~good]
+        if len(bad):
+            raise FloatingPointError(f"round {round_index}: the {what} of client {bad[0]} is not "
+                                     f"finite ({len(bad)} such clients). {advice}")
+    if not server_is_finite:
+        raise FloatingPointError(f"round {round_index}: the server's model is not finite. {advice}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled functions of :func:`fedfr_jax.runtime.simulation.compile_rounds` and
+    ``compile_start``, and of :func:`compile_finite`."""
+
+    round: Callable
+    start: Callable
+    finite: Callable
+
+
+class Course:
+    """The state of one run on its way through the rounds.
+
+    Args:
+      run: where it starts.
+      programs: as for the rounds.
+      last: rounds done after which it ends.
+
+    Attributes:
+      server: the state, on the devices.
+    """
+
+    def __init__(self, run: Run, programs: Programs, last: int):
+        self.server = run.server
+        self._run, self._last, self._rows = run, last, []
+        self._finite = programs.finite
+        mesh = run.sim.layout.mesh
+        self._clients = ClientStates(run.sim, run.store, int(run.server.round), programs.start,
+                                     engine.replicate(run.pretrained, mesh),
+                                     jax.random.key(run.sim.config.seed + 1))
+        self._unsaved: tuple[int, ServerState] | None = None
+        self._saved: int | None = None  # the round of the last checkpoint
+
+    def hand_out(self, inputs: RoundInputs) -> Heads:
+        """The heads of a round, on the devices."""
+        return self._clients.hand_out(inputs.mine, inputs.cohort)
+
+    def read_ahead(self, inputs: RoundInputs, following: RoundInputs | None) -> None:
+        """Reads the next round's heads, unless they are on the devices already."""
+        if following is not None and following is not inputs and following.cohort is not None:
+            self._clients.read_ahead(following.mine)
+
+    def finite(self, server: ServerState, heads: Heads) -> tuple[jax.Array, jax.Array]:
+        """Whether a round's results are finite; see :func:`compile_finite`."""
+        return self._finite(server, heads)
+
+    def _is_due(self, done: int) -> bool:
+        every = self._run.sim.config.checkpoint.every
+        return done % every == 0 or done == self._last or self.evaluates_at(done)
+
+    def evaluates_at(self, done: int) -> bool:
+        """Whether ``eval.every`` asks for an evaluation after so many rounds."""
+        return self._run.evaluate is not None and done % self._run.sim.config.eval.every == 0
+
+    def keep(self, done: int, server: ServerState, heads: Heads, metrics, finite,
+             inputs: RoundInputs, following: RoundInputs | None, seconds: float, *,
+             stops: bool = False) -> dict[str, Any]:
+        """Takes a round's results; copies to the host what a later round would overwrite.
+
+        Args:
+          stops: the run ends after this round.
+
+        Returns:
+          The row of ``metrics.jsonl``.
+
+        Raises:
+          FloatingPointError: something is not finite; the run must not go on.
+        """
+        refuse_non_finite(done, inputs.assigned, metrics["loss"], *finite)
+        self.server = server
+        due = stops or self._is_due(done)
+        stays = following is inputs  # the same cohort again, see read_ahead()
+        self._clients.take_back(inputs.mine, heads, done, to_host=due or not stays)
+        return self._record(done, inputs.assigned, metrics, seconds, due)
+
+    def pass_over(self, done: int, inputs: RoundInputs, seconds: float, *,
+                  stops: bool = False) -> dict[str, Any]:
+        """Notes a round without anybody, which changes nothing; returns its row."""
+        mesh = self._run.sim.layout.mesh
+        self.server = self.server.replace(round=engine.replicate(
+            np.asarray(done, self.server.round.dtype), mesh))
+        self._clients.pass_over(done)
+        return self._record(done, inputs.assigned, {}, seconds, stops or self._is_due(done))
+
+    def _record(self, done, clients, metrics, seconds, due) -> dict[str, Any]:
+        row = round_row(self._run.sim, done, clients, metrics, seconds)
+        if due:
+            self._unsaved = (done, jax.device_get(self.server))
+        self._run.writer.append(row)
+        self._rows.append(row)
+        return row
+
+    def save(self) -> bool:
+        """Writes the heads, then the checkpoint that counts on them.
+
+        Returns:
+          Whether that was the state after the last round done.
+        """
+        self._clients.write()
+        if self._unsaved is not None:
+            done, server = self._unsaved
+            self._clients.commit(done)
+            self._run.store.retain(self._run.checkpoints.save(done, server))
+            self._unsaved = None
+            self._saved = done
+        return not self._rows or self._rows[-1]["round"] == self._saved
+
+    def evaluate(self, done: int) -> None:
+        """The evaluation between rounds after ``done`` of them."""
+        backbone = self.server.backbone
+        self._run.evaluate(done, backbone, self._clients.models(done, backbone))
+
+    def finish(self, compiled: dict[str, int]) -> tuple[ServerState, dict[str, Any]]:
+        """Saves what is left; returns (server, figures for the summary)."""
+        if not self._last and not self._run.checkpoints.rounds():
+            self._unsaved = (0, jax.device_get(self.server))
+        self.save()
+        warm = self._rows[1:] or self._rows
+        seconds = sum(row["seconds"] for row in warm)
+        return self.server, {
+            "compilations": compiled,
+            "clients_per_round": int((self._run.sim.schedule.cohorts >= 0).sum(1).max()),
+            "images_per_second": sum(r["images"] for r in warm) / seconds if warm else None}

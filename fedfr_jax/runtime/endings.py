@@ -1,0 +1,92 @@
+"""How a command ends where something is wrong: one line that says what is safe and what to do."""
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+
+import jax
+
+from fedfr_jax.errors import InputError
+from fedfr_jax.runtime.interrupts import Stopped
+
+_DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
+         errno.EROFS: "the file system is read-only", errno.EACCES: "permission denied",
+         errno.EPERM: "permission denied", errno.EIO: "the disk fails",
+         errno.EFBIG: "the file is too large for this file system"}
+_IN_TEXT = re.compile("|".join(re.escape(os.strerror(code)) for code in _DISK), re.IGNORECASE)
+
+_PEER = re.compile("closed by peer|reset by peer|Socket closed|coordination service|heartbeat|"
+                   "Connection refused", re.IGNORECASE)
+
+
+def what_is_safe(folder: str | os.PathLike | None) -> str:
+    """What a work directory keeps of a run that has ended early, and how to go on."""
+    if folder is None:
+        return ""
+    folder = pathlib.Path(folder).expanduser()
+    rounds = sorted(int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit())
+    if (folder / "cells").is_dir():
+        return f"Finished cells are kept in {folder}; the same command goes on with the others."
+    if (folder / "summary.json").exists():
+        return f"Everything is saved in {folder}; evaluate it again, or go on with --resume."
+    if rounds:
+        return (f"The state after round {rounds[-1]} is saved in {folder}; the same command with "
+                "--resume goes on from there.")
+    if (folder / "pretrained" / "backbone").is_dir():
+        return (f"The pretrained model is saved in {folder}; the same command with --resume goes "
+                "on from there.")
+    return "Nothing was computed that could be kept; the same command with --resume starts again."
+
+
+def disk_error(error: BaseException) -> str:
+    """What is wrong with the disk, if that is what an error comes from; "" otherwise."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        if isinstance(error, OSError) and error.errno in _DISK:
+            where = f": {error.filename}" if error.filename else ""
+            return f"{_DISK[error.errno]}{where}"
+        if found := _IN_TEXT.search(str(error)):  # of libraries that have errors of their own
+            line = str(error)[:found.end()].splitlines()[-1][-200:]
+            return line.strip()
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+@contextlib.contextmanager
+def reports_input_errors(folder: str | os.PathLike | None = None) -> Iterator[None]:
+    """Ends the program with one readable line where input or the disk is bad, training diverged,
+    or a signal asks for it.
+
+    Other errors pass: they are the program's own, and a traceback helps.
+
+    Args:
+      folder: the work directory, if there is one.
+    """
+    try:
+        yield
+    except Stopped as stopped:
+        print(f"{stopped}. {what_is_safe(folder)}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        # At once: leaving Python would wait for what the devices compute, which nobody needs.
+        os._exit(128 + stopped.signal)
+    except (InputError, FloatingPointError) as error:
+        safe = f" {what_is_safe(folder)}" if disk_error(error) else ""
+        print(f"error: {error}{safe}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Exception as error:
+        wrong = disk_error(error)
+        if not wrong and jax.process_count() > 1 and _PEER.search(str(error)):
+            line = str(error).splitlines()[0][:200]
+            print(f"error: another process of this run has ended or cannot be reached ({line}). "
+                  f"{what_is_safe(folder)} Start all processes again.", file=sys.stderr, flush=True)
+            os._exit(2)  # leaving Python would wait for that process
+        if not wrong:
+            raise
+        print(f"error: {wrong}. {what_is_safe(folder)}", file=sys.stderr)
+        raise SystemExit(2) from None

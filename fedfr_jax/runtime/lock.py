@@ -1,0 +1,86 @@
+"""One process at a time in a work directory."""
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import socket
+
+from fedfr_jax.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: the holder's note alone decides
+    fcntl = None
+
+NAME = "lock"
+
+
+class WorkdirLock:
+    """Holds a work directory from ``with`` on; use as a context manager.
+
+    The file ``lock`` has the pid and host of its holder. The system gives it free when the holder
+    ends, however it ends, so that one that was left behind is taken over. One that a process of
+    another host has left cannot be told from one that is held, and is refused.
+
+    Args:
+      folder: the work directory, which exists.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self._path = pathlib.Path(folder) / NAME
+        self._file = None
+
+    def __enter__(self) -> WorkdirLock:
+        """Takes the lock.
+
+        Raises:
+          InputError: another process has it.
+        """
+        self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644),
+                               "r+", encoding="utf-8", errors="replace")
+        try:
+            note = self._note()
+            free = self._try()
+            here = socket.gethostname()
+            if note.get("host", here) != here:
+                raise self._refusal(note, f". If that process is gone, delete {self._path}")
+            if not free:
+                raise self._refusal(self._note(), "; wait for it, or choose another --workdir")
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(json.dumps({"pid": os.getpid(), "host": here}) + "\n")
+            self._file.flush()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._file.closed:
+            self._file.seek(0)
+            self._file.truncate()  # nobody's; the file stays, so that all lock the same one
+            self._file.close()
+
+    def _try(self) -> bool:
+        if fcntl is None:
+            return True
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True  # a file system without locks
+        return True
+
+    def _note(self) -> dict:
+        self._file.seek(0)
+        try:
+            note = json.loads(self._file.read())
+        except ValueError:
+            return {}
+        return note if isinstance(note, dict) else {}
+
+    def _refusal(self, note: dict, advice: str) -> InputError:
+        return InputError(f"{self._path.parent} is in use by process {note.get('pid', '?')} on "
+                          f"{note.get('host', 'this host')}{advice}")

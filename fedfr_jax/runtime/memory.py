@@ -1,0 +1,93 @@
+"""Sizes that follow from the settings, compared with this machine's memory before they are taken.
+
+Estimates from below: what surely does not fit is refused with the setting that is too large,
+where the system would end the process without a word.
+"""
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Mapping
+
+import jax
+
+from fedfr_jax.algorithm.initialize import head_shapes
+from fedfr_jax.algorithm.spec import RoundSpec
+from fedfr_jax.config import Config
+from fedfr_jax.data.types import FederatedSplit
+from fedfr_jax.errors import ConfigError
+from fedfr_jax.population.schedule import Schedule
+
+
+def available() -> float:
+    """Bytes that this process may still take; infinite where the system does not tell."""
+    found = [math.inf]
+    try:
+        for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(("MemAvailable:", "SwapFree:")):
+                found.append(int(line.split()[1]) * 1024)
+        free = sum(found[1:]) or math.inf
+    except OSError:
+        free = math.inf
+    group = pathlib.Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        free = free if limit == "max" else min(free, max(0, int(limit) - used))
+    except (OSError, ValueError):
+        pass  # no control group, or one of another kind
+    return free
+
+
+def check_fits(parts: Mapping[str, float], free: float | None = None) -> None:
+    """Refuses what does not fit.
+
+    Args:
+      parts: setting -> bytes that follow from it.
+      free: bytes there are; None: :func:`available`.
+
+    Raises:
+      ConfigError: together they need more; it names the largest part.
+    """
+    free, needed = available() if free is None else free, sum(parts.values())
+    if needed > free:
+        name = max(parts, key=parts.get)
+        raise ConfigError(f"{name}: {_gib(parts[name])} of memory would be needed for it, "
+                          f"{_gib(needed)} together, but {_gib(free)} are free; lower it")
+
+
+def check_plan(config: Config) -> None:
+    """Refuses a population or schedule that cannot be written down; before data are opened."""
+    data, clients = config.data, config.fed.num_clients
+    images = data.generated.identities * data.generated.images_per_identity[0]
+    cohort, rounds = config.population.cohort or clients, config.fed.rounds
+    schedule = max({"fed.rounds": rounds, "population.cohort": config.population.cohort,
+                    "fed.num_clients": clients}.items(), key=lambda item: item[1])[0]
+    sizes = {
+        "data.generated.identities": 4 * images if data.source == "generated" else 0,
+        "fed.num_clients": 48 * clients}
+    check_fits(sizes | {schedule: sizes.get(schedule, 0) + 8 * rounds * cohort})
+
+
+def check_images(config: Config, split: FederatedSplit, kind: str, schedule: Schedule,
+                 spec: RoundSpec) -> None:
+    """Refuses images and clients' states that do not fit; before they are read or made.
+
+    Args:
+      kind: where training images are, from :func:`fedfr_jax.population.images.choose_kind`.
+    """
+    image = config.data.image_size ** 2 * 3
+    # On a CPU every device has a copy in this memory.
+    copies = schedule.devices if jax.default_backend() == "cpu" else 1
+    heads = jax.tree.leaves(head_shapes(spec, schedule.most_identities, config.population.previous))
+    row = sum(math.prod(x.shape) * x.dtype.itemsize for x in heads)
+    check_fits({
+        "data.split.public_identities": (1 + copies) * len(split.public_images) * image,
+        "data.images='resident'": copies * image * int(split.clients.sizes.sum()) * (
+            kind == "resident"),
+        "population.cohort": 2 * schedule.devices * schedule.slots * row // schedule.processes,
+        "eval.batch_size": config.eval.batch_size * image})
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2 ** 30:,.1f} GiB"

@@ -1,0 +1,210 @@
+"""Taking up a run, for training or for evaluation: its data, its pretrained model, its state."""
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from absl import logging
+
+import fedfr_jax
+from fedfr_jax.algorithm.initialize import server_shapes
+from fedfr_jax.algorithm.state import ServerState
+from fedfr_jax.config import to_dict
+from fedfr_jax.data.split import save_split
+from fedfr_jax.errors import DamagedError, InputError
+from fedfr_jax.population.store import RowStore
+from fedfr_jax.runtime import checkpoints as saving
+from fedfr_jax.runtime import client_states, fingerprints, workdir
+from fedfr_jax.runtime.checkpoints import RoundCheckpoints, digest_of, load_pytree, newest_whole
+from fedfr_jax.runtime.processes import check_equal, worst
+from fedfr_jax.runtime.simulation import Simulation
+
+PyTree = Any
+_PRETRAINED = "pretrained"
+# What each process may have for itself; the files' content is compared in place of their paths.
+_OWN = ("engine.cpu_devices", "data.workers", "data.root", "population.schedule",
+        "population.availability", "model.weights")
+
+
+def saved_rounds(folder: pathlib.Path) -> list[int]:
+    """Rounds of the checkpoints in a work directory, as their folders are named."""
+    return sorted(int(path.name) for path in (folder / saving.FOLDER).glob("*")
+                  if path.name.isdigit())
+
+
+def has_state(folder: pathlib.Path) -> bool:
+    """Whether anything that was computed is saved in a work directory."""
+    return (folder / _PRETRAINED / "backbone").is_dir() or bool(saved_rounds(folder))
+
+
+def begin(sim: Simulation, folder: pathlib.Path, own: pathlib.Path,
+          resume: bool) -> workdir.RunWriter:
+    """Starts or takes up a run, once its settings and its data were compared with what is there.
+
+    Args:
+      sim: the simulation.
+      folder: the work directory; ``own``: the part of it that is this process' own.
+      resume: take up the run that is there.
+
+    Raises:
+      InputError: the directory cannot be used, or settings or data are not those of its run.
+    """
+    config, found = to_dict(sim.config), fingerprints.fingerprint(sim)
+    if jax.process_count() > 1:
+        check_equal(_in_common(config, found))
+    begun = resume and (own / workdir.CONFIG).exists() and has_state(folder)
+    if begun:
+        check_data(sim, own)
+        found = fingerprints.read_fingerprint(own) | found
+    elif not (own / workdir.CONFIG).exists() and (
+            saved_rounds(folder) or (folder / client_states.FOLDER).exists()):
+        raise InputError(f"{folder} holds the state of a run, but no {workdir.CONFIG}; restore it "
+                         "from a copy, or choose another --workdir")
+    workdir.announce_config(own, config)
+    may_change = {} if begun else {"may_change": ("",)}
+    writer = workdir.open_run(own, config, resume, **may_change)
+    fingerprints.write_fingerprint(own, found)
+    save_split(own / fingerprints.SPLIT, sim.split)
+    return writer
+
+
+def _in_common(config, found) -> dict[str, Any]:
+    values = {key: workdir.plain(new) for key, (_, new) in workdir.changed_settings(
+        {}, config).items() if key not in _OWN}
+    return values | {f"data ({key})": value for key, value in found.items()} | {
+        "version of jax": jax.__version__, "version of fedfr_jax": fedfr_jax.__version__}
+
+
+def _check_split(sim: Simulation, own: pathlib.Path) -> None:
+    if wrong := fingerprints.check_split(own, sim.split):
+        logging.warning("%s; the data give the same split again", wrong)
+
+
+def check_data(sim: Simulation, own: pathlib.Path) -> None:
+    """Compares the data with those that the run was begun with.
+
+    Raises:
+      InputError: they differ.
+    """
+    fingerprints.compare(own, fingerprints.read_fingerprint(own), fingerprints.fingerprint(sim))
+    _check_split(sim, own)
+
+
+def check_pretrained(own: pathlib.Path, pretrained: PyTree, *, record: bool) -> None:
+    """Compares the pretrained model with the run's.
+
+    Args:
+      own: this process' folder.
+      pretrained: variables of the backbone.
+      record: note its digest, where the run has none yet.
+
+    Raises:
+      InputError: it is another one.
+    """
+    found = fingerprints.read_fingerprint(own)
+    now = {"pretrained": digest_of(pretrained)}
+    fingerprints.compare(own, found, now)
+    if record and found.get("pretrained") != now["pretrained"]:
+        fingerprints.write_fingerprint(own, found | now)
+
+
+def load_pretrained(sim: Simulation, folder: pathlib.Path) -> PyTree:
+    """The variables before the first round of the run in a work directory.
+
+    Raises:
+      InputError: they are missing, damaged, or not those of the run.
+    """
+    example = server_shapes(sim.spec, sim.public.identities).backbone
+    pretrained = load_pytree(folder / _PRETRAINED / "backbone", example)
+    check_pretrained(folder, pretrained, record=False)
+    return pretrained
+
+
+def newest_state(sim: Simulation, checkpoints: RoundCheckpoints, store: RowStore
+                 ) -> ServerState | None:
+    """The newest state that is whole, to which the clients' is taken back; None: there is none.
+
+    Damaged checkpoints are moved out of the way, and said so.
+
+    Raises:
+      InputError: no state can be used.
+    """
+    found = _newest(sim, checkpoints, store.check)
+    if found is None:
+        store.rewind(0)
+        return None
+    round_index, server, damaged = found
+    for newer, wrong in damaged.items():
+        logging.warning("the checkpoint of round %d cannot be used and is now in %s: %s", newer,
+                        checkpoints.set_aside(newer), wrong)
+    lost = [r for r in store.kept if r > round_index and r not in damaged]
+    if lost:
+        logging.warning("the checkpoint of round %d is gone", lost[-1])
+    if damaged or lost:
+        logging.warning("going on from round %d", round_index)
+    store.rewind(round_index)
+    return server
+
+
+def drop_later_rows(writer: workdir.RunWriter, round_index: int) -> None:
+    """Drops the rows of later rounds than the restored one; says which earlier ones are lost."""
+    writer.truncate_after(round_index)
+    rows = workdir.read_metrics(writer.workdir)
+    there = {row["round"] for row in rows if row.get("kind") == "round"}
+    if lost := sorted(set(range(1, round_index + 1)) - there):
+        logging.warning("%s lacks the rows of %d rounds, from round %d on; the state of the run "
+                        "is whole", writer.workdir / workdir.METRICS, len(lost), lost[0])
+
+
+def state_to_evaluate(sim: Simulation, checkpoints: RoundCheckpoints, stores: Sequence[RowStore]
+                      ) -> ServerState:
+    """The server of the newest round that is whole, and the clients' state of the same round.
+
+    Args:
+      stores: of all processes, read only; they then give the rows of that round.
+
+    Raises:
+      InputError: no state can be used.
+    """
+    def check(round_index):
+        for store in stores:
+            store.check(round_index)
+
+    found = _newest(sim, checkpoints, check)
+    if found is None:
+        raise InputError("there is no checkpoint of the server: train with --resume, or restore "
+                         "checkpoints/ if it is lost")
+    round_index, server, damaged = found
+    for newer, wrong in damaged.items():
+        logging.warning("the checkpoint of round %d cannot be used: %s", newer, wrong)
+    if damaged:
+        logging.warning("evaluating round %d", round_index)
+    for store in stores:
+        store.rewind(round_index)
+    return server
+
+
+def _newest(sim: Simulation, checkpoints: RoundCheckpoints, check: Callable[[int], None]
+            ) -> tuple[int, ServerState, dict[int, str]] | None:
+    return newest_whole(checkpoints, server_shapes(sim.spec, sim.public.identities),
+                        _together(check))
+
+
+def _together(check: Callable[[int], None]) -> Callable[[int], None]:
+    """The check, passed where all processes pass it."""
+    def all_check(round_index):
+        error = None
+        try:
+            check(round_index)
+        except InputError as found:
+            error = found
+        code = worst(0 if error is None else 1 if isinstance(error, DamagedError) else 2)
+        if error is None and code:
+            kind = DamagedError if code == 1 else InputError
+            error = kind(f"another process cannot use the clients' state of round {round_index}")
+        if error is not None:
+            raise error
+
+    return all_check
