@@ -18,6 +18,7 @@ _HOMES = {  # name -> module that defines it
     "METHODS": "fedfr_jax.methods",
     "Recipe": "fedfr_jax.methods",
     "Result": "fedfr_jax.reporting.result",
+    "compare_methods": "fedfr_jax.ablation.methods",
     "default_config": "fedfr_jax.config",
     "load_config": "fedfr_jax.config",
     "open_run": "fedfr_jax.experiment",

@@ -17,15 +17,14 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from fedfr_jax.algorithm.state import ServerState
-from fedfr_jax.config import Config, load_config, merged, resolve, to_dict
+from fedfr_jax.config import Config, Settings, merged, resolve, settings_of, to_dict
 from fedfr_jax.data.types import ImageSource, as_images
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.evaluation import assess
@@ -37,6 +36,7 @@ from fedfr_jax.runtime.checkpoints import RoundCheckpoints
 from fedfr_jax.runtime.client_states import open_store, open_stores, personal_models
 from fedfr_jax.runtime.command_line import folder_of_process
 from fedfr_jax.runtime.lock import WorkdirLock
+from fedfr_jax.runtime.pretrained import copy_pretrained, pretrained_key
 from fedfr_jax.runtime.rounds import (
     Run,
     compile_programs,
@@ -54,31 +54,7 @@ from fedfr_jax.runtime.simulation import (
 )
 
 PyTree = Any
-Settings = Config | ConfigDict | Mapping[str, Any] | str | os.PathLike
-
-
-def settings_of(config: Settings | None = None, method: str | None = None,
-                **changes: Any) -> Config:
-    """Checked settings.
-
-    Args:
-      config: settings to start from; None: the defaults, the paper's; a path, or
-        a name such as "quickstart": what ``get_config()`` of that file returns, as for the
-        command line.
-      method: name of the method, for short.
-      **changes: settings or groups of them, such as ``fed={"rounds": 4}``.
-
-    Raises:
-      InputError: a setting is wrong, or there is no such file.
-    """
-    if isinstance(config, (str, os.PathLike)):
-        config = load_config(config)
-    if isinstance(config, Config):
-        config = to_dict(config)
-    elif isinstance(config, ConfigDict):
-        config = config.to_dict()
-    settings = merged(config or {}, changes)
-    return resolve(merged(settings, {"method": {"name": method}}) if method else settings)
+_PRETRAINED: dict[str, pathlib.Path] = {}  # of this process' runs, by their keys
 
 
 class Experiment:
@@ -104,7 +80,7 @@ class Experiment:
     """
 
     def __init__(self, config: Settings | None = None, folder: str | pathlib.Path | None = None, *,
-                 method: str | None = None, resume: bool = False,
+                 method: str | Mapping[str, Any] | None = None, resume: bool = False,
                  source: ImageSource | None = None, **changes: Any):
         config = settings_of(config, method, **changes)
         use_cpu_devices(config.engine.cpu_devices)
@@ -302,19 +278,28 @@ def run_side_by_side(experiments: Sequence[Experiment]) -> None:
         experiment._take(server, figures | {"side_by_side": len(runs)}, seconds)
 
 
-def run(method: str | None = None, config: Settings | None = None,
+def run(name: str | None = None, /, config: Settings | None = None,
         folder: str | pathlib.Path | None = None, **changes: Any) -> Result:
     """A whole run in one call: pretraining, rounds, evaluation.
 
+    Runs of one process that would pretrain the same backbone pretrain it once.
+
     Args:
-      method: a key of :data:`fedfr_jax.methods.METHODS`; None: what ``config`` says.
+      name: a method, a key of :data:`fedfr_jax.methods.METHODS`; None: what ``config`` says.
       config: settings to start from; None: the defaults.
       folder: the work directory, which is taken up if it holds this run; None: a new one among
         the system's temporary files.
       **changes: as for :func:`settings_of`.
     """
-    folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="fedfr_"))
-    with Experiment(config, folder, method=method, resume=True, **changes) as experiment:
+    folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="fedfr_")).expanduser()
+    if name is not None:
+        changes["method"] = {**changes.get("method", {}), "name": name}
+    settings = settings_of(config, **changes)
+    key, own = pretrained_key(settings), folder / "pretrained"
+    if key in _PRETRAINED and copy_pretrained(_PRETRAINED[key], own):
+        print(f"begins with the pretrained backbone of {_PRETRAINED[key].parent}")
+    with Experiment(settings, folder, resume=True) as experiment:
+        _PRETRAINED[key] = own
         experiment.run()
         experiment.evaluate()
     return Result(folder)

@@ -39,6 +39,43 @@ def test_the_example_method_works_as_shown(tmp_path):
     assert done.returncode == 0 and "tried" in done.stdout, done.stderr[-2000:]
 
 
+EXAMPLE = """
+import pathlib, runpy, sys
+sys.path.insert(0, {tests!r})
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+import fedfr_jax
+from small import SETTINGS, save_blank
+Figure.savefig = save_blank
+folder, rng = pathlib.Path(sys.argv[1]), np.random.default_rng(0)
+for person in range(40):
+    (folder / str(person)).mkdir(parents=True)
+    face = rng.integers(0, 256, (16, 16, 3))
+    for k in range(8):
+        image = np.clip(face + rng.integers(-30, 30, face.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(folder / str(person) / f"{{k}}.png")
+config = fedfr_jax.load_config("folder")
+for group in ("model", "pretrain", "fed", "eval", "engine"):
+    config[group].update(SETTINGS[group])
+config.data.image_size, config.fed.num_clients = 16, 5
+config.data.split.update(dict(SETTINGS["data"]["split"], client_images=(8, 8)))
+fedfr_jax.load_config = lambda name: config  # the same on small images
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
+def test_the_example_of_the_interface_runs(tmp_path):
+    path = ROOT / "docs" / "example.py"
+    assert len(path.read_text().splitlines()) <= 25
+    done = subprocess.run(
+        [sys.executable, "-c", EXAMPLE.format(path=str(path), tests=str(ROOT / "tests")),
+         str(tmp_path / "faces")], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for shown in ("FedAvg", "FedFR", "±", "features under client 3's model:", "round"):
+        assert shown in done.stdout, shown
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda p: p.stem)
 def test_notebooks_hold_the_code_of_their_sources(path):
     source, notebook = jupytext.read(path), jupytext.read(path.with_suffix(".ipynb"))

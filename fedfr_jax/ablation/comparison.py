@@ -47,6 +47,10 @@ class Comparison:
     groups: dict[str, tuple[str, ...]]
     sent: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    def tables(self) -> list[tables.ResultTable]:
+        """Accuracy, fairness and costs; a notebook shows each as a table."""
+        return result_tables(self)
+
     def rows(self) -> list[dict[str, Any]]:
         """One flat dictionary per row and seed, as pandas and ``table.csv`` take them."""
         return [{"method": row, "seed": seed, **{m: float(v[i]) for m, v in metrics.items()}}

@@ -13,12 +13,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import pathlib
 import re
-import shutil
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,9 +34,9 @@ from fedfr_jax.experiment import Experiment, train
 from fedfr_jax.reporting.plots import slug
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.autotune import seeds_at_once, settle
+from fedfr_jax.runtime.pretrained import copy_pretrained, pretrained_key
 from fedfr_jax.settings import DataConfig
 
-_SHARED = ("seed", "data", "model", "pretrain")  # what a pretrained backbone depends on
 _RESETTLED = ("engine.", "model.dtype")  # settled by measurement when the cell ran
 
 
@@ -109,22 +106,7 @@ def is_finished(cell: Cell, folder: pathlib.Path) -> bool:
 
 def pretrained_folder(root: pathlib.Path, config: Config) -> pathlib.Path:
     """Where the backbone that this cell starts from is kept for the others."""
-    settings = to_dict(config)
-    parts = {name: settings[name] for name in _SHARED}
-    parts |= {"clients": config.fed.num_clients, "mirror": config.fed.mirror}
-    digest = hashlib.sha256(json.dumps(workdir.plain(parts), sort_keys=True).encode())
-    return root / "pretrained" / digest.hexdigest()[:16]
-
-
-def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a folder; it appears under its name when it is complete."""
-    if not (source / "backbone").is_dir() or target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    os.replace(temporary, target)
+    return root / "pretrained" / pretrained_key(config)
 
 
 @functools.lru_cache(maxsize=1)  # cells come seed after seed
@@ -141,11 +123,11 @@ def _cell_folder(cell: Cell, root: pathlib.Path):
     folder, shared = root / "cells" / cell.folder, pretrained_folder(root, cell.config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").unlink(missing_ok=True)
-    _copy(shared, folder / "pretrained")
+    copy_pretrained(shared, folder / "pretrained")
     try:
         yield folder
     finally:
-        _copy(folder / "pretrained", shared)
+        copy_pretrained(folder / "pretrained", shared)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ fewer than one error is allowed (by the pair rule, at most one). ``{"evaluated":
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -64,6 +65,11 @@ class ResultTable:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        render([self], Console(file=text, force_jupyter=False))
+        return text.getvalue()
 
     def _repr_markdown_(self) -> str:
         """For notebooks."""

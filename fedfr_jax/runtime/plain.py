@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fedfr_jax.algorithm.plain import PlainRounds
-from fedfr_jax.config import default_config, merged, resolve
+from fedfr_jax.config import Settings, merged, nested_settings, resolve
 from fedfr_jax.errors import InputError
 from fedfr_jax.population.packing import pack_clients, pack_public
 from fedfr_jax.runtime.autotune import settle
@@ -17,7 +17,7 @@ from fedfr_jax.runtime.simulation import make_layout, make_spec, use_cpu_devices
 
 def plain_rounds(clients: Sequence[tuple[np.ndarray, np.ndarray]],
                  public: tuple[np.ndarray, np.ndarray] | None = None,
-                 config: Mapping[str, Any] | None = None, **settings: Any) -> PlainRounds:
+                 config: Settings | None = None, **settings: Any) -> PlainRounds:
     """Rounds on arrays of images, of the same pure functions that a whole run is made of.
 
         rounds = plain_rounds(clients, public, fed={"batch_size": 8})
@@ -27,7 +27,7 @@ def plain_rounds(clients: Sequence[tuple[np.ndarray, np.ndarray]],
     Args:
       clients: (images (M_i, S, S, 3) uint8 RGB, labels (M_i,) whole numbers from 0) of each.
       public: images and labels of the public people; None: there are none.
-      config: settings as nested dictionaries; ``data`` is not read but for what the arrays say.
+      config: settings to start from; of ``data`` nothing is read but for what the arrays say.
       **settings: groups of settings that change, such as ``fed={"lr": 0.01}``.
 
     Raises:
@@ -39,7 +39,7 @@ def plain_rounds(clients: Sequence[tuple[np.ndarray, np.ndarray]],
     if public is None:
         public = np.zeros((0, size, size, 3), np.uint8), np.zeros(0, np.int32)
         settings = merged({"fed": {"public_data": "off"}}, settings)
-    chosen = merged(default_config().to_dict() if config is None else config, settings)
+    chosen = nested_settings(config, **settings)
     resolved = resolve(merged(chosen, {"data": {"image_size": size},
                                        "fed": {"num_clients": len(clients)}}))
     cohort_public = pack_public(*public)

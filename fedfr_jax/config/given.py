@@ -1,0 +1,46 @@
+"""Settings as people give them: a file, its name, dictionaries, and changes of these."""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from ml_collections import ConfigDict
+
+from fedfr_jax.config.files import load_config
+from fedfr_jax.config.resolve import merged, resolve, to_dict
+from fedfr_jax.config.whole import Config
+
+Settings: TypeAlias = Config | ConfigDict | Mapping[str, Any] | str | os.PathLike
+
+
+def settings_of(config: Settings | None = None, method: str | Mapping[str, Any] | None = None,
+                **changes: Any) -> Config:
+    """Checked settings.
+
+    Args:
+      config: settings to start from; None: the defaults, the paper's; a path, or
+        a name such as "quickstart": what ``get_config()`` of that file returns, as for the
+        command line.
+      method: name of the method, for short; or the group of settings.
+      **changes: settings or groups of them, such as ``fed={"rounds": 4}``.
+
+    Raises:
+      InputError: a setting is wrong, or there is no such file.
+    """
+    settings = nested_settings(config, **changes)
+    if method is not None:
+        group = {"name": method} if isinstance(method, str) else method
+        settings = merged(settings, {"method": group})
+    return resolve(settings)
+
+
+def nested_settings(config: Settings | None = None, **changes: Any) -> dict[str, Any]:
+    """Settings as nested dictionaries, unchecked; arguments as for :func:`settings_of`."""
+    if isinstance(config, (str, os.PathLike)):
+        config = load_config(config)
+    if isinstance(config, Config):
+        config = to_dict(config)
+    elif isinstance(config, ConfigDict):
+        config = config.to_dict()
+    return merged(config or {}, changes)
