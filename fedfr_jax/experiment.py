@@ -313,7 +313,7 @@ def run(method: str | None = None, config: Settings | None = None,
         the system's temporary files.
       **changes: as for :func:`settings_of`.
     """
-    folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="fedfr_"))
+    folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="fedfr_")).expanduser()
     with Experiment(config, folder, method=method, resume=True, **changes) as experiment:
         experiment.run()
         experiment.evaluate()
