@@ -27,7 +27,7 @@ class Result:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = pathlib.Path(folder)
+        self.folder = pathlib.Path(folder).expanduser()
         self._data = html.load_report_data(self.folder)
         self.summary = dict(self._data.summary)
         self.history = list(self._data.metrics)
