@@ -44,7 +44,8 @@ def shapes(config):
         identities=per_client, clients=per_client)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [
+    "float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_round_at_the_papers_shapes(dtype):
     config = paper_config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))

@@ -25,7 +25,12 @@ from fedfr_jax.settings import FedConfig, LossConfig, ModelConfig
 def _files(key):
     """Golden files that hold ``key``; a skipped parameter where there is none."""
     found = [f for f in sorted(GOLDEN.glob("**/*.npz")) if key in np.load(f).files]
-    return [pytest.param(f, id="/".join(f.relative_to(GOLDEN).parts)) for f in found] or [
+    # Where there is a case in double precision it is the exact one, and the other is a slow test.
+    exact = {f.name for f in found if f.parent.name == "float64"}
+    marks = {f: [pytest.mark.slow] * (f.name in exact and f.parent.name != "float64")
+             for f in found}
+    return [pytest.param(f, id="/".join(f.relative_to(GOLDEN).parts), marks=marks[f])
+            for f in found] or [
         pytest.param(None, marks=pytest.mark.skip(reason=f"no golden files in {GOLDEN}"))]
 
 

@@ -73,11 +73,11 @@ def close(actual, expected, tolerance=1e-5):
     ("spherenet", 10, 512, 17_052_992),
     ("spherenet", 20, 512, 24_501_952),
     ("spherenet", 36, 512, 34_606_400),
-    ("spherenet", 64, 512, 49_726_656),
+    pytest.param("spherenet", 64, 512, 49_726_656, marks=pytest.mark.slow),
     # The published numbers count the 512 fixed ones of features.weight.
     ("iresnet", 18, 512, 24_025_600 - 512),
     ("iresnet", 50, 512, 43_590_848 - 512),
-    ("iresnet", 100, 512, 65_156_160 - 512),
+    pytest.param("iresnet", 100, 512, 65_156_160 - 512, marks=pytest.mark.slow),
 ])
 def test_published_parameter_counts_and_abstract_shapes(name, depth, embedding, count):
     backbone = build(ModelConfig(name=name, depth=depth, embedding=embedding), 112)
