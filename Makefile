@@ -18,7 +18,7 @@ help:
 	@echo "make fuzz      damaged files for all readers, $(FUZZ) of a kind"
 	@echo "make notebooks  run the notebooks, in a small setting"
 	@echo "make bench     benchmarks on this CPU, also against PyTorch where it is installed"
-	@echo "make lint      ruff"
+	@echo "make lint      ruff and mypy"
 
 $(VENV)/installed: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,7 @@ bench: $(VENV)/installed
 
 lint: $(VENV)/installed
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 
 clean:
 	rm -rf $(VENV) .jax_cache build *.egg-info

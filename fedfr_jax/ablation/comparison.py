@@ -39,6 +39,7 @@ class Comparison:
       seeds: in the order of the values.
       groups: title -> the metrics of one table.
       sent: row -> what a client sends.
+      failures: cell -> what went wrong with it, of the runs that were tried now.
     """
 
     reference: str
@@ -46,6 +47,7 @@ class Comparison:
     seeds: tuple[int, ...]
     groups: dict[str, tuple[str, ...]]
     sent: dict[str, str] = dataclasses.field(default_factory=dict)
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def tables(self) -> list[tables.ResultTable]:
         """Accuracy, fairness and costs; a notebook shows each as a table."""

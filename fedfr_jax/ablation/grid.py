@@ -211,7 +211,8 @@ def run_with_mates(cell: Cell, cells: Sequence[Cell], root: pathlib.Path,
         together = mates(cell, cells)
         if len(together) > 1:
             report(f"  side by side with seeds {', '.join(str(c.seed) for c in together[1:])}")
-            return run_side_by_side(together, root)
+            run_side_by_side(together, root)
+            return None
     except Exception as error:
         report(f"  failed: {type(error).__name__}: {error}; now one after the other")
     return run_cell(cell, root)
@@ -234,7 +235,8 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
       The comparison of what is there.
 
     Raises:
-      ConfigError: the reference is none of the rows, or ``only`` no regular expression.
+      ConfigError: the reference is none of the rows, or ``only`` no regular expression or
+        without a match.
       InputError: a cell in the work directory has other settings.
     """
     root = pathlib.Path(root).expanduser()
@@ -247,6 +249,8 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
         wanted = [c for c in cells if c.row == reference or re.search(only, c.row)]
     except re.error as error:
         raise ConfigError(f"only is {only!r}, which is no regular expression: {error}") from error
+    if only and not any(re.search(only, name) for name in names):
+        raise ConfigError(f"only is {only!r}, which none of the rows matches: {', '.join(names)}")
 
     def finished(cell):
         return is_finished(cell, root / "cells" / cell.folder)
@@ -259,10 +263,10 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
         if finished(cell):
             continue
         open_cells = [c for c in wanted if not finished(c) and str(c) not in failures]
-        error = run_with_mates(cell, open_cells, root, report)
-        if error:
-            failures[str(cell)] = error
-            report(f"  failed: {error}")
+        failure = run_with_mates(cell, open_cells, root, report)
+        if failure:
+            failures[str(cell)] = failure
+            report(f"  failed: {failure}")
         found = compare(cells, root, reference)
         comparison.write_tables(found, root)
         if number < len(wanted) and wanted[number].seed != cell.seed:  # plots take seconds
@@ -270,13 +274,13 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
     found = compare(cells, root, reference)
     comparison.write_tables(found, root)
     write_report(found, cells, root, failures, title)
-    return found
+    return dataclasses.replace(found, failures=failures)
 
 
 def compare(cells: Sequence[Cell], root: pathlib.Path, reference: str = "") -> (
         comparison.Comparison):
     """The cells that are finished, compared; ``reference`` as for :func:`run_grid`."""
-    summaries = {}
+    summaries: dict[str, dict[int, Any]] = {}
     for cell in cells:
         path = root / "cells" / cell.folder
         if (path / workdir.SUMMARY).exists():

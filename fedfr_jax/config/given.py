@@ -37,10 +37,9 @@ def settings_of(config: Settings | None = None, method: str | Mapping[str, Any] 
 
 def nested_settings(config: Settings | None = None, **changes: Any) -> dict[str, Any]:
     """Settings as nested dictionaries, unchecked; arguments as for :func:`settings_of`."""
-    if isinstance(config, (str, os.PathLike)):
-        config = load_config(config)
-    if isinstance(config, Config):
-        config = to_dict(config)
-    elif isinstance(config, ConfigDict):
-        config = config.to_dict()
-    return merged(config or {}, changes)
+    given: Any = load_config(config) if isinstance(config, (str, os.PathLike)) else config
+    if isinstance(given, Config):
+        given = to_dict(given)
+    elif isinstance(given, ConfigDict):
+        given = given.to_dict()
+    return merged(given or {}, changes)

@@ -308,8 +308,8 @@ def save_split(path: str | os.PathLike, split: FederatedSplit) -> None:
     as int32 where the numbers allow. They are not compressed: the file would be half as large, but
     take some sixty times as long.
     """
-    write_file(path, lambda file: np.savez(file, **{
-        name: _narrow(array) for name, array in split_arrays(split).items()}))
+    arrays: dict[str, Any] = {name: _narrow(a) for name, a in split_arrays(split).items()}
+    write_file(path, lambda file: np.savez(file, **arrays))
 
 
 def split_arrays(split: FederatedSplit) -> dict[str, np.ndarray]:

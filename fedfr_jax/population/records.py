@@ -134,6 +134,6 @@ class Records:
 
     def close(self) -> None:
         """Gives files and memory back; what was written stays in the files."""
-        self.table = self.rows = self._mapped = None
+        self.table = self.rows = self._mapped = None  # type: ignore[assignment]
         for file in self._files:
             file.close()

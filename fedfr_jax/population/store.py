@@ -373,7 +373,7 @@ class RowStore:
         row, crc = self._records.rows[record], 0
         for leaf, part in zip(self._layout.leaves, parts, strict=True):
             row[leaf.start : leaf.stop] = part
-            crc = zlib.crc32(part, crc)
+            crc = zlib.crc32(part.data, crc)
         return crc
 
     def _check_row(self, record: int) -> None:

@@ -145,7 +145,8 @@ class Course:
 
     def __init__(self, run: Run, programs: Programs, last: int):
         self.server = run.server
-        self._run, self._last, self._rows = run, last, []
+        self._run, self._last = run, last
+        self._rows: list[dict[str, Any]] = []
         self._finite = programs.finite
         mesh = run.sim.layout.mesh
         self._clients = ClientStates(run.sim, run.store, int(run.server.round), programs.start,
@@ -231,6 +232,7 @@ class Course:
     def evaluate(self, done: int) -> None:
         """The evaluation between rounds after ``done`` of them."""
         backbone = self.server.backbone
+        assert self._run.evaluate is not None  # evaluates_at() has looked
         self._run.evaluate(done, backbone, self._clients.models(done, backbone))
 
     def finish(self, compiled: dict[str, int]) -> tuple[ServerState, dict[str, Any]]:

@@ -43,7 +43,7 @@ def what_is_safe(folder: str | os.PathLike | None) -> str:
     return "Nothing was computed that could be kept; the same command with --resume starts again."
 
 
-def disk_error(error: BaseException) -> str:
+def disk_error(error: BaseException | None) -> str:
     """What is wrong with the disk, if that is what an error comes from; "" otherwise."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:

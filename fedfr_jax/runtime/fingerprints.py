@@ -43,7 +43,7 @@ def split_digest(split: FederatedSplit) -> str:
     found = hashlib.sha256()
     for name, array in sorted(split_arrays(split).items()):
         found.update(f"{name} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array, np.int64))
+        found.update(np.ascontiguousarray(array, np.int64).data)
     return found.hexdigest()
 
 
@@ -126,7 +126,7 @@ def _names(source: ImageSource) -> str:
 def _array(array: np.ndarray) -> str:
     found = hashlib.sha256()
     for start in range(0, len(array), 1 << 20):
-        found.update(np.ascontiguousarray(array[start:start + (1 << 20)], np.int64))
+        found.update(np.ascontiguousarray(array[start:start + (1 << 20)], np.int64).data)
     return found.hexdigest()
 
 

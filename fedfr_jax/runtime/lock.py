@@ -5,13 +5,14 @@ import json
 import os
 import pathlib
 import socket
+from typing import Any
 
 from fedfr_jax.errors import InputError
 
 try:
     import fcntl
 except ImportError:  # not a POSIX system: the holder's note alone decides
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 NAME = "lock"
 
@@ -29,7 +30,7 @@ class WorkdirLock:
 
     def __init__(self, folder: str | os.PathLike):
         self._path = pathlib.Path(folder) / NAME
-        self._file = None
+        self._file: Any = None
 
     def __enter__(self) -> WorkdirLock:
         """Takes the lock.

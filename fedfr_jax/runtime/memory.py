@@ -51,7 +51,7 @@ def check_fits(parts: Mapping[str, float], free: float | None = None) -> None:
     """
     free, needed = available() if free is None else free, sum(parts.values())
     if needed > free:
-        name = max(parts, key=parts.get)
+        name = max(parts, key=parts.__getitem__)
         raise ConfigError(f"{name}: {_gib(parts[name])} of memory would be needed for it, "
                           f"{_gib(needed)} together, but {_gib(free)} are free; lower it")
 

@@ -46,6 +46,6 @@ def check_equal(values: Mapping[str, Any], *, gather=multihost_utils.process_all
     differ = (every != every[0]).any(axis=(0, 2))
     names = [name for name, bad in zip(sorted(values), differ, strict=True) if bad]
     if names:
-        mine = ", ".join(f"{name} (here {values[name]!r})" for name in names)
-        raise InputError(f"the processes of this run differ in {mine}; start all of them with the "
-                         "same settings and data")
+        different = ", ".join(f"{name} (here {values[name]!r})" for name in names)
+        raise InputError(f"the processes of this run differ in {different}; start all of them "
+                         "with the same settings and data")

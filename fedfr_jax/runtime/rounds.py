@@ -77,7 +77,7 @@ def pretrained_model(sim: Simulation, writer: workdir.RunWriter, folder: pathlib
         raise InputError(f"{finished} is missing, but rounds were trained from it; restore it from "
                          "a copy, or start in another work directory")
     writer.truncate_after(-1, pretrain_epoch=0)
-    embeddings = None
+    learned = None
     if trains:
         labels = sim.split.public_labels
         with track("pretraining", config.pretrain.epochs * len(labels), "image") as bar:
@@ -88,16 +88,16 @@ def pretrained_model(sim: Simulation, writer: workdir.RunWriter, folder: pathlib
                 rate = row["epoch"] * len(labels) / seconds
                 writer.append(row | {"images_per_second": rate})
 
-            variables, embeddings = pretrain(
+            variables, learned = pretrain(
                 sim.backbone, sim.public.images, labels, config.pretrain, variables=variables,
                 mesh=sim.layout.mesh, seed=config.seed, augment=config.fed.mirror,
                 on_epoch=on_epoch,
                 on_step=lambda n, loss: bar.update(n, images=n, loss=loss))
-    check_finite(config, variables, embeddings)
+    check_finite(config, variables, learned)
     if trains:
-        save_pytree(folder / "public_embeddings", embeddings)
+        save_pytree(folder / "public_embeddings", learned)
     save_pytree(finished, variables)
-    return variables, embeddings
+    return variables, learned
 
 
 def check_finite(config, variables: PyTree, embeddings: PyTree) -> None:
@@ -186,10 +186,12 @@ def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Progr
 
 
 def _one_round(sim: Simulation, programs: Programs, courses: Sequence[Course], keys, r: int,
-               goes_on: bool, inputs: RoundInputs) -> tuple[list[dict[str, Any]],
+               goes_on: bool, inputs: RoundInputs | None) -> tuple[list[dict[str, Any]],
                                                              RoundInputs | None]:
     """Round ``r`` of all courses; returns (their rows, the next round's inputs)."""
-    started, results = time.monotonic(), []
+    assert inputs is not None  # read_ahead() has them of every round there is
+    started = time.monotonic()
+    results: list[Any] = []
     if inputs.cohort is not None:
         results = programs.round([course.server for course in courses],
                                  [course.hand_out(inputs) for course in courses],
@@ -210,7 +212,8 @@ def _one_round(sim: Simulation, programs: Programs, courses: Sequence[Course], k
     if inputs.cohort is None:
         rows = [course.pass_over(r + 1, inputs, seconds, stops=stops) for course in courses]
     else:
-        rows = [course.keep(r + 1, *result, inputs, following, seconds, stops=stops)
+        rows = [course.keep(r + 1, *result, inputs=inputs, following=following, seconds=seconds,
+                            stops=stops)
                 for course, result in zip(courses, results, strict=True)]
     if stops:
         for course in courses:

@@ -142,7 +142,9 @@ def spec_of(config: Config, backbone: Backbone) -> RoundSpec:
 def _check_turns(spec: RoundSpec) -> None:
     """Where head and body take turns, each must have one in every round."""
     turn = spec.recipe.heads_turn
-    for epochs in sorted(set(spec.fed.local_epochs)) if turn is not None else ():
+    if turn is None:
+        return
+    for epochs in sorted(set(spec.fed.local_epochs)):
         turns = {bool(turn(spec.options, epoch, epochs)) for epoch in range(epochs)}
         if turns != {True, False}:
             raise ConfigError(

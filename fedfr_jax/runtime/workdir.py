@@ -273,7 +273,7 @@ class RunWriter:
         row = plain(row)
         needed = {"pretrain": ("step",), "round": ("round",), "evaluation": ("round", "model")}
         kind = row.get("kind")
-        missing = [key for key in ("kind", *needed.get(kind, ())) if row.get(key) is None]
+        missing = [key for key in ("kind", *needed.get(str(kind), ())) if row.get(key) is None]
         if missing:
             raise InputError(f"a row of {METRICS} lacks {', '.join(missing)}: {row}")
         self._end_last_line()
