@@ -41,7 +41,7 @@ def write_evaluation(
     Raises:
       InputError: a value is not an array of numbers or text.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for protocol, curves in rocs.items():
         for model, (far, tar) in curves.items():
             arrays[_name("roc", protocol, model, "far")] = np.asarray(far)

@@ -212,9 +212,9 @@ def _one_round(sim: Simulation, programs: Programs, courses: Sequence[Course], k
     if inputs.cohort is None:
         rows = [course.pass_over(r + 1, inputs, seconds, stops=stops) for course in courses]
     else:
-        rows = [course.keep(r + 1, *result, inputs=inputs, following=following, seconds=seconds,
+        rows = [course.keep(r + 1, server, heads, metrics, finite, inputs, following, seconds,
                             stops=stops)
-                for course, result in zip(courses, results, strict=True)]
+                for course, (server, heads, metrics, finite) in zip(courses, results, strict=True)]
     if stops:
         for course in courses:
             course.save()
