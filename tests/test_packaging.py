@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -65,6 +66,23 @@ def test_a_wheel_works_in_an_empty_folder(wheel, tmp_path):
                           env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True,
                           text=True, check=False)
     assert done.stdout == f"installed {fedfr_jax.__version__}\n", done.stderr[-2000:]
+
+
+def test_a_source_distribution_is_complete(tmp_path):
+    parts = ("fedfr_jax", "configs", "tests", "docs", "notebooks", "benchmarks")
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "Makefile",
+                 "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in parts:
+        shutil.copytree(ROOT / name, tmp_path / name,
+                        ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    subprocess.run([sys.executable, "setup.py", "--quiet", "sdist"], cwd=tmp_path, check=True,
+                   capture_output=True)
+    with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as archive:
+        packed = {pathlib.Path(*pathlib.Path(name).parts[1:]) for name in archive.getnames()}
+    here = {path.relative_to(tmp_path) for part in parts for path in (tmp_path / part).rglob("*")
+            if path.is_file()}
+    assert len(here) > 200 and not here - packed
 
 
 def test_importing_the_package_starts_nothing():
