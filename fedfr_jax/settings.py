@@ -69,6 +69,9 @@ class ModelConfig:
     # Compute type: float32 | bfloat16 | auto (the faster of the two here), with parameters of
     # float32; or float64 for everything, which needs JAX_ENABLE_X64=1.
     dtype: str = "float32"
+    # Batch norm in local training: with the statistics of the mini-batch, which also move the
+    # running ones, or with the running ones as the server sends them. Pretraining has the former.
+    batch_norm: str = "batch"  # batch | frozen
     weights: str = ""  # pretrained weights (.npz or a checkpoint folder); "" = pretrain here
 
 

@@ -156,7 +156,7 @@ def local_loss(spec: RoundSpec, trained: PyTree, batch_stats: PyTree, batch: Bat
     """
     loss, terms = spec.loss, spec.terms
     variables = {"params": trained["backbone"], "batch_stats": batch_stats}
-    f, new_stats = spec.backbone.apply(variables, to_input(batch.images, type_of(trained)), True)
+    f, new_stats = spec.trained_features(variables, to_input(batch.images, type_of(trained)))
     classes, exists = trained["class_embeddings"], is_own
     if spec.uses_public:
         classes = jnp.concatenate([classes, trained["public_embeddings"]])

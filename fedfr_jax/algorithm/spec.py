@@ -48,6 +48,10 @@ class RoundSpec:
     def uses_binary(self) -> bool:
         return self.terms.binary_weight > 0
 
+    def trained_features(self, variables: PyTree, inputs: jax.Array) -> tuple[jax.Array, PyTree]:
+        """(features (B, d), new running statistics) of inputs in local training."""
+        return self.backbone.apply(variables, inputs, self.backbone.batch_statistics)
+
     def private(self, variables: PyTree) -> PyTree:
         """Pytree of bool like the backbone's variables: what a client keeps to itself."""
         if self.recipe.private is None:

@@ -15,6 +15,7 @@ _CHOICES = {
     "loss.identification": ("cosface", "arcface"),
     "data.source": ("generated", "recordio", "folder", "tfds"),
     "model.dtype": ("float32", "bfloat16", "float64", "auto"),
+    "model.batch_norm": ("batch", "frozen"),
     "fed.public_data": ("auto", "hard", "all", "off"),
     "fed.class_embedding_init": ("mean_feature", "random"),
     "fed.aggregation": ("images", "uniform"),

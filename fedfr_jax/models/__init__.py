@@ -49,6 +49,8 @@ class Backbone:
       name: key in ``MODELS``.
       output_layers: top-level modules of the variables that make the embedding from the last
         map; what personalized methods call the head of the network.
+      batch_statistics: whether local training normalizes with the statistics of the mini-batch
+        (``train`` = True), or with the running ones as they are.
       published: names and layouts of its published weights, if there are any.
     """
 
@@ -58,6 +60,7 @@ class Backbone:
     image_size: int
     name: str
     output_layers: tuple[str, ...] = ()
+    batch_statistics: bool = True
     published: Published | None = None
 
 
@@ -83,7 +86,7 @@ def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
     return Backbone(init=_init_function(module, image_size, config.dtype),
                     apply=_apply_function(module, image_size), embedding=config.embedding,
                     image_size=image_size, name=config.name, output_layers=module.output_layers,
-                    published=published)
+                    batch_statistics=config.batch_norm == "batch", published=published)
 
 
 def register_backbone(

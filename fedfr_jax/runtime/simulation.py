@@ -209,10 +209,10 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
 
 def _check_gradient_batch(config: Config, backbone: Backbone) -> None:
     stats = jax.eval_shape(backbone.init, jax.random.key(0))["batch_stats"]
-    if config.engine.gradient_batch and jax.tree.leaves(stats):
+    if config.engine.gradient_batch and jax.tree.leaves(stats) and backbone.batch_statistics:
         raise ConfigError(f"engine.gradient_batch is {config.engine.gradient_batch}, but "
                           f"{config.model.name} normalizes over the mini-batch, which must then "
-                          "be taken as a whole; set it to 0")
+                          "be taken as a whole; set it to 0, or model.batch_norm to 'frozen'")
 
 
 def verification_sets(config: Config, source: ImageSource,

@@ -276,3 +276,21 @@ def test_batch_norm_statistics_are_averaged():
     mean = after.backbone["batch_stats"]["norm"]["mean"]
     assert np.abs(mean - server.backbone["batch_stats"]["norm"]["mean"]).max() > 1e-3
     assert np.ptp(heads.previous["batch_stats"]["norm"]["mean"], axis=0).max() > 1e-3
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_trains_the_rest():
+    data = small.federation()
+    results = []
+    for part in (0, 2):  # a gradient in parts is the same where images do not see each other
+        method = small.method(model=dataclasses.replace(small.TINY_NORM, batch_norm="frozen"))
+        layout = small.layout(lanes=2, gradient_batch=part)
+        cohort = data.cohort()
+        start, heads = small.start(method, layout, data.public, cohort)
+        before = jax.device_get(start.backbone)
+        after, heads, _ = small.rounds(method, layout, start, heads, data.public, cohort)
+        chex.assert_trees_all_equal(after.backbone["batch_stats"], before["batch_stats"])
+        for old, new in zip(jax.tree.leaves(before["params"]),
+                            jax.tree.leaves(after.backbone["params"]), strict=True):
+            assert np.abs(old - new).max() > 0
+        results.append((after.backbone, heads))
+    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-6)
