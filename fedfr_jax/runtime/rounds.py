@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm.initialize import initial_server, server_shapes
@@ -161,7 +162,9 @@ def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Progr
     first = int(runs[0].server.round)
     last = sim.config.fed.rounds if until is None else until
     courses = [Course(run, programs, last) for run in runs]
-    keys = engine.replicate([round_key(run.sim.config) for run in runs], sim.layout.mesh)
+    # Made on every device: what lies on one would be copied to the others in every round.
+    keys = jax.jit(lambda: [round_key(run.sim.config) for run in runs],
+                   out_shardings=NamedSharding(sim.layout.mesh, PartitionSpec()))()
     compiled = {"first round": 0, "later rounds": 0}
     inputs = read_ahead(sim, first) if first < last else None
     try:
