@@ -19,6 +19,20 @@ class GeneratedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DegradeConfig:
+    """What makes images harder; strengths from 0 (nothing) to 1."""
+
+    low_light: float = 0.0  # share of the light that is lost: sensor noise, brightness restored
+    low_resolution: float = 0.0  # share of the pixels on a side that is lost
+    blur: float = 0.0  # 1: Gaussian, sigma of 4 % of the side
+    jpeg: float = 0.0  # 1: quality 5
+    occlusion: float = 0.0  # side of a gray square, as a share of the image's
+    colour: float = 0.0  # 1: gains of the channels and gamma off by some 40 %
+    per_client: bool = False  # strengths drawn for each client, from 0 to twice what is set
+    public: bool = True  # public and held-out people, too, with the strengths as set
+
+
+@dataclasses.dataclass(frozen=True)
 class SplitConfig:
     """FedFR's split into client, public and held-out identities (FEDFR.md section 6)."""
 
@@ -56,6 +70,7 @@ class DataConfig:
     resident_gib: float = 2.0  # per device
     generated: GeneratedConfig = GeneratedConfig()
     split: SplitConfig = SplitConfig()
+    degrade: DegradeConfig = DegradeConfig()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from fedfr_jax.algorithm.round import run_round
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config
+from fedfr_jax.data.degrade import degraded
 from fedfr_jax.data.folds import scorable
 from fedfr_jax.data.held_out import HeldOut, evaluated_clients, read_held_out
 from fedfr_jax.data.split import make_split
@@ -180,6 +181,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
             source = data_sources.open_source(config.data)
     split = make_split(source.labels, config.fed.num_clients, config.data.split,
                        config.data.seed, min_client_images=config.fed.batch_size)
+    source = degraded(source, config.data.degrade, config.data.seed, split.clients)
     uses_public = config.fed.public_data != "off"
     if not len(split.public_images) and (uses_public or config.pretrain.epochs):
         raise ConfigError("data.split leaves no public identities, but fed.public_data="

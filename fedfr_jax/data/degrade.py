@@ -1,0 +1,157 @@
+"""Images made harder: low light, low resolution, blur, JPEG, occlusion, a colour cast.
+
+It is the same for everybody, a shift of domain that even a strong pretrained backbone has to learn,
+or drawn for each client: then clients differ in their cameras, and personalization has something to
+gain. Training and evaluation see the same degraded images; an image looks the same in every round.
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from fedfr_jax.data.types import Clients, ImageSource
+from fedfr_jax.settings import DegradeConfig
+
+STRENGTHS = ("occlusion", "blur", "low_resolution", "low_light", "colour", "jpeg")  # in this order
+_STREAM = 0xDE6  # tells these random streams from others of the same seed
+_FULL_WELL = 2000.0  # photons per pixel at full light: shot noise
+_READ_NOISE = 0.01  # of the sensor, as a share of full light
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """How strongly an image suffers: a strength in [0, 1] for each of ``STRENGTHS``.
+
+    Attributes:
+      cast: gains of red, green and blue and a gamma, as logarithms at colour = 1.
+    """
+
+    occlusion: float = 0.0
+    blur: float = 0.0
+    low_resolution: float = 0.0
+    low_light: float = 0.0
+    colour: float = 0.0
+    jpeg: float = 0.0
+    cast: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+
+
+def is_active(settings: DegradeConfig) -> bool:
+    """Whether anything is degraded."""
+    return any(getattr(settings, name) > 0 for name in STRENGTHS)
+
+
+def camera_of(settings: DegradeConfig, seed: int, client: int) -> Camera:
+    """The camera of a client, or of everybody else.
+
+    Args:
+      settings: with ``per_client`` each strength is multiplied by a number drawn uniformly from 0
+        to 2, at most 1 in all, so that clients have the strength that is set on average.
+      seed: of the data.
+      client: its number; -1: public and held-out people.
+    """
+    everybody = client < 0 or not settings.per_client
+    rng = np.random.default_rng(np.random.SeedSequence(
+        seed, spawn_key=(_STREAM, 0 if everybody else 1 + client)))
+    cast, drawn = tuple(0.4 * rng.standard_normal(4)), 2 * rng.random(len(STRENGTHS))
+    set_to = np.array([getattr(settings, name) for name in STRENGTHS])
+    strengths = set_to if everybody else np.minimum(set_to * drawn, 1.0)
+    return Camera(*strengths.tolist(), cast=cast)
+
+
+def degrade(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
+    """One image as a camera takes it.
+
+    Args:
+      image: (S, S, 3) uint8 RGB.
+      camera: the strengths.
+      rng: for noise, and where something is in the way.
+
+    Returns:
+      (S, S, 3) uint8.
+    """
+    if camera.occlusion > 0:
+        image = _occluded(image, camera.occlusion, rng)
+    if camera.blur > 0:
+        radius = 0.04 * camera.blur * len(image)
+        image = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
+    if camera.low_resolution > 0:
+        image = _coarse(image, camera.low_resolution)
+    if camera.low_light > 0 or camera.colour > 0:
+        image = _developed(image, camera, rng)
+    if camera.jpeg > 0:
+        image = _compressed(image, camera.jpeg)
+    return image
+
+
+def _occluded(image, share, rng):
+    """A gray square in front, of ``share`` of the side, somewhere."""
+    side = max(1, round(share * len(image)))
+    top, left = rng.integers(0, len(image) - side + 1, 2)
+    image = image.copy()
+    image[top:top + side, left:left + side] = 96
+    return image
+
+
+def _coarse(image, lost):
+    """As from a sensor that lacks ``lost`` of the pixels on a side, at least 4 are left."""
+    side = max(4, round((1 - lost) * len(image)))
+    small = Image.fromarray(image).resize((side, side), Image.Resampling.BOX)
+    return np.asarray(small.resize(image.shape[1::-1], Image.Resampling.BILINEAR))
+
+
+def _developed(image, camera, rng):
+    """Low light with shot and read noise, brought back to full brightness; then the cast."""
+    light = max(1 - camera.low_light, 0.01)
+    x = image.astype(np.float32) / 255
+    if camera.low_light > 0:
+        dim = light * x
+        noise = np.sqrt(dim / _FULL_WELL + _READ_NOISE ** 2, dtype=np.float32)
+        x = np.clip((dim + noise * rng.standard_normal(x.shape, np.float32)) / light, 0, 1)
+    if camera.colour > 0:
+        *gains, gamma = np.exp(camera.colour * np.array(camera.cast))
+        x = np.clip(x ** gamma * np.array(gains, np.float32), 0, 1)
+    return np.round(255 * x).astype(np.uint8)
+
+
+def _compressed(image, lost):
+    """Through JPEG of quality 95 at strength 0 and 5 at strength 1."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=round(95 - 90 * lost))
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def degraded(source: ImageSource, settings: DegradeConfig, seed: int,
+             clients: Clients) -> ImageSource:
+    """A source whose images are degraded as the settings say; itself where they say nothing.
+
+    Args:
+      source: of all images.
+      seed: of the data: what an image looks like depends on it, its number and its camera alone.
+      clients: whose images are whose.
+    """
+    if not is_active(settings):
+        return source
+    owners = np.full(source.num_identities, -1, np.int64)
+    owners[clients.identities] = np.repeat(np.arange(len(clients)), np.diff(clients.offsets))
+    camera = functools.lru_cache(maxsize=4096)(functools.partial(camera_of, settings, seed))
+
+    def one(image: np.ndarray, number: int, owner: int) -> np.ndarray:
+        if owner < 0 and not settings.public:
+            return image
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM + 1, number)))
+        return degrade(image, camera(owner), rng)
+
+    def read(numbers: np.ndarray) -> np.ndarray:
+        images = source.read(numbers)
+        every: Iterable[tuple[int, int]] = zip(
+            np.asarray(numbers).tolist(), owners[source.labels[numbers]].tolist(), strict=True)
+        for k, (number, owner) in enumerate(every):
+            images[k] = one(images[k], number, owner)
+        return images
+
+    return dataclasses.replace(source, read=read, describe=None, render=None)
