@@ -60,7 +60,8 @@ def camera_of(settings: DegradeConfig, seed: int, client: int) -> Camera:
     cast, drawn = tuple(0.4 * rng.standard_normal(4)), 2 * rng.random(len(STRENGTHS))
     set_to = np.array([getattr(settings, name) for name in STRENGTHS])
     strengths = set_to if everybody else np.minimum(set_to * drawn, 1.0)
-    return Camera(*strengths.tolist(), cast=cast)
+    named: dict[str, float] = dict(zip(STRENGTHS, strengths.tolist(), strict=True))
+    return Camera(cast=cast, **named)
 
 
 def degrade(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
