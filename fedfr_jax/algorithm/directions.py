@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
 
 from fedfr_jax.algorithm import losses
 from fedfr_jax.algorithm.features import Shared, features, mirror, type_of
@@ -19,7 +20,8 @@ from fedfr_jax.engine import Lane
 from fedfr_jax.engine.layout import Layout
 
 
-def direction(spec: RoundSpec, server: ServerState, head: Heads, images) -> jax.Array:
+def direction(spec: RoundSpec, server: ServerState, head: Heads,
+              images: UInt8[Array, "B S S 3"]) -> Float[Array, "B d"]:
     """(B, d) direction of the contrastive term for uint8 images."""
     previous = jax.tree.map(lambda v, own: own.astype(v.dtype), server.backbone, head.previous)
     return losses.contrastive_direction(features(spec.backbone, server.backbone, images),

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float, Int, UInt8
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm.spec import RoundSpec
@@ -43,7 +44,8 @@ def where_images_are(server, public: PublicData, cohort: CohortData, key):
             Device(None if in_table else cohort.images, cohort.table_rows))
 
 
-def own_images(shared: Shared, device: Device, positions) -> jax.Array:
+def own_images(shared: Shared, device: Device,
+               positions: Int[Array, " B"]) -> UInt8[Array, "B S S 3"]:
     """Images at some positions of a device's list."""
     if shared.table is not None:
         return shared.table[device.table_rows[positions]]
@@ -55,23 +57,24 @@ def type_of(variables: PyTree) -> jnp.dtype:
     return engine.sum_type(variables)
 
 
-def to_input(images, dtype):
+def to_input(images: UInt8[Array, "*B S S 3"], dtype: Any) -> Float[Array, "*B S S 3"]:
     """uint8 RGB -> a floating type in [-1, 1], ``(x / 255 - 0.5) / 0.5``."""
     return images.astype(dtype) / 127.5 - 1.0
 
 
-def mirror(images):
+def mirror(images: UInt8[Array, "*B H W 3"]) -> UInt8[Array, "*B H W 3"]:
     """Flips (..., H, W, 3) images horizontally."""
     return images[..., ::-1, :]
 
 
-def features(backbone: Backbone, variables: PyTree, images) -> jax.Array:
+def features(backbone: Backbone, variables: PyTree,
+             images: UInt8[Array, "B S S 3"]) -> Float[Array, "B d"]:
     """(B, d) features of uint8 images under a frozen backbone."""
     return backbone.apply(variables, to_input(images, type_of(variables)), False)[0]
 
 
 def list_features(backbone: Backbone, variables: PyTree, shared: Shared, device: Device, used,
-                  block: int) -> jax.Array:
+                  block: int) -> Float[Array, "R d"]:
     """(R, d) features of a device's list of images; those after ``used`` mean nothing."""
     size = len(device.images if shared.table is None else device.table_rows)
     return engine.loop_blocks(
@@ -80,14 +83,15 @@ def list_features(backbone: Backbone, variables: PyTree, shared: Shared, device:
 
 
 def public_features(spec: RoundSpec, layout: Layout, variables: PyTree,
-                    public: PublicData) -> jax.Array:
+                    public: PublicData) -> Float[Array, "N_0 d"]:
     """(N_0, d) features of the public images, computed by all devices together."""
     return engine.map_blocks(
         lambda s, p: features(spec.backbone, s[0], s[1][p]), (variables, public.images),
         len(public.labels), mesh=layout.mesh, block=layout.feature_batch)
 
 
-def personal_features(spec: RoundSpec, backbone: PyTree, transform: PyTree, images) -> jax.Array:
+def personal_features(spec: RoundSpec, backbone: PyTree, transform: PyTree,
+                      images: UInt8[Array, "B S S 3"]) -> Float[Array, "B d"]:
     """Features under a client's personalized model, transform after its own backbone.
 
     Args:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm.features import Device, Shared, list_features, public_features
@@ -13,7 +14,7 @@ from fedfr_jax.engine.layout import Layout
 from fedfr_jax.population.cohort_data import CohortData
 
 
-def all_or_nothing(spec: RoundSpec, shared: Shared, cohort: CohortData) -> jax.Array:
+def all_or_nothing(spec: RoundSpec, shared: Shared, cohort: CohortData) -> Bool[Array, "C N_0"]:
     """(C, N_0) bool, every public image for every client; (C, 0) without public data."""
     slots = len(cohort.sizes)
     if not spec.uses_public:
@@ -22,7 +23,7 @@ def all_or_nothing(spec: RoundSpec, shared: Shared, cohort: CohortData) -> jax.A
 
 
 def compare_with_public(choose: Callable[..., jax.Array], spec: RoundSpec, layout: Layout,
-                        shared: Shared, device: Device, cohort: CohortData) -> jax.Array:
+                        shared: Shared, device: Device, cohort: CohortData) -> Bool[Array, "C N_0"]:
     """(C, N_0) bool: ``choose`` of each client's features and those of the public images.
 
     Args:

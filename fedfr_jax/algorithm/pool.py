@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Bool, Int, UInt8
 
 from fedfr_jax.algorithm import losses
 from fedfr_jax.algorithm.features import Device, Shared, mirror, own_images, type_of
@@ -70,17 +71,18 @@ class Pool:
     def _keys(self, epoch):
         return jax.random.split(jax.random.fold_in(self.key, epoch))
 
-    def order(self, epoch) -> jax.Array:
+    def order(self, epoch: Int[Array, ""]) -> Int[Array, " P"]:
         """(P,) positions in the order of an epoch."""
         return epoch_order(self._keys(epoch)[0], self.valid)
 
-    def flips(self, epoch) -> jax.Array:
+    def flips(self, epoch: Int[Array, ""]) -> Bool[Array, " P"]:
         """(P,) bool, which images an epoch mirrors."""
         if not self.mirrored:
             return jnp.zeros(self.valid.shape, bool)
         return _bits(self._keys(epoch)[1], self.valid.shape) < jnp.uint32(2**31)
 
-    def views(self, positions, flip) -> jax.Array:
+    def views(self, positions: Int[Array, " B"],
+              flip: Bool[Array, " B"]) -> UInt8[Array, "B S S 3"]:
         """(B, S, S, 3) uint8 images at (B,) positions, mirrored where (B,) ``flip`` says so."""
         images = self.images(positions)
         return jnp.where(flip[:, None, None, None], mirror(images), images)
@@ -107,7 +109,7 @@ def make_pool(spec: RoundSpec, shared: Shared, device: Device, client: Client,
     return Pool(labels, valid, weights, key, images, spec.fed.mirror)
 
 
-def epoch_order(key, valid) -> jax.Array:
+def epoch_order(key: jax.Array, valid: Bool[Array, " P"]) -> Int[Array, " P"]:
     """A random order of the valid entries of the pool; the invalid ones come last.
 
     Args:

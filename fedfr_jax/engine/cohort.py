@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Int
 
 from fedfr_jax.engine.precision import sum_type
 
@@ -170,8 +171,8 @@ def _all_of_one_device(side_by_side, lanes, shared, device, clients, state, work
 
 
 def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, clients: PyTree,
-                    state: PyTree, work: jax.Array, taken: jax.Array, *, mesh: Mesh, lanes: int
-                    ) -> tuple[PyTree, jax.Array, PyTree, PyTree]:
+                    state: PyTree, work: Int[Array, " C"], taken: Bool[Array, " C"], *,
+                    mesh: Mesh, lanes: int) -> tuple[PyTree, jax.Array, PyTree, PyTree]:
     """Runs ``update`` for every client and averages what they send.
 
     Args:

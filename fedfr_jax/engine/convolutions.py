@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Float
 
 from fedfr_jax.engine import winograd
 from fedfr_jax.engine.precision import sum_type
@@ -42,8 +43,8 @@ def default_strategy(lanes: int = 1) -> str:
     return "patches" if lanes > 1 else "grouped"
 
 
-def conv2d(x, kernel, *, stride: int = 1, padding: int = 1, groups: int = 1,
-           strategy: str = "auto"):
+def conv2d(x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw _ D"], *, stride: int = 1,
+           padding: int = 1, groups: int = 1, strategy: str = "auto") -> Float[Array, "N h w D"]:
     """Two-dimensional convolution.
 
     Args:

@@ -5,6 +5,7 @@ import dataclasses
 import math
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.scores import padded_blocks, score_block
@@ -60,7 +61,8 @@ def rows_of_subjects(subjects, gallery_subjects) -> np.ndarray:
     return np.where(names[place] == subjects, order[place], -1)
 
 
-def search_gallery(probes: np.ndarray, rows_of_probes: np.ndarray, gallery: np.ndarray,
+def search_gallery(probes: Float[np.ndarray, "Q d"], rows_of_probes: Int[np.ndarray, " Q"],
+                   gallery: Float[np.ndarray, "K d"],
                    keep: int, *, block: int = 4096) -> SearchResult:
     """Compares every probe with every gallery row, a block of probes at a time.
 

@@ -1,9 +1,12 @@
 """Blocks of the similarity matrix, with scores that are the same however it is cut into blocks."""
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from fedfr_jax.errors import InputError
 
@@ -14,7 +17,7 @@ _DEPTH = 64  # dimensions summed at a time: the error of a long float32 sum exce
 _GRID = 1 << 20
 
 
-def on_grid(scores):
+def on_grid(scores: Any) -> Any:
     """Rounds cosines (NumPy or JAX, any shape) so that equal ones are equal in every bit."""
     xp = jnp if isinstance(scores, jax.Array) else np
     return xp.round(scores * _GRID) / _GRID
@@ -29,7 +32,7 @@ def _product(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def score_block(rows: jax.Array, columns: jax.Array) -> jax.Array:
+def score_block(rows: Float[Array, "r d"], columns: Float[Array, "c d"]) -> Float[Array, "r c"]:
     """Returns (r, c) float32 inner products of ``rows`` (r, d) and ``columns`` (c, d), on the grid.
 
     Backends sum in an order that depends on the shapes, so all products are of one shape: scores
@@ -49,7 +52,8 @@ def score_block(rows: jax.Array, columns: jax.Array) -> jax.Array:
     return scores.reshape(len(rows), len(columns))
 
 
-def padded_blocks(features: np.ndarray, block: int) -> list[tuple[int, int, jax.Array]]:
+def padded_blocks(features: Float[np.ndarray, "n d"], block: int
+                  ) -> list[tuple[int, int, Float[Array, "size d"]]]:
     """Cuts rows into device blocks of one shape, so that nothing compiles twice.
 
     Args:

@@ -13,10 +13,12 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.scores import padded_blocks, score_block
@@ -79,7 +81,7 @@ def threshold_ranks(fars, num_negatives: int) -> np.ndarray:
     return np.array([math.floor(r) for r in rate_times(fars, num_negatives)], np.int64)
 
 
-def thresholds_at_far(negatives: np.ndarray, fars) -> np.ndarray:
+def thresholds_at_far(negatives: Float[np.ndarray, " N"], fars: Any) -> Float[np.ndarray, " F"]:
     """Applies the threshold rule to scores held in memory.
 
     Args:
@@ -97,7 +99,8 @@ def thresholds_at_far(negatives: np.ndarray, fars) -> np.ndarray:
     return np.partition(negatives, np.unique(places))[places]
 
 
-def accept_rates(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def accept_rates(scores: Float[np.ndarray, " N"],
+                 thresholds: Float[np.ndarray, " F"]) -> Float[np.ndarray, " F"]:
     """Returns (F,) float64, the share of ``scores`` (P,) greater than each threshold.
 
     NaN where a threshold is NaN (there were no negatives) or where there are no scores.
@@ -110,7 +113,7 @@ def accept_rates(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(thresholds), np.nan, above / scores.size)
 
 
-def unit_rows(features, name: str = "features") -> np.ndarray:
+def unit_rows(features: Any, name: str = "features") -> Float[np.ndarray, "n d"]:
     """Scales rows to length one; a row of zeros stays zero (cosine 0 with everything).
 
     Args:

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from fedfr_jax.data.folds import FOLDS, make_folds
 from fedfr_jax.errors import InputError
@@ -48,7 +50,8 @@ class PairResult:
     mixed_folds: bool = False
 
 
-def evaluate_pairs(embeddings, is_same, fars, folds: int = FOLDS) -> PairResult:
+def evaluate_pairs(embeddings: Float[np.ndarray, "2P d"], is_same: Bool[np.ndarray, " P"],
+                   fars: Any, folds: int = FOLDS) -> PairResult:
     """Verifies pairs as published results on LFW, CFP-FP and AgeDB-30 do.
 
     Squared distances of the normalized embeddings are compared with thresholds 0, 0.01, …,
@@ -103,7 +106,8 @@ def _fold_accuracies(distances, is_same, parts) -> tuple[np.ndarray, np.ndarray]
     return accuracies, DISTANCE_THRESHOLDS[best]
 
 
-def roc_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def roc_curve(positives: Float[np.ndarray, " P"], negatives: Float[np.ndarray, " N"]
+              ) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
     """Returns at most about 200 exact points of the curve, dense at low false-accept rates.
 
     Args:
