@@ -13,6 +13,7 @@ A thin shell: the state is plain pytrees, and all work is done by the pure funct
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import tempfile
@@ -212,15 +213,20 @@ class Experiment:
         frozen = self._frozen(client)
         return lambda images: frozen(as_images(images, self.config.data.image_size))
 
+    @functools.cached_property
+    def _programs_of_models(self):
+        """Compiled once, whatever number of models is asked for."""
+        return make_embed(self.sim), make_personal_embed(self.sim)
+
     def _frozen(self, client: int | None):
-        clients = len(self.sim.split.clients)
+        clients, (embed, personal_embed) = len(self.sim.split.clients), self._programs_of_models
         if client is None:
-            backbone, embed = jax.device_get(self.server.backbone), make_embed(self.sim)
+            backbone = jax.device_get(self.server.backbone)
             return lambda images: embed(backbone, images)
         if not (isinstance(client, (int, np.integer)) and 0 <= client < clients):
             raise InputError(f"client {client!r}: there are the clients 0 to {clients - 1}")
-        personal, embed = jax.device_get(self._personal()(client)), make_personal_embed(self.sim)
-        return lambda images: embed(personal, images)
+        personal = jax.device_get(self._personal()(client))
+        return lambda images: personal_embed(personal, images)
 
     def _personal(self):
         if self._store.rounds[-1:] not in ([self.round], []):
