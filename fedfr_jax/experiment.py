@@ -29,7 +29,7 @@ from fedfr_jax.data.types import ImageSource, as_images
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting.result import Result
-from fedfr_jax.reporting.results import changes, describe_run, make_round_evaluation, write_results
+from fedfr_jax.reporting.results import describe_run, make_round_evaluation, notes, write_results
 from fedfr_jax.runtime import resuming, workdir
 from fedfr_jax.runtime.autotune import keep_settled
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
@@ -230,7 +230,7 @@ class Experiment:
 
     def _run(self) -> dict[str, Any]:
         return describe_run(self.config, self.folder.resolve().name, self.round) | (
-            self._figures | {"seconds": dict(self._seconds), "changes": changes(self.history)})
+            self._figures | {"seconds": dict(self._seconds)} | notes(self.history))
 
     def write_run(self) -> dict[str, Any]:
         """Writes a summary without results, where they come later; returns it."""
@@ -376,6 +376,7 @@ def evaluate(folder: str | pathlib.Path, **changed: Any) -> dict[str, Any]:
         run = describe_run(config, folder.resolve().name, int(server.round))
         if (folder / workdir.SUMMARY).exists():
             run = workdir.read_summary(folder).get("run", {}) | run
+        run |= notes(workdir.read_metrics(folder))
         writer = files.enter_context(workdir.RunWriter(folder))
         return write_results(sim, writer, run, pretrained, server.backbone,
                              personal_models(sim, stores, server.backbone))

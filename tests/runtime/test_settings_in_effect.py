@@ -1,0 +1,42 @@
+"""Settings that leave a run another one than its user thinks are said or refused."""
+import pytest
+from quick import SETTINGS, compiled_once, quick  # noqa: F401
+
+from fedfr_jax.config import merged
+from fedfr_jax.experiment import Experiment
+from fedfr_jax.runtime import workdir
+from fedfr_jax.runtime.remarks import first_remark, remark
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+ROW = {"kind": "round", "round": 2, "public_images": 200, "hard_negatives_mean": 190.0,
+       "hard_negatives_min": 100, "hard_negatives_max": 200, "hard_threshold": 0.4}
+
+
+def test_what_hard_negatives_say_about_their_threshold():
+    assert "raise fed.hard_threshold" in remark(ROW) and "fed.hard_threshold=0.4" in remark(ROW)
+    assert "190 of 200" in remark(ROW) and "95 %" in remark(ROW)
+    assert not remark(ROW | {"hard_negatives_mean": 180.0})
+    none = ROW | {"hard_negatives_mean": 0.0, "hard_negatives_max": 0}
+    assert "lower fed.hard_threshold" in remark(none)
+    assert "fed.hard_threshold=0 " in remark(ROW | {"hard_threshold": 0.0})
+    without = {k: v for k, v in ROW.items() if k != "hard_threshold"}  # all public images, by choice
+    assert not remark(without)
+    assert not remark({"kind": "round", "round": 1, "clients": 0, "public_images": 200})
+    assert first_remark([without, ROW | {"round": 5}, none]).startswith("round 5")
+
+
+@pytest.mark.parametrize("threshold, advice", [(-1.0, "raise"), (1.0, "lower"), (0.9, "")])
+def test_a_threshold_without_effect_is_said_once(threshold, advice, tmp_path, caplog):
+    config = quick(fed=SETTINGS["fed"] | {"public_data": "hard", "hard_threshold": threshold,
+                                          "rounds": 3})
+    with Experiment(config, tmp_path) as run:
+        run.run()
+        summary = run.write_run()
+    said = [r.getMessage() for r in caplog.records if "hard_threshold" in r.getMessage()]
+    rows = [r for r in workdir.read_metrics(tmp_path) if r["kind"] == "round"]
+    if not advice:
+        assert 0 < rows[0]["hard_negatives_mean"] < 0.9 * rows[0]["public_images"]
+        assert not said and "remark" not in summary["run"]
+        return
+    assert len(said) == 1 and said[0].startswith("round 1") and f"{advice} fed.hard" in said[0]
+    assert summary["run"]["remark"] == said[0]
