@@ -117,7 +117,7 @@ class Experiment:
             resuming.check_pretrained(own, pretrained, record=True)
         saved = resuming.newest_state(self.sim, self._checkpoints, self._store)
         self.server: ServerState = starting_server(self.sim, pretrained, embeddings, saved)
-        if self.round > self.config.fed.rounds:
+        if self.round > self.config.rounds:
             raise InputError(f"{self.folder} has done {self.round} rounds, more than "
                              f"fed.rounds={self.config.fed.rounds}; raise it, or choose another "
                              "work directory")
@@ -150,7 +150,7 @@ class Experiment:
         return int(self.server.round)
 
     def run(self, rounds: int | None = None) -> list[dict[str, Any]]:
-        """Runs some rounds, at most up to ``fed.rounds``.
+        """Runs some rounds, at most up to ``config.rounds``: those of the settings and the method's.
 
         Args:
           rounds: how many; None: all that are left.
@@ -161,7 +161,7 @@ class Experiment:
         Raises:
           FloatingPointError: training diverged.
         """
-        before, last = self.round, self.config.fed.rounds
+        before, last = self.round, self.config.rounds
         until = last if rounds is None else min(before + rounds, last)
         with self._timed("rounds"):
             [(self.server, self._figures)] = run_rounds([self.state()], until=until,

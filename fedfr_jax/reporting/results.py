@@ -111,7 +111,7 @@ def describe_costs(sim: Simulation, rows: list[dict[str, Any]]) -> dict[str, Any
     found = [row["flops_per_client"] for row in rows if "flops_per_client" in row]
     identities = float(sim.schedule.clients.identity_counts.mean())
     return costs.communication(sim.spec, sim.public.identities, identities,
-                               sim.config.fed.rounds) | {
+                               sim.config.rounds) | {
         "flops": float(np.mean(found)) if found else 0.0}
 
 

@@ -57,6 +57,7 @@ def begin(sim: Simulation, folder: pathlib.Path, own: pathlib.Path,
     begun = resume and (own / workdir.CONFIG).exists() and has_state(folder)
     if begun:
         check_data(sim, own)
+        _check_rounds(sim, folder, workdir.read_config(own)["fed"]["rounds"])
         found = fingerprints.read_fingerprint(own) | found
     elif not (own / workdir.CONFIG).exists() and (
             saved_rounds(folder) or (folder / client_states.FOLDER).exists()):
@@ -68,6 +69,17 @@ def begin(sim: Simulation, folder: pathlib.Path, own: pathlib.Path,
     fingerprints.write_fingerprint(own, found)
     save_split(own / fingerprints.SPLIT, sim.split)
     return writer
+
+
+def _check_rounds(sim: Simulation, folder: pathlib.Path, earlier: int) -> None:
+    """Refuses other ``fed.rounds`` once the run is in the rounds that its method adds to them."""
+    rounds, method = sim.config.fed.rounds, sim.config.recipe
+    done = max(saved_rounds(folder), default=0)
+    if method.extra_rounds and rounds != earlier and done > min(rounds, earlier):
+        raise InputError(
+            f"fed.rounds is {rounds}, but the run in {folder} had {earlier} and has done {done}: "
+            f"{method.title} ends with {method.extra_rounds} of another kind, which must follow "
+            f"all others; keep fed.rounds={earlier}, or choose another work directory")
 
 
 def _in_common(config, found) -> dict[str, Any]:

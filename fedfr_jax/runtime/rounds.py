@@ -147,7 +147,7 @@ def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Progr
 
     Args:
       runs: one, or several that :func:`go_together`.
-      until: rounds done after which to stop; None: ``fed.rounds``.
+      until: rounds done after which to stop; None: all of the run.
       programs: from :func:`compile_programs` for as many runs, where they serve several calls.
 
     Returns:
@@ -159,7 +159,7 @@ def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Progr
     """
     sim, programs = runs[0].sim, programs or compile_programs(runs[0].sim, len(runs))
     first = int(runs[0].server.round)
-    last = sim.config.fed.rounds if until is None else until
+    last = sim.config.rounds if until is None else until
     courses = [Course(run, programs, last) for run in runs]
     keys = engine.replicate([round_key(run.sim.config) for run in runs], sim.layout.mesh)
     compiled = {"first round": 0, "later rounds": 0}

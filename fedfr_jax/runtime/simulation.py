@@ -190,7 +190,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     layout = make_layout(config)
     clients = split.clients.union() if config.recipe.union else split.clients
     _warn_of_single_identities(config, clients)
-    schedule = make_schedule(config.population, config.fed.rounds, config.seed, clients,
+    schedule = make_schedule(config.population, config.rounds, config.seed, clients,
                              layout.mesh.size)
     backbone, spec = make_spec(config)
     _check_gradient_batch(config, backbone)

@@ -1,8 +1,10 @@
 """Settings that leave a run another one than its user thinks are said or refused."""
+import jax
+import numpy as np
 import pytest
-from quick import SETTINGS, compiled_once, quick  # noqa: F401
+from quick import SETTINGS, cohort, compiled_once, quick, rounds_only  # noqa: F401
 
-from fedfr_jax.config import merged
+from fedfr_jax.errors import InputError
 from fedfr_jax.experiment import Experiment
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.remarks import first_remark, remark
@@ -40,3 +42,24 @@ def test_a_threshold_without_effect_is_said_once(threshold, advice, tmp_path, ca
         return
     assert len(said) == 1 and said[0].startswith("round 1") and f"{advice} fed.hard" in said[0]
     assert summary["run"]["remark"] == said[0]
+
+
+def test_fine_tuning_follows_all_rounds(tmp_path):
+    def settings(name, rounds=1):
+        return quick(method={"name": name}, fed=SETTINGS["fed"] | {"rounds": rounds})
+
+    server, *_ = rounds_only(tmp_path / "fedavg", config=settings("fedavg"))
+    tuned, clients, heads = rounds_only(tmp_path / "tuned", config=settings("finetune"))
+    assert int(tuned.round) == 2 and settings("finetune").fed.rounds == 1
+    for a, b in zip(*map(jax.tree.leaves, (server.backbone, tuned.backbone)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    steps = [r["images"] / r["clients"] for r in workdir.read_metrics(tmp_path / "tuned")]
+    assert steps[1] == 5 * steps[0]  # method.finetune.epochs
+    last = np.isin(clients, cohort(settings("finetune"), 1))
+    assert last.sum() == SETTINGS["population"]["cohort"]
+    for other in (0, 2):
+        with pytest.raises(InputError, match=r"fed\.rounds.*must follow all others"):
+            Experiment(settings("finetune", other), tmp_path / "tuned", resume=True)
+    assert workdir.read_config(tmp_path / "tuned")["fed"]["rounds"] == 1
+    rounds_only(tmp_path / "more", config=settings("fedavg", 2))
+    rounds_only(tmp_path / "more", config=settings("fedavg", 3), resume=True)
