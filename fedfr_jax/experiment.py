@@ -102,7 +102,7 @@ class Experiment:
         with self._timed("data"):
             self.sim = build_simulation(config, source)
             self.config = self.sim.config
-            weights = starting_weights(self.sim)
+            start = starting_weights(self.sim)
             own = workdir.make_folder(folder_of_process(self.folder))
             self._files.enter_context(WorkdirLock(own))
             self._writer = self._files.enter_context(
@@ -112,9 +112,10 @@ class Experiment:
             self._store = self._files.enter_context(open_store(self.sim, self.folder))
         with self._timed("pretraining"):
             pretrained, embeddings = pretrained_model(
-                self.sim, self._writer, self.folder / "pretrained", weights, resume,
+                self.sim, self._writer, self.folder / "pretrained", start, resume,
                 needed=bool(self._checkpoints.rounds()))
-            resuming.check_pretrained(own, pretrained, record=True)
+            resuming.check_pretrained(own, record=True, pretrained=pretrained,
+                                      classifier=embeddings)
         saved = resuming.newest_state(self.sim, self._checkpoints, self._store)
         self.server: ServerState = starting_server(self.sim, pretrained, embeddings, saved)
         if self.round > self.config.rounds:
@@ -150,7 +151,7 @@ class Experiment:
         return int(self.server.round)
 
     def run(self, rounds: int | None = None) -> list[dict[str, Any]]:
-        """Runs some rounds, at most up to ``config.rounds``: those of the settings and the method's.
+        """Runs some rounds, at most up to ``config.rounds``.
 
         Args:
           rounds: how many; None: all that are left.

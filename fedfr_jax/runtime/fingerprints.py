@@ -26,7 +26,8 @@ _WHAT = {
     "identities": "the number of people", "images": "the number of images",
     "names": "people's names or their order", "labels": "how many images people have, or whose",
     "split": "who trains on whom", "schedule": "population.schedule",
-    "availability": "population.availability", "pretrained": "the pretrained model"}
+    "availability": "population.availability", "pretrained": "the pretrained model",
+    "classifier": "the public class embeddings learned with it"}
 
 
 def fingerprint(sim: Simulation) -> dict[str, Any]:

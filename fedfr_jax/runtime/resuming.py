@@ -104,21 +104,22 @@ def check_data(sim: Simulation, own: pathlib.Path) -> None:
     _check_split(sim, own)
 
 
-def check_pretrained(own: pathlib.Path, pretrained: PyTree, *, record: bool) -> None:
+def check_pretrained(own: pathlib.Path, *, record: bool = False, **pretrained: PyTree) -> None:
     """Compares the pretrained model with the run's.
 
     Args:
       own: this process' folder.
-      pretrained: variables of the backbone.
       record: note its digest, where the run has none yet.
+      pretrained: ``pretrained``, the variables of the backbone, and ``classifier``, the public
+        class embeddings learned with it, or None for none.
 
     Raises:
       InputError: it is another one.
     """
     found = fingerprints.read_fingerprint(own)
-    now = {"pretrained": digest_of(pretrained)}
+    now = {name: digest_of(part) for name, part in pretrained.items()}
     fingerprints.compare(own, found, now)
-    if record and found.get("pretrained") != now["pretrained"]:
+    if record and any(found.get(name) != digest for name, digest in now.items()):
         fingerprints.write_fingerprint(own, found | now)
 
 
@@ -130,7 +131,7 @@ def load_pretrained(sim: Simulation, folder: pathlib.Path) -> PyTree:
     """
     example = server_shapes(sim.spec, sim.public.identities).backbone
     pretrained = load_pytree(folder / _PRETRAINED / "backbone", example)
-    check_pretrained(folder, pretrained, record=False)
+    check_pretrained(folder, pretrained=pretrained)
     return pretrained
 
 

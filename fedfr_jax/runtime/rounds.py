@@ -21,6 +21,7 @@ from fedfr_jax.models import load_weights
 from fedfr_jax.runtime import interrupts, workdir
 from fedfr_jax.runtime.checkpoints import load_pytree, save_pytree
 from fedfr_jax.runtime.course import Course, Programs, RoundInputs, Run, compile_finite
+from fedfr_jax.runtime.pretrained import folder_of_weights, saved_classifier
 from fedfr_jax.runtime.processes import worst
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.simulation import (
@@ -33,8 +34,12 @@ from fedfr_jax.runtime.simulation import (
 PyTree = Any
 
 
-def starting_weights(sim: Simulation) -> PyTree:
-    """Variables to pretrain from: random, or those that ``model.weights`` names.
+def starting_weights(sim: Simulation) -> tuple[PyTree, jax.Array | None]:
+    """Variables to begin with: random, or those that ``model.weights`` names.
+
+    Returns:
+      (variables, public class embeddings learned with them). The latter are None where there are
+      none, and where pretraining learns them.
 
     Raises:
       InputError: the weights are missing or do not fit the model.
@@ -42,23 +47,24 @@ def starting_weights(sim: Simulation) -> PyTree:
     path = sim.config.model.weights
     variables = sim.backbone.init(jax.random.key(sim.config.seed))
     if not path:
-        return variables
+        return variables, None
     if pathlib.Path(path).is_dir():
-        folder = pathlib.Path(path) / "pretrained"
-        folder = folder if folder.is_dir() else pathlib.Path(path)
-        return load_pytree(folder / "backbone", variables)
-    return load_weights(path, sim.backbone)
+        return load_pytree(folder_of_weights(path) / "backbone", variables), (
+            None if sim.config.pretrain.epochs else saved_classifier(sim))
+    return load_weights(path, sim.backbone), None
 
 
 def pretrained_model(sim: Simulation, writer: workdir.RunWriter, folder: pathlib.Path,
-                     variables: PyTree, resume: bool, *, needed: bool = False
+                     start: tuple[PyTree, jax.Array | None], resume: bool, *,
+                     needed: bool = False
                      ) -> tuple[PyTree, jax.Array | None]:
     """The backbone before the first round and its public class embeddings, if it has any.
 
-    Trained from ``variables`` and saved in the folder, or read from there when the run is
+    Trained from the start and saved in the folder, or read from there when the run is
     resumed.
 
     Args:
+      start: from :func:`starting_weights`.
       needed: rounds were done, so that it must be there.
 
     Raises:
@@ -72,12 +78,13 @@ def pretrained_model(sim: Simulation, writer: workdir.RunWriter, folder: pathlib
         shapes = server_shapes(sim.spec, sim.public.identities)
         embeddings = folder / "public_embeddings"
         return load_pytree(finished, shapes.backbone), (
-            load_pytree(embeddings, shapes.public_embeddings) if trains else None)
+            load_pytree(embeddings, shapes.public_embeddings)
+            if trains or embeddings.is_dir() else None)
     if resume and needed:
         raise InputError(f"{finished} is missing, but rounds were trained from it; restore it from "
                          "a copy, or start in another work directory")
     writer.truncate_after(-1, pretrain_epoch=0)
-    learned = None
+    variables, learned = start
     if trains:
         labels = sim.split.public_labels
         with track("pretraining", config.pretrain.epochs * len(labels), "image") as bar:
@@ -94,7 +101,7 @@ def pretrained_model(sim: Simulation, writer: workdir.RunWriter, folder: pathlib
                 on_epoch=on_epoch,
                 on_step=lambda n, loss: bar.update(n, images=n, loss=loss))
     check_finite(config, variables, learned)
-    if trains:
+    if learned is not None:
         save_pytree(folder / "public_embeddings", learned)
     save_pytree(finished, variables)
     return variables, learned
