@@ -62,10 +62,10 @@ def read_fingerprint(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / NAME
     try:
         found = json.loads(path.read_bytes())
-        check = found.pop("check")
+        check, now = found.pop("check"), _check(found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{path} is missing or damaged; restore it from a copy") from error
-    if check != _check(found):
+    if check != now:
         raise DamagedError(f"{path} is damaged; restore it from a copy")
     return found
 
