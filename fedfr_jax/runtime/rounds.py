@@ -168,7 +168,9 @@ def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Progr
     first = int(runs[0].server.round)
     last = sim.config.rounds if until is None else until
     courses = [Course(run, programs, last) for run in runs]
-    keys = engine.replicate([round_key(run.sim.config) for run in runs], sim.layout.mesh)
+    keys = [round_key(run.sim.config) for run in runs]
+    if jax.process_count() == 1:  # over several processes keys cannot be placed, and need not be
+        keys = engine.replicate(keys, sim.layout.mesh)
     compiled = {"first round": 0, "later rounds": 0}
     inputs = read_ahead(sim, first) if first < last else None
     try:
