@@ -30,7 +30,7 @@ from fedfr_jax.data.types import ImageSource, as_images
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting.result import Result
-from fedfr_jax.reporting.results import changes, describe_run, make_round_evaluation, write_results
+from fedfr_jax.reporting.results import describe_run, make_round_evaluation, notes, write_results
 from fedfr_jax.runtime import resuming, workdir
 from fedfr_jax.runtime.autotune import keep_settled
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
@@ -103,7 +103,7 @@ class Experiment:
         with self._timed("data"):
             self.sim = build_simulation(config, source)
             self.config = self.sim.config
-            weights = starting_weights(self.sim)
+            start = starting_weights(self.sim)
             own = workdir.make_folder(folder_of_process(self.folder))
             self._files.enter_context(WorkdirLock(own))
             self._writer = self._files.enter_context(
@@ -113,12 +113,13 @@ class Experiment:
             self._store = self._files.enter_context(open_store(self.sim, self.folder))
         with self._timed("pretraining"):
             pretrained, embeddings = pretrained_model(
-                self.sim, self._writer, self.folder / "pretrained", weights, resume,
+                self.sim, self._writer, self.folder / "pretrained", start, resume,
                 needed=bool(self._checkpoints.rounds()))
-            resuming.check_pretrained(own, pretrained, record=True)
+            resuming.check_pretrained(own, record=True, pretrained=pretrained,
+                                      classifier=embeddings)
         saved = resuming.newest_state(self.sim, self._checkpoints, self._store)
         self.server: ServerState = starting_server(self.sim, pretrained, embeddings, saved)
-        if self.round > self.config.fed.rounds:
+        if self.round > self.config.rounds:
             raise InputError(f"{self.folder} has done {self.round} rounds, more than "
                              f"fed.rounds={self.config.fed.rounds}; raise it, or choose another "
                              "work directory")
@@ -151,7 +152,7 @@ class Experiment:
         return int(self.server.round)
 
     def run(self, rounds: int | None = None) -> list[dict[str, Any]]:
-        """Runs some rounds, at most up to ``fed.rounds``.
+        """Runs some rounds, at most up to ``config.rounds``.
 
         Args:
           rounds: how many; None: all that are left.
@@ -162,7 +163,7 @@ class Experiment:
         Raises:
           FloatingPointError: training diverged.
         """
-        before, last = self.round, self.config.fed.rounds
+        before, last = self.round, self.config.rounds
         until = last if rounds is None else min(before + rounds, last)
         with self._timed("rounds"):
             [(self.server, self._figures)] = run_rounds([self.state()], until=until,
@@ -236,7 +237,7 @@ class Experiment:
 
     def _run(self) -> dict[str, Any]:
         return describe_run(self.config, self.folder.resolve().name, self.round) | (
-            self._figures | {"seconds": dict(self._seconds), "changes": changes(self.history)})
+            self._figures | {"seconds": dict(self._seconds)} | notes(self.history))
 
     def write_run(self) -> dict[str, Any]:
         """Writes a summary without results, where they come later; returns it."""
@@ -382,6 +383,7 @@ def evaluate(folder: str | pathlib.Path, **changed: Any) -> dict[str, Any]:
         run = describe_run(config, folder.resolve().name, int(server.round))
         if (folder / workdir.SUMMARY).exists():
             run = workdir.read_summary(folder).get("run", {}) | run
+        run |= notes(workdir.read_metrics(folder))
         writer = files.enter_context(workdir.RunWriter(folder))
         return write_results(sim, writer, run, pretrained, server.backbone,
                              personal_models(sim, stores, server.backbone))

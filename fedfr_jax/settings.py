@@ -119,7 +119,7 @@ class FedConfig:
     """Rounds, local training and averaging (FEDFR.md section 3)."""
 
     num_clients: int = 40
-    rounds: int = 20
+    rounds: int = 20  # averaged; a method may add others, such as one of fine-tuning
     batch_size: int = 256
     lr: float = 1e-3
     momentum: float = 0.9

@@ -194,7 +194,7 @@ def mates(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
     fed, population = cell.config.fed, cell.config.population
     # Seeds draw other cohorts, unless everybody takes part.
     drawn = 0 < population.cohort < fed.num_clients and population.sampling != "schedule"
-    if not others or not fed.rounds or unmeasured or drawn:
+    if not others or not cell.config.rounds or unmeasured or drawn:
         return [cell]
     settled = settle(cell.config, seeds=1 + len(others), report=lambda line: None)
     return [cell, *others][:seeds_at_once(settled)]

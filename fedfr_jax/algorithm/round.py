@@ -191,7 +191,7 @@ def server_average(spec: RoundSpec, server: ServerState, average: PyTree, weight
     """
     takes = weight > 0
     if spec.recipe.averages is not None:
-        takes &= spec.recipe.averages(spec.options, server.round, spec.fed.rounds)
+        takes &= spec.recipe.averages(spec.options, server.round, spec.rounds)
     backbone = jax.tree.map(lambda private, a, old: old if private else a,
                             spec.private(server.backbone), average["backbone"], server.backbone)
     backbone, public, state = server_step(spec.fed, server, backbone, average["public_embeddings"])

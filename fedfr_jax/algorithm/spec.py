@@ -37,6 +37,11 @@ class RoundSpec:
         return self.recipe.terms(self.options)
 
     @property
+    def rounds(self) -> int:
+        """Rounds of the run: ``fed.rounds`` and those that the method adds."""
+        return self.fed.rounds + self.recipe.extra_rounds
+
+    @property
     def uses_public(self) -> bool:
         return self.fed.public_data != "off"
 
@@ -68,7 +73,7 @@ def epochs_of_round(spec: RoundSpec, round_index) -> tuple[jax.Array, jax.Array]
     epochs = jnp.asarray(fed.local_epochs)[
         jnp.minimum(round_index, len(fed.local_epochs) - 1)]
     if spec.recipe.epochs is not None:
-        epochs = spec.recipe.epochs(spec.options, round_index, fed.rounds, epochs)
+        epochs = spec.recipe.epochs(spec.options, round_index, spec.rounds, epochs)
     if spec.recipe.heads_turn is not None:
         return epochs, epochs
     later = jnp.maximum(1, (0.75 * epochs).astype(int))

@@ -61,6 +61,11 @@ class Config:
         return METHODS[self.method.name]
 
     @property
+    def rounds(self) -> int:
+        """Rounds of the run: ``fed.rounds`` and those that the method adds."""
+        return self.fed.rounds + self.recipe.extra_rounds
+
+    @property
     def options(self) -> Any:
         """The method's own settings; None where it has none."""
         return getattr(self.method, self.method.name, None)

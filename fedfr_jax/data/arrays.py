@@ -28,15 +28,19 @@ _DAMAGE = (OSError, ValueError, EOFError, TypeError, LookupError, OverflowError,
            NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
-def load_array(path: str | os.PathLike) -> np.ndarray:
+def load_array(path: str | os.PathLike, *, in_memory: bool = True) -> np.ndarray:
     """Reads an ``.npy`` file of plain numbers or texts.
+
+    Args:
+      in_memory: False leaves the content on the disk; it is read where it is used.
 
     Raises:
       InputError: the file is missing, damaged, holds Python objects, or its header announces more
         than the file holds.
     """
     try:
-        return _parse(bytearray(pathlib.Path(path).read_bytes()))
+        return _parse(bytearray(pathlib.Path(path).read_bytes()) if in_memory else
+                      np.memmap(path, np.uint8, "r"))
     except _DAMAGE as error:
         raise InputError(f"{path}: cannot be read as an .npy array: {_short(error)}") from error
 
@@ -73,16 +77,17 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytearray:
     return data
 
 
-def _parse(data: bytearray) -> np.ndarray:
+def _parse(data: bytearray | np.memmap) -> np.ndarray:
     """The array of an ``.npy`` file's bytes, which it shares."""
-    if data[:2] == b"PK":
+    magic = bytes(data[:6])
+    if magic[:2] == b"PK":
         raise ValueError("it is an archive of arrays (.npz)")
-    if data[:6] != b"\x93NUMPY" or len(data) < 12 or data[6] not in _LENGTHS:
+    if magic != b"\x93NUMPY" or len(data) < 12 or data[6] not in _LENGTHS:
         raise ValueError("it does not begin as such a file does")
     form = _LENGTHS[data[6]]
     start = 8 + struct.calcsize(form)
     end = start + struct.unpack_from(form, data, 8)[0]
-    header = _HEADER.fullmatch(data[start:end].decode("utf-8"))
+    header = _HEADER.fullmatch(bytes(data[start:end]).decode("utf-8"))
     if not header:
         raise ValueError(f"its header is damaged or says other than plain numbers and texts: "
                          f"{bytes(data[start:min(end, start + 80)])!r}")

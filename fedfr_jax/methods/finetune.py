@@ -1,8 +1,9 @@
 """FedAvg, then local fine-tuning of the final global model.
 
-Wang et al., "Federated Evaluation of On-device Personalization", arXiv 1910.10252. The last
-round is the fine-tuning: its clients train from the model of the round before, and the server
-takes nothing of it. With ``population.cohort`` only the clients of that round are fine-tuned.
+Wang et al., "Federated Evaluation of On-device Personalization", arXiv 1910.10252. After all
+``fed.rounds`` one more round is the fine-tuning: its clients train from the final global model, and
+the server takes nothing of it. With ``population.cohort`` only the clients of that round are
+fine-tuned.
 """
 import dataclasses
 
@@ -18,5 +19,6 @@ class Options:
 
 RECIPE = Recipe(
     title="FedAvg + fine-tuning", source="Wang et al., 2019, section 3", options=Options,
+    extra_rounds=1,
     epochs=lambda o, round_, rounds, epochs: jnp.where(round_ + 1 < rounds, epochs, o.epochs),
     averages=lambda o, round_, rounds: round_ + 1 < rounds)

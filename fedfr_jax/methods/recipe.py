@@ -61,6 +61,8 @@ class Recipe:
       heads_turn: ``(o, epoch, epochs) -> bool scalar``: in this epoch only what stays with the
         client (head and tensors of ``private``) is trained, in the others only the rest.
         None: all is trained at once.
+      extra_rounds: rounds beyond ``fed.rounds``, such as one of fine-tuning. Wherever the
+        functions here are given ``rounds``, these are counted.
       epochs: ``(o, round, rounds, epochs) -> epochs`` of a round, all int scalars that may be
         traced; None: as ``fed.local_epochs`` says.
       averages: ``(o, round, rounds) -> bool scalar``: whether the server takes this round's
@@ -83,6 +85,7 @@ class Recipe:
     penalty: Callable[..., jax.Array] | None = None
     private: Callable[..., PyTree] | None = None
     heads_turn: Callable[..., jax.Array] | None = None
+    extra_rounds: int = 0
     epochs: Callable[..., jax.Array] | None = None
     averages: Callable[..., jax.Array] | None = None
     copy_penalty: Callable[..., jax.Array] | None = None

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedfr_jax.data.arrays import load_arrays
 from fedfr_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,21 +64,12 @@ def load_weights(path: str | os.PathLike[str], backbone: Backbone) -> dict[str, 
       InputError: if the file cannot be read, or an array is missing, unknown, of another
         shape, not finite or not numeric; the message names file and array.
     """
-    path = os.fspath(path)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise InputError(f"{path}: holds a single array; give an .npz of named arrays")
-        with loaded:
-            arrays = {name: loaded[name] for name in loaded.files}
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as an .npz file ({error})") from error
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{path}: holds pickled objects or is damaged, and pickles are not "
-                         f"loaded; save plain arrays with numpy.savez ({error})") from error
-    return from_torch(arrays, backbone, source=path)
+        arrays = load_arrays(path)
+    except InputError as error:
+        raise InputError(f"{error}; model.weights takes plain arrays as numpy.savez writes them, "
+                         "and loads no pickles") from error
+    return from_torch(arrays, backbone, source=os.fspath(path))
 
 
 def from_torch(arrays: Mapping[str, np.ndarray], backbone: Backbone,

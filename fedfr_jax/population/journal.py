@@ -64,15 +64,20 @@ def read_journal(path: pathlib.Path, description: dict[str, Any]) -> list[Commit
         content = json.loads(path.read_bytes())
         check = content.pop("check")
         version = content["version"]
+        if version == VERSION:
+            if check != _check(content):
+                raise ValueError("checksum")
+            other = difference(content["description"], description)
+            commits = [Commit(**commit) for commit in content["commits"]]
+            if not all(isinstance(value, int) for commit in commits
+                       for value in dataclasses.astuple(commit)):
+                raise ValueError("numbers")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{path}: the journal of the clients' rows is damaged; restore it "
                            "from a copy") from error
     if version != VERSION:
-        raise InputError(f"{path}: a row store of version {version}, this program reads version "
-                         f"{VERSION}; go on with the program that wrote it")
-    if check != _check(content):
-        raise DamagedError(f"{path}: the journal of the clients' rows is damaged; restore it "
-                           "from a copy")
-    if found := difference(content["description"], description):
-        raise InputError(f"{path}: holds other rows: {found}")
-    return [Commit(**commit) for commit in content["commits"]]
+        raise InputError(f"{path}: a row store of version {str(version)[:40]}, this program reads "
+                         f"version {VERSION}; go on with the program that wrote it")
+    if other:
+        raise InputError(f"{path}: holds other rows: {other}")
+    return commits

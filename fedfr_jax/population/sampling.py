@@ -10,10 +10,10 @@ import heapq
 import json
 import os
 import pathlib
-from typing import Literal
 
 import numpy as np
 
+from fedfr_jax.data.arrays import load_array
 from fedfr_jax.errors import InputError
 from fedfr_jax.settings import PopulationConfig
 
@@ -253,7 +253,7 @@ def _read_availability(path: str, population: int) -> np.ndarray | None:
     """Returns (T, population) bool, memory-mapped, or None."""
     if not path:
         return None
-    available = _load_array(path, mmap_mode="r")
+    available = load_array(path, in_memory=False)
     if available.dtype != bool or available.ndim != 2 or not len(available):
         raise InputError(
             f"{path}: population.availability: {available.dtype}{list(available.shape)}; must be "
@@ -290,7 +290,7 @@ def _scheduled(
 
 
 def _schedule_array(path: str | os.PathLike) -> list[list[int]]:
-    array = _load_array(path)
+    array = load_array(path)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise InputError(
             f"{path}: {array.dtype}{list(array.shape)}; a schedule must be whole "
@@ -306,7 +306,7 @@ def _schedule_text(path: str | os.PathLike) -> list[list[int]]:
         raise InputError(f"{path}: cannot be read as a schedule: {error}") from error
     try:
         whole = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         whole = None
     if isinstance(whole, list) and all(isinstance(ids, list) for ids in whole):
         return whole
@@ -319,15 +319,5 @@ def _schedule_line(path: str | os.PathLike, r: int, line: str) -> list[int]:
         if line.startswith("["):
             return json.loads(line)
         return [int(word) for word in line.replace(",", " ").split()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: round {r}: {line[:60]!r} is no list of client ids") from error
-
-
-def _load_array(path: str | os.PathLike, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as a .npy array: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: must be one .npy array")
-    return array

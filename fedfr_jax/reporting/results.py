@@ -14,6 +14,7 @@ from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting import html, tables
 from fedfr_jax.runtime import costs, workdir
 from fedfr_jax.runtime.progress import track
+from fedfr_jax.runtime.remarks import first_remark
 from fedfr_jax.runtime.simulation import Simulation, make_embed, make_personal_embed
 
 PyTree = Any
@@ -84,17 +85,21 @@ def describe_run(config: Config, name: str, rounds_done: int) -> dict[str, Any]:
             "jax": jax.__version__}
 
 
-def changes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Settings that were changed when the run was resumed, for the summary.
+def notes(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a run's rows tell beside its results, for the summary.
 
     Args:
       rows: of ``metrics.jsonl``.
 
     Returns:
-      Per change the ``round`` after which it holds, and ``settings``: name -> [old, new].
+      ``changes``: per change of settings when the run was resumed the ``round`` after which it
+      holds, and ``settings``: name -> [old, new]. ``remark``: see
+      :mod:`fedfr_jax.runtime.remarks`, where there is one.
     """
-    return [{"round": row["round"], "settings": row["settings"]} for row in rows
-            if row.get("kind") == "change"]
+    changed = [{"round": row["round"], "settings": row["settings"]} for row in rows
+               if row.get("kind") == "change"]
+    text = first_remark(rows)
+    return {"changes": changed} | ({"remark": text} if text else {})
 
 
 def describe_costs(sim: Simulation, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def describe_costs(sim: Simulation, rows: list[dict[str, Any]]) -> dict[str, Any
     found = [row["flops_per_client"] for row in rows if "flops_per_client" in row]
     identities = float(sim.schedule.clients.identity_counts.mean())
     return costs.communication(sim.spec, sim.public.identities, identities,
-                               sim.config.fed.rounds) | {
+                               sim.config.rounds) | {
         "flops": float(np.mean(found)) if found else 0.0}
 
 

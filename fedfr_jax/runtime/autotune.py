@@ -38,6 +38,7 @@ from fedfr_jax.settings import LossConfig
 
 _VERSION = 3  # of what is measured; a new one makes old files worthless
 _STEPS = 3  # per client and timed call
+_LARGEST_FILE = 1 << 20  # bytes; some thousand plans
 _WORTH = 0.97  # more lanes must take at most this share of the time
 
 
@@ -92,8 +93,9 @@ def settle(config: Config, *, seeds: int = 1, report=print) -> Config:
     if not is_automatic(config):
         return config
     key, known = _key(config, seeds), _read()
-    if key in known:
-        best, note = Candidate(**known[key]), f"measured before, kept in {cache_file()}"
+    found, note = _kept(config, seeds, known.get(key)), f"measured before, kept in {cache_file()}"
+    if found is not None:
+        best = found
     else:
         busy = _is_busy()
         with track("measuring layouts of a round", None, "", keep=False):
@@ -108,6 +110,13 @@ def settle(config: Config, *, seeds: int = 1, report=print) -> Config:
         config, model=dataclasses.replace(config.model, dtype=best.dtype),
         engine=dataclasses.replace(config.engine, lanes=best.lanes, conv=best.conv,
                                    gradient_batch=best.gradient_batch))
+
+
+def _kept(config: Config, seeds: int, plan: dict[str, Any] | None) -> Candidate | None:
+    """The candidate that a plan names; None where it is none of those that would be measured."""
+    mesh = engine.make_mesh(jax.local_devices()[:cohort_size(config)])
+    groups = candidates(config, mesh.size, jax.default_backend(), seeds) if plan else ()
+    return next((c for group in groups for c in group if dataclasses.asdict(c) == plan), None)
 
 
 def _is_busy() -> bool:
@@ -258,11 +267,18 @@ def _key(config: Config, seeds: int) -> str:
     return f"{device.device_kind} {config.model.name} {digest}"
 
 
-def _read() -> dict[str, dict]:
+def _read() -> dict[str, dict[str, Any]]:
+    """The plans in the file, whoever wrote it: what does not look like one is left out."""
+    path, names = cache_file(), {field.name for field in dataclasses.fields(Candidate)}
     try:
-        return json.loads(cache_file().read_text())
-    except (OSError, ValueError):
+        if not path.is_file() or path.stat().st_size > _LARGEST_FILE:
+            return {}
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}  # nothing measured yet, or nothing that can be read
+    plans = found.items() if isinstance(found, dict) else ()
+    return {key: plan for key, plan in plans if isinstance(plan, dict) and set(plan) == names and
+            all(isinstance(value, (int, str)) for value in plan.values())}
 
 
 def _write(plans: dict[str, dict]) -> None:

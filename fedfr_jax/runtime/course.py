@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,6 +20,7 @@ from fedfr_jax.population.store import RowStore
 from fedfr_jax.runtime import costs, workdir
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
 from fedfr_jax.runtime.client_states import ClientStates
+from fedfr_jax.runtime.remarks import remark
 from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
@@ -77,11 +79,13 @@ def round_row(sim: Simulation, round_index: int, clients: np.ndarray,
     if not len(clients):
         return row | {"images": 0, "images_per_second": 0.0}
     hard = metrics["hard_negatives"]
+    threshold = {"hard_threshold": config.fed.hard_threshold} if (
+        config.fed.public_data == "hard") else {}
     trained = int(metrics["steps"].sum()) * config.fed.batch_size
     return row | {
         **{k: float(np.mean(metrics[k])) for k in LOSS_TERMS},
         "hard_negatives_mean": float(hard.mean()), "hard_negatives_min": int(hard.min()),
-        "hard_negatives_max": int(hard.max()), "images": trained,
+        "hard_negatives_max": int(hard.max()), **threshold, "images": trained,
         "images_per_second": trained / seconds,
         "flops_per_client": float(costs.local_flops(config, sim.spec, metrics, public).mean())}
 
@@ -154,6 +158,7 @@ class Course:
                                      jax.random.key(run.sim.config.seed + 1))
         self._unsaved: tuple[int, ServerState] | None = None
         self._saved: int | None = None  # the round of the last checkpoint
+        self._remarked = False
 
     def hand_out(self, inputs: RoundInputs) -> Heads:
         """The heads of a round, on the devices."""
@@ -212,6 +217,9 @@ class Course:
             self._unsaved = (done, jax.device_get(self.server))
         self._run.writer.append(row)
         self._rows.append(row)
+        if not self._remarked and (text := remark(row)):
+            self._remarked = True  # once is enough: settings stay for the whole run
+            logging.warning("%s", text)
         return row
 
     def save(self) -> bool:

@@ -13,6 +13,7 @@ import jax
 
 from fedfr_jax.errors import InputError
 from fedfr_jax.runtime.interrupts import Stopped
+from fedfr_jax.runtime.lock import holder_is_gone
 
 _DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
          errno.EROFS: "the file system is read-only", errno.EACCES: "permission denied",
@@ -58,6 +59,18 @@ def disk_error(error: BaseException | None) -> str:
     return ""
 
 
+def _who_is_gone(folder: str | os.PathLike | None) -> str:
+    """Which other process of this run has ended, as far as the locks of their folders tell."""
+    count, gone = jax.process_count(), []
+    for process in range(count) if folder is not None else ():
+        own = pathlib.Path(folder).expanduser()
+        own = own / "processes" / str(process) if process else own
+        if process != jax.process_index() and (who := holder_is_gone(own)):
+            gone.append(f"process {process} of {count} ({who})")
+    return (f"{', '.join(gone)} has ended" if gone else
+            "another process of this run has ended or cannot be reached")
+
+
 @contextlib.contextmanager
 def reports_input_errors(folder: str | os.PathLike | None = None) -> Iterator[None]:
     """Ends the program with one readable line where input or the disk is bad, training diverged,
@@ -83,8 +96,8 @@ def reports_input_errors(folder: str | os.PathLike | None = None) -> Iterator[No
         wrong = disk_error(error)
         if not wrong and jax.process_count() > 1 and _PEER.search(str(error)):
             line = str(error).splitlines()[0][:200]
-            print(f"error: another process of this run has ended or cannot be reached ({line}). "
-                  f"{what_is_safe(folder)} Start all processes again.", file=sys.stderr, flush=True)
+            print(f"error: {_who_is_gone(folder)} ({line}). {what_is_safe(folder)} "
+                  "Start all processes again.", file=sys.stderr, flush=True)
             os._exit(2)  # leaving Python would wait for that process
         if not wrong:
             raise

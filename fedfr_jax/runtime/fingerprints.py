@@ -26,7 +26,8 @@ _WHAT = {
     "identities": "the number of people", "images": "the number of images",
     "names": "people's names or their order", "labels": "how many images people have, or whose",
     "split": "who trains on whom", "schedule": "population.schedule",
-    "availability": "population.availability", "pretrained": "the pretrained model"}
+    "availability": "population.availability", "pretrained": "the pretrained model",
+    "classifier": "the public class embeddings learned with it"}
 
 
 def fingerprint(sim: Simulation) -> dict[str, Any]:
@@ -61,10 +62,10 @@ def read_fingerprint(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / NAME
     try:
         found = json.loads(path.read_bytes())
-        check = found.pop("check")
+        check, now = found.pop("check"), _check(found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{path} is missing or damaged; restore it from a copy") from error
-    if check != _check(found):
+    if check != now:
         raise DamagedError(f"{path} is damaged; restore it from a copy")
     return found
 

@@ -17,6 +17,19 @@ except ImportError:  # not a POSIX system: the holder's note alone decides
 NAME = "lock"
 
 
+def holder_is_gone(folder: str | os.PathLike) -> str:
+    """Who had a work directory and ended without giving it free; "" if nobody has."""
+    lock = WorkdirLock(folder)
+    try:
+        lock._file = (pathlib.Path(folder) / NAME).open("r+", encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    with lock._file:
+        note = lock._note()
+        free = fcntl is not None and note and lock._try()
+        return f"pid {note.get('pid', '?')} on {note.get('host', '?')}" if free else ""
+
+
 class WorkdirLock:
     """Holds a work directory from ``with`` on; use as a context manager.
 

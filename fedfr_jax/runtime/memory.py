@@ -60,7 +60,7 @@ def check_plan(config: Config) -> None:
     """Refuses a population or schedule that cannot be written down; before data are opened."""
     data, clients = config.data, config.fed.num_clients
     images = data.generated.identities * data.generated.images_per_identity[0]
-    cohort, rounds = config.population.cohort or clients, config.fed.rounds
+    cohort, rounds = config.population.cohort or clients, config.rounds
     schedule = max({"fed.rounds": rounds, "population.cohort": config.population.cohort,
                     "fed.num_clients": clients}.items(), key=lambda item: item[1])[0]
     sizes = {

@@ -41,6 +41,8 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
+            crc = row.pop(_CRC, None) if isinstance(row, dict) else None
+            whole = crc is None or crc == zlib.crc32(_text(row).encode())
         except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
@@ -48,8 +50,7 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
                                "line or restore the file") from error
         if not isinstance(row, dict):
             raise DamagedError(f"{path}, line {number}, is not a JSON object; delete that line")
-        crc = row.pop(_CRC, None)
-        if crc is not None and crc != zlib.crc32(_text(row).encode()):
+        if not whole:
             raise DamagedError(f"{path}, line {number}, is damaged; delete that line or restore "
                                "the file")
         rows.append(row)

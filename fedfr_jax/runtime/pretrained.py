@@ -1,4 +1,4 @@
-"""Pretrained backbones that several runs begin with."""
+"""Pretrained backbones that several runs begin with, and the classifiers learned with them."""
 from __future__ import annotations
 
 import hashlib
@@ -7,8 +7,17 @@ import os
 import pathlib
 import shutil
 
+import jax
+import numpy as np
+from absl import logging
+
+from fedfr_jax.algorithm.initialize import server_shapes
 from fedfr_jax.config import Config, to_dict
-from fedfr_jax.runtime import workdir
+from fedfr_jax.data.split import load_split
+from fedfr_jax.errors import InputError
+from fedfr_jax.runtime import fingerprints, workdir
+from fedfr_jax.runtime.checkpoints import load_pytree
+from fedfr_jax.runtime.simulation import Simulation
 
 _DEPENDS_ON = ("seed", "data", "model", "pretrain")
 
@@ -36,3 +45,50 @@ def copy_pretrained(source: pathlib.Path, target: pathlib.Path) -> bool:
     shutil.copytree(source, temporary)
     os.replace(temporary, target)
     return True
+
+
+def folder_of_weights(path: str | os.PathLike) -> pathlib.Path:
+    """The ``pretrained`` folder that ``model.weights`` names, itself or by its work directory."""
+    folder = pathlib.Path(path)
+    return folder / "pretrained" if (folder / "pretrained").is_dir() else folder
+
+
+def saved_classifier(sim: Simulation) -> jax.Array | None:
+    """(K_0, d) public class embeddings that were learned with the weights a run begins with.
+
+    Returns:
+      Those beside the backbone in ``model.weights``, if the public people are the same: by the
+      fingerprint and the split of the run they are of, or, without these, by their number. None
+      where there are none, or where they are of other people, which is said.
+
+    Raises:
+      InputError: they are of the same people, but damaged.
+    """
+    if not sim.config.model.weights or not sim.public.identities:
+        return None
+    folder = folder_of_weights(sim.config.model.weights)
+    saved = folder / "public_embeddings"
+    if not saved.is_dir():
+        return None
+    same = _same_public_people(sim, folder.parent)
+    if same is not False:
+        try:
+            return load_pytree(saved, server_shapes(
+                sim.spec, sim.public.identities).public_embeddings)
+        except InputError:
+            if same:
+                raise
+    logging.warning("%s is not of the %d public people of this run; their class embeddings start "
+                    "as the means of their features", saved, sim.public.identities)
+    return None
+
+
+def _same_public_people(sim: Simulation, run: pathlib.Path) -> bool | None:
+    """Whether a run in a work directory has the same public people; None: it does not tell."""
+    try:
+        there = fingerprints.read_fingerprint(run)
+        people = load_split(run / fingerprints.SPLIT).public_identities
+    except InputError:
+        return None
+    return there.get("names") == fingerprints.fingerprint(sim)["names"] and np.array_equal(
+        people, sim.split.public_identities)

@@ -57,6 +57,7 @@ def begin(sim: Simulation, folder: pathlib.Path, own: pathlib.Path,
     begun = resume and (own / workdir.CONFIG).exists() and has_state(folder)
     if begun:
         check_data(sim, own)
+        _check_rounds(sim, folder, workdir.read_config(own)["fed"]["rounds"])
         found = fingerprints.read_fingerprint(own) | found
     elif not (own / workdir.CONFIG).exists() and (
             saved_rounds(folder) or (folder / client_states.FOLDER).exists()):
@@ -68,6 +69,17 @@ def begin(sim: Simulation, folder: pathlib.Path, own: pathlib.Path,
     fingerprints.write_fingerprint(own, found)
     save_split(own / fingerprints.SPLIT, sim.split)
     return writer
+
+
+def _check_rounds(sim: Simulation, folder: pathlib.Path, earlier: int) -> None:
+    """Refuses other ``fed.rounds`` once the run is in the rounds that its method adds to them."""
+    rounds, method = sim.config.fed.rounds, sim.config.recipe
+    done = max(saved_rounds(folder), default=0)
+    if method.extra_rounds and rounds != earlier and done > min(rounds, earlier):
+        raise InputError(
+            f"fed.rounds is {rounds}, but the run in {folder} had {earlier} and has done {done}: "
+            f"{method.title} ends with {method.extra_rounds} of another kind, which must follow "
+            f"all others; keep fed.rounds={earlier}, or choose another work directory")
 
 
 def _in_common(config, found) -> dict[str, Any]:
@@ -92,21 +104,22 @@ def check_data(sim: Simulation, own: pathlib.Path) -> None:
     _check_split(sim, own)
 
 
-def check_pretrained(own: pathlib.Path, pretrained: PyTree, *, record: bool) -> None:
+def check_pretrained(own: pathlib.Path, *, record: bool = False, **pretrained: PyTree) -> None:
     """Compares the pretrained model with the run's.
 
     Args:
       own: this process' folder.
-      pretrained: variables of the backbone.
       record: note its digest, where the run has none yet.
+      pretrained: ``pretrained``, the variables of the backbone, and ``classifier``, the public
+        class embeddings learned with it, or None for none.
 
     Raises:
       InputError: it is another one.
     """
     found = fingerprints.read_fingerprint(own)
-    now = {"pretrained": digest_of(pretrained)}
+    now = {name: digest_of(part) for name, part in pretrained.items()}
     fingerprints.compare(own, found, now)
-    if record and found.get("pretrained") != now["pretrained"]:
+    if record and any(found.get(name) != digest for name, digest in now.items()):
         fingerprints.write_fingerprint(own, found | now)
 
 
@@ -118,7 +131,7 @@ def load_pretrained(sim: Simulation, folder: pathlib.Path) -> PyTree:
     """
     example = server_shapes(sim.spec, sim.public.identities).backbone
     pretrained = load_pytree(folder / _PRETRAINED / "backbone", example)
-    check_pretrained(folder, pretrained, record=False)
+    check_pretrained(folder, pretrained=pretrained)
     return pretrained
 
 

@@ -22,6 +22,7 @@ from fedfr_jax.models import load_weights
 from fedfr_jax.runtime import interrupts, workdir
 from fedfr_jax.runtime.checkpoints import load_pytree, save_pytree
 from fedfr_jax.runtime.course import Course, Programs, RoundInputs, Run, compile_finite
+from fedfr_jax.runtime.pretrained import folder_of_weights, saved_classifier
 from fedfr_jax.runtime.processes import worst
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.simulation import (
@@ -34,8 +35,12 @@ from fedfr_jax.runtime.simulation import (
 PyTree = Any
 
 
-def starting_weights(sim: Simulation) -> PyTree:
-    """Variables to pretrain from: random, or those that ``model.weights`` names.
+def starting_weights(sim: Simulation) -> tuple[PyTree, jax.Array | None]:
+    """Variables to begin with: random, or those that ``model.weights`` names.
+
+    Returns:
+      (variables, public class embeddings learned with them). The latter are None where there are
+      none, and where pretraining learns them.
 
     Raises:
       InputError: the weights are missing or do not fit the model.
@@ -43,23 +48,24 @@ def starting_weights(sim: Simulation) -> PyTree:
     path = sim.config.model.weights
     variables = sim.backbone.init(jax.random.key(sim.config.seed))
     if not path:
-        return variables
+        return variables, None
     if pathlib.Path(path).is_dir():
-        folder = pathlib.Path(path) / "pretrained"
-        folder = folder if folder.is_dir() else pathlib.Path(path)
-        return load_pytree(folder / "backbone", variables)
-    return load_weights(path, sim.backbone)
+        return load_pytree(folder_of_weights(path) / "backbone", variables), (
+            None if sim.config.pretrain.epochs else saved_classifier(sim))
+    return load_weights(path, sim.backbone), None
 
 
 def pretrained_model(sim: Simulation, writer: workdir.RunWriter, folder: pathlib.Path,
-                     variables: PyTree, resume: bool, *, needed: bool = False
+                     start: tuple[PyTree, jax.Array | None], resume: bool, *,
+                     needed: bool = False
                      ) -> tuple[PyTree, jax.Array | None]:
     """The backbone before the first round and its public class embeddings, if it has any.
 
-    Trained from ``variables`` and saved in the folder, or read from there when the run is
+    Trained from the start and saved in the folder, or read from there when the run is
     resumed.
 
     Args:
+      start: from :func:`starting_weights`.
       needed: rounds were done, so that it must be there.
 
     Raises:
@@ -73,12 +79,13 @@ def pretrained_model(sim: Simulation, writer: workdir.RunWriter, folder: pathlib
         shapes = server_shapes(sim.spec, sim.public.identities)
         embeddings = folder / "public_embeddings"
         return load_pytree(finished, shapes.backbone), (
-            load_pytree(embeddings, shapes.public_embeddings) if trains else None)
+            load_pytree(embeddings, shapes.public_embeddings)
+            if trains or embeddings.is_dir() else None)
     if resume and needed:
         raise InputError(f"{finished} is missing, but rounds were trained from it; restore it from "
                          "a copy, or start in another work directory")
     writer.truncate_after(-1, pretrain_epoch=0)
-    learned = None
+    variables, learned = start
     if trains:
         labels = sim.split.public_labels
         with track("pretraining", config.pretrain.epochs * len(labels), "image") as bar:
@@ -95,7 +102,7 @@ def pretrained_model(sim: Simulation, writer: workdir.RunWriter, folder: pathlib
                 on_epoch=on_epoch,
                 on_step=lambda n, loss: bar.update(n, images=n, loss=loss))
     check_finite(config, variables, learned)
-    if trains:
+    if learned is not None:
         save_pytree(folder / "public_embeddings", learned)
     save_pytree(finished, variables)
     return variables, learned
@@ -148,7 +155,7 @@ def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Progr
 
     Args:
       runs: one, or several that :func:`go_together`.
-      until: rounds done after which to stop; None: ``fed.rounds``.
+      until: rounds done after which to stop; None: all of the run.
       programs: from :func:`compile_programs` for as many runs, where they serve several calls.
 
     Returns:
@@ -160,7 +167,7 @@ def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Progr
     """
     sim, programs = runs[0].sim, programs or compile_programs(runs[0].sim, len(runs))
     first = int(runs[0].server.round)
-    last = sim.config.fed.rounds if until is None else until
+    last = sim.config.rounds if until is None else until
     courses = [Course(run, programs, last) for run in runs]
     # Made on every device: what lies on one would be copied to the others in every round.
     keys = jax.jit(lambda: [round_key(run.sim.config) for run in runs],

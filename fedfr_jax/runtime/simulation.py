@@ -135,8 +135,11 @@ def spec_of(config: Config, backbone: Backbone) -> RoundSpec:
       InputError: the method needs something that the network does not have.
     """
     spec = RoundSpec(backbone, config.fed, config.loss, config.recipe, config.options)
-    spec.private(jax.eval_shape(backbone.init, jax.random.key(0)))
+    variables = jax.eval_shape(backbone.init, jax.random.key(0))
+    spec.private(variables)
     _check_turns(spec)
+    if jax.tree.leaves(variables["batch_stats"]):
+        _check_batch_norm(config)
     return spec
 
 
@@ -192,10 +195,9 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     layout = make_layout(config)
     clients = split.clients.union() if config.recipe.union else split.clients
     _warn_of_single_identities(config, clients)
-    schedule = make_schedule(config.population, config.fed.rounds, config.seed, clients,
+    schedule = make_schedule(config.population, config.rounds, config.seed, clients,
                              layout.mesh.size)
     backbone, spec = make_spec(config)
-    _check_gradient_batch(config, backbone)
     memory.check_images(config, split, choose_kind(config.data, source, split.clients), schedule,
                         spec)
     evaluated = evaluated_clients(len(split.clients), config.eval.clients, config.data.seed)
@@ -209,9 +211,16 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
                       backbone, spec, layout)
 
 
-def _check_gradient_batch(config: Config, backbone: Backbone) -> None:
-    stats = jax.eval_shape(backbone.init, jax.random.key(0))["batch_stats"]
-    if config.engine.gradient_batch and jax.tree.leaves(stats) and backbone.batch_statistics:
+def _check_batch_norm(config: Config) -> None:
+    """What a network that normalizes over the mini-batch needs of it."""
+    frozen = config.model.batch_norm == "frozen"
+    for name, size, used in (
+            ("fed.batch_size", config.fed.batch_size, config.recipe.trains and not frozen),
+            ("pretrain.batch_size", config.pretrain.batch_size, config.pretrain.epochs)):
+        if used and size == 1:  # all batches are whole: there is no last one with a single image
+            raise ConfigError(f"{name} is 1, but {config.model.name} normalizes over the "
+                              "mini-batch, and one image has no spread; give at least 2")
+    if config.engine.gradient_batch and not frozen:
         raise ConfigError(f"engine.gradient_batch is {config.engine.gradient_batch}, but "
                           f"{config.model.name} normalizes over the mini-batch, which must then "
                           "be taken as a whole; set it to 0, or model.batch_norm to 'frozen'")

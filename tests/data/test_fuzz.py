@@ -5,18 +5,21 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import resource
 import struct
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fedfr_jax.config import resolve
 from fedfr_jax.data.arrays import load_array, load_arrays
 from fedfr_jax.data.decode import decode_images
 from fedfr_jax.data.folder import open_folder
@@ -27,7 +30,10 @@ from fedfr_jax.data.split import load_split, make_split, save_split
 from fedfr_jax.data.verification import read_bin
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation import ijb
-from fedfr_jax.runtime import workdir
+from fedfr_jax.models import build, load_weights, to_torch
+from fedfr_jax.population import journal, sampling
+from fedfr_jax.runtime import autotune, fingerprints, workdir
+from fedfr_jax.settings import ModelConfig
 
 fuzz = settings(max_examples=int(os.environ.get("FEDFR_FUZZ", "40")), deadline=5000,
                 derandomize="FEDFR_FUZZ" not in os.environ, database=None,
@@ -189,7 +195,12 @@ def test_recordio(folder, tmp_path_factory, data):
         pass
 
 
-RUN_FILES = [b'{"a": [1, 2.5, "x"], "b": {"c": null}}', b"[" * 100_000, b"1" * 5000,
+JOURNAL = {"population": 3, "row": {"a": "float32[2]"}}
+COMMITS = {"version": journal.VERSION, "description": JOURNAL,
+           "commits": [{"round": 1, "clients": 2, "digest": 5, "kept": True}]}
+RUN_FILES = [json.dumps(COMMITS | {"check": journal._check(COMMITS)}).encode(),
+             b'{"kind": "round", "round": 1, "loss": NaN, "crc": 1}', b'{"a": 1, "check": "x"}',
+             b'{"a": [1, 2.5, "x"], "b": {"c": null}}', b"[" * 100_000, b"1" * 5000,
              b'{"a":' * 9999]
 
 
@@ -197,10 +208,12 @@ RUN_FILES = [b'{"a": [1, 2.5, "x"], "b": {"c": null}}', b"[" * 100_000, b"1" * 5
 @given(data=damaged(RUN_FILES) | st.sampled_from(RUN_FILES))
 def test_json_of_a_run(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("run")
-    for name in (workdir.CONFIG, workdir.METRICS):
+    for name in (workdir.CONFIG, workdir.METRICS, workdir.SUMMARY, fingerprints.NAME):
         (folder / name).write_bytes(data)
-    survives(workdir.read_config, folder)
-    survives(workdir.read_metrics, folder)
+    for read in (workdir.read_config, workdir.read_metrics, workdir.read_summary,
+                 fingerprints.read_fingerprint):
+        survives(read, folder)
+    survives(journal.read_journal, folder / workdir.CONFIG, JOURNAL)
 
 
 @fuzz
@@ -230,6 +243,65 @@ def test_ijb_files(tmp_path_factory, data):
         (folder / f"ijbc_{name}").write_bytes(
             data.draw(damaged([text])) if name == spoilt else text)
     survives(ijb.read_ijb, folder)
+
+
+NETWORK = build(ModelConfig(depth=4, widths=(2, 2, 2, 2), embedding=2), 16, "grouped")
+
+
+@pytest.fixture(scope="module", name="weights")
+def fixture_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "x.npz"
+    np.savez(path, **to_torch(jax.tree.map(
+        lambda x: np.ones(x.shape, x.dtype), jax.eval_shape(NETWORK.init, jax.random.key(0))),
+        NETWORK))
+    assert survives(load_weights, path, NETWORK)
+    return path.read_bytes()
+
+
+@fuzz
+@given(data=st.data())
+def test_weights(weights, tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("npz") / "x.npz"
+    path.write_bytes(data.draw(damaged([weights])))
+    survives(load_weights, path, NETWORK)
+    path.unlink()
+
+
+PLANNED = resolve({"fed": {"num_clients": 6}, "model": {"dtype": "auto"}})
+PLAN = {"lanes": 1, "conv": "custom", "gradient_batch": 0, "dtype": "bfloat16"}
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text("a1 ", max_size=9) | (
+    st.sampled_from(["float32", "float64", "patches", "auto", "int8", "O", [], {}, [[1]]]))
+KEY = autotune._key(PLANNED, 1)
+PLANS = st.dictionaries(st.sampled_from([*PLAN, "other"]), VALUES).map(lambda plan: PLAN | plan)
+
+
+@fuzz
+@given(data=damaged([json.dumps({KEY: PLAN}).encode(), *RUN_FILES]) | st.dictionaries(
+    st.just(KEY) | st.text("ab", max_size=3), PLANS | VALUES).map(lambda x: json.dumps(x).encode()))
+def test_plans(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("plans") / "plans.json"
+    path.write_bytes(data)
+    os.environ["FEDFR_PLANS"], before = str(path), os.environ.get("FEDFR_PLANS")
+    try:
+        found = autotune._kept(PLANNED, 1, autotune._read().get(KEY))
+    finally:
+        os.environ.pop("FEDFR_PLANS")
+        os.environ.update({"FEDFR_PLANS": before} if before else {})
+    assert found is None or (found.dtype in ("float32", "bfloat16") and found.gradient_batch == 0
+                             and type(found.lanes) is int)
+
+
+SCHEDULES = [b"0 1 2\n1 2\n[]\n", b"[[0, 1], [2], []]", b"[" * 100_000, b"0 " + b"9" * 5000]
+
+
+@fuzz
+@given(data=st.data())
+def test_schedules(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("schedules")
+    for name, original in (("x.txt", SCHEDULES), ("x.npy", array_files())):
+        (folder / name).write_bytes(data.draw(damaged(original) | st.sampled_from(original)))
+        survives(sampling.read_schedule, folder / name, 3)
+    survives(sampling._read_availability, folder / "x.npy", 2)
 
 
 # --- those that were found, one by one -----------------------------------------------------

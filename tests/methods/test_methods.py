@@ -263,12 +263,16 @@ def test_dittos_personal_copy_follows_its_equation_and_leaves_fedavg_alone():
                         rtol=1e-4, atol=1e-5)
 
 
-def test_finetune_takes_nothing_of_the_last_round():
-    fed = dict(rounds=2, local_epochs=(1,))
-    _, _, fedavg, _, _ = run(make("fedavg", fed=fed), 1)
-    _, _, after, heads, metrics = run(make("finetune", fed=fed, epochs=3), 2)
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_finetune_is_all_of_fedavg_and_a_round_of_which_the_server_takes_nothing(rounds):
+    fed = dict(rounds=rounds, local_epochs=(1,))
+    before, _, fedavg, _, _ = run(make("fedavg", fed=fed), rounds)
+    finetune = make("finetune", fed=fed, epochs=3)
+    assert finetune.rounds == rounds + 1
+    _, _, after, heads, metrics = run(finetune, finetune.rounds)
     assert_same(after.backbone, fedavg.backbone, rtol=1e-6, atol=1e-6)
-    assert int(after.round) == 2
+    assert differs(after.backbone, before.backbone)
+    assert int(after.round) == rounds + 1
     sizes = np.array([len(x) for x in small.federation().images])
     np.testing.assert_array_equal(metrics["steps"], 3 * (sizes // small.FED.batch_size))
     assert differs(jax.tree.map(lambda x: x[0], heads.previous), after.backbone)

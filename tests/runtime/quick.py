@@ -44,7 +44,8 @@ def compiled_once(monkeypatch):
         config = sim.config
         key = str(dataclasses.replace(
             config, eval=None, checkpoint=None, seed=0, data=None,
-            fed=dataclasses.replace(config.fed, rounds=0),
+            fed=dataclasses.replace(
+                config.fed, rounds=config.fed.rounds if config.recipe.extra_rounds else 0),
             population=dataclasses.replace(config.population, schedule="", availability=""),
         )), seeds
         if key not in _programs:

@@ -117,6 +117,47 @@ def test_two_processes_with_two_devices_equal_one_device(tmp_path):
     assert json.loads((tmp_path / "two" / "summary.json").read_text())
 
 
+LOSES_ONE = """
+import os, signal, sys
+sys.path[:0] = ["tests", "tests/runtime"]
+import quick
+from absl import flags
+from fedfr_jax.experiment import train
+from fedfr_jax.runtime import command_line as cli, course
+from fedfr_jax.runtime.endings import reports_input_errors
+cli.define_distributed_flags()
+flags.FLAGS(["x", *sys.argv[2:]])
+cli.join_processes()
+real = course.round_row
+def round_row(sim, done, *rest):
+    if done == 3 and flags.FLAGS.process == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(sim, done, *rest)
+course.round_row = round_row
+with reports_input_errors(sys.argv[1]):
+    train(quick.quick(fed=quick.SETTINGS["fed"] | {"rounds": 6}), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_the_survivor_of_a_killed_process_says_which_one_is_gone(tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    survivor, killed = [subprocess.Popen(
+        [sys.executable, "-c", LOSES_ONE, str(tmp_path), f"--coordinator=127.0.0.1:{port}",
+         "--processes=2", f"--process={i}"], cwd=ROOT, env=environment(1),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
+    assert killed.wait(timeout=300) == -9, killed.communicate()[1][-3000:]
+    _, errors = survivor.communicate(timeout=60)
+    assert survivor.returncode == 2 and "Traceback" not in errors, errors[-3000:]
+    [line] = [line for line in errors.splitlines() if line.startswith("error: ")]
+    who = f"pid {killed.pid} on {socket.gethostname()}"
+    assert line.startswith(f"error: process 1 of 2 ({who}) has ended")
+    assert f"The state after round 2 is saved in {tmp_path}; the same command with --resume" in line
+    assert line.endswith("Start all processes again.") and errors.rstrip().endswith(line)
+
+
 @pytest.mark.parametrize("arguments", [["--coordinator=127.0.0.1:1"], ["--processes=2"]])
 def test_incomplete_flags_are_refused(arguments, tmp_path):
     found = subprocess.run(

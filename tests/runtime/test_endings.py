@@ -15,6 +15,7 @@ from fedfr_jax.atomic import write_file, write_text
 from fedfr_jax.config import resolve
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.runtime import endings, interrupts, memory, processes
+from fedfr_jax.runtime.lock import WorkdirLock
 from fedfr_jax.runtime.workdir import make_folder
 
 
@@ -48,6 +49,23 @@ def test_what_the_disk_refuses_is_one_line(error, line, tmp_path, capsys):
     [text] = capsys.readouterr().err.strip().splitlines()
     assert text.startswith("error: ") and line in text
     assert f"The state after round 3 is saved in {tmp_path}; the same command with --resume" in text
+
+
+def test_a_lost_process_is_named_where_its_lock_tells(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 3)
+    monkeypatch.setattr("os._exit", sys.exit)  # which the test survives
+    own = tmp_path / "processes" / "2"
+    own.mkdir(parents=True)
+    (own / "lock").write_text('{"pid": 77, "host": "there"}')
+    lost = RuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer\nmore")
+    with WorkdirLock(tmp_path), pytest.raises(SystemExit), endings.reports_input_errors(tmp_path):
+        raise lost
+    [text] = capsys.readouterr().err.strip().splitlines()[:1]
+    assert text.startswith("error: process 2 of 3 (pid 77 on there) has ended (UNKNOWN: Gloo")
+    (own / "lock").write_text("")  # it gave the folder free
+    with pytest.raises(SystemExit), endings.reports_input_errors(None):
+        raise lost
+    assert "another process of this run has ended" in capsys.readouterr().err
 
 
 def test_errors_of_the_program_itself_pass(tmp_path):

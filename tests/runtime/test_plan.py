@@ -1,5 +1,6 @@
 """Automatic layouts: measured once, kept, and never against the user's word."""
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -92,6 +93,18 @@ def test_a_resumed_run_keeps_its_plan():
     assert plan.keep_settled(settings(conv="custom"), earlier).engine.conv == "custom"
 
 
-def test_an_unreadable_file_is_measured_anew(tmp_path):
-    plan.cache_file().write_text("{broken")
-    assert plan._read() == {}
+@pytest.mark.parametrize("change", [
+    {"dtype": "float64"}, {"dtype": "int8"}, {"lanes": 0}, {"lanes": 4096}, {"lanes": "1"},
+    {"lanes": 1.0}, {"lanes": [1]}, {"conv": "auto"}, {"gradient_batch": 3}, {"other": 1}, None,
+    "[" * 100_000, "{broken", "[1, 2]", "9" * 5000, " " * (2 << 20) + "{}"])
+def test_a_file_of_others_is_measured_anew(change, monkeypatch):
+    best = plan.Candidate(3, "patches", 0, "float32")
+    monkeypatch.setattr(plan, "measure", lambda config, seeds: (best, "measured"))
+    kept = {"lanes": 1, "conv": "custom", "gradient_batch": 0, "dtype": "bfloat16"}
+    text = change if isinstance(change, str) else json.dumps(
+        {plan._key(settings(), 1): None if change is None else kept | change, "x": [1]})
+    plan.cache_file().write_text(text)
+    assert plan.settle(settings(), report=lambda line: None).engine.lanes == 3
+    assert list(plan._read().values()) == [dataclasses.asdict(best)]  # written anew
+    plan._write({plan._key(settings(), 1): kept})
+    assert plan.settle(settings(), report=lambda line: None).model.dtype == "bfloat16"
