@@ -59,13 +59,13 @@ jax.devices()
 # %%
 def generated_recordio(folder, people):
     source = open_source(resolve({"data": {"image_size": 48, "generated": {
-        "identities": people, "images_per_identity": (32, 36)}}}).data)
+        "identities": people, "images_per_identity": (24, 28)}}}).data)
     write_recordio(folder, source.read(np.arange(len(source.labels))), source.labels)
     return folder
 
 
 REAL = os.environ.get("FEDFR_LFW", "")
-root = REAL or str(generated_recordio(pathlib.Path(tempfile.mkdtemp()), 40 if SMALL else 160))
+root = REAL or str(generated_recordio(pathlib.Path(tempfile.mkdtemp()), 40 if SMALL else 130))
 root = pathlib.Path(root)
 print("faces:", f"those in {REAL}" if REAL else "generated ones")
 
@@ -98,7 +98,7 @@ split = {"client_fraction": 1.0, "unused_public": True, "client_images": (10, 10
          "held_out_identities": 1900, "held_out_pairs": 600}
 if not REAL:
     split |= {"client_fraction": 0.5, "identities_per_client": (4, 5),
-              "held_out_identities": 8 if SMALL else 40, "held_out_pairs": 60 if SMALL else 600}
+              "held_out_identities": 8 if SMALL else 30, "held_out_pairs": 60 if SMALL else 600}
 if (root / "lfw_bin_labels.npy").exists():
     data |= {"verification_sets": ("lfw.bin",), "verification_labels": ("lfw_bin_labels.npy",)}
 
@@ -106,9 +106,9 @@ if (root / "lfw_bin_labels.npy").exists():
 few = SMALL or not REAL
 base = {
     "data": data | {"split": split},
-    "model": {"depth": 10, "widths": (16, 32, 64, 128), "embedding": 64},
-    "pretrain": {"epochs": 1 if SMALL else 20, "batch_size": 32, "lr": 0.02},
-    "fed": {"num_clients": (3 if SMALL else 8) if few else 12, "rounds": 2 if SMALL else 6,
+    "model": {"depth": 4 if SMALL else 10, "widths": (16, 32, 64, 128), "embedding": 64},
+    "pretrain": {"epochs": 1 if SMALL else 15, "batch_size": 32, "lr": 0.02},
+    "fed": {"num_clients": (3 if SMALL else 8) if few else 12, "rounds": 2 if SMALL else 4,
             "batch_size": 32, "hard_threshold": 0.6, "lr": 1e-2, "local_epochs": (4, 3, 2),
             "lr_decay_epochs": ()}}
 

@@ -55,17 +55,17 @@ print(jax.__version__, jax.devices())
 # %%
 SMALL = os.environ.get("FEDFR_NOTEBOOK") == "small"
 size = dict(people=56, clients=3, rounds=2, pretraining=1, pairs=60) if SMALL else dict(
-    people=240, clients=8, rounds=8, pretraining=12, pairs=1500)
-data = {"image_size": 32 if SMALL else 48,
+    people=200, clients=8, rounds=6, pretraining=12, pairs=1500)
+data = {"image_size": 32,
         "generated": {"identities": size["people"], "images_per_identity": (30, 34)},
         "split": {"held_out_identities": size["people"] // 4, "held_out_pairs": size["pairs"],
-                  "identities_per_client": (4, 6) if SMALL else (8, 12),
+                  "identities_per_client": (4, 6) if SMALL else (6, 9),
                   "verification_images": 6}}
 
 # %%
 base = {
     "data": data,
-    "model": {"depth": 10, "widths": (16, 32, 64, 64), "embedding": 32},
+    "model": {"depth": 4 if SMALL else 10, "widths": (16, 32, 64, 64), "embedding": 32},
     "pretrain": {"epochs": size["pretraining"], "batch_size": 32, "lr": 0.02},
     "fed": {"num_clients": size["clients"], "rounds": size["rounds"], "batch_size": 32,
             "lr": 5e-3, "local_epochs": (4, 3, 2), "lr_decay_epochs": (), "hard_threshold": 0.8}}
