@@ -65,7 +65,7 @@ data = {"image_size": 32,
 # %%
 base = {
     "data": data,
-    "model": {"depth": 4 if SMALL else 10, "widths": (16, 32, 64, 64), "embedding": 32},
+    "model": {"depth": 4, "widths": (16, 32, 64, 64), "embedding": 32},
     "pretrain": {"epochs": size["pretraining"], "batch_size": 32, "lr": 0.02},
     "fed": {"num_clients": size["clients"], "rounds": size["rounds"], "batch_size": 32,
             "lr": 5e-3, "local_epochs": (4, 3, 2), "lr_decay_epochs": (), "hard_threshold": 0.8}}

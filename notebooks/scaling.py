@@ -63,12 +63,12 @@ def settings(population, cohort, rounds):
                  "split": {"client_fraction": people / (people + public),
                            "identities_per_client": (4, 4), "verification_images": 4,
                            "held_out_identities": held_out, "held_out_pairs": 600}},
-        "model": {"depth": 4 if SMALL else 10, "widths": (8, 16, 32, 32), "embedding": 32},
+        "model": {"depth": 4, "widths": (8, 16, 32, 32), "embedding": 32},
         "pretrain": {"epochs": 1 if SMALL else 15, "batch_size": 32, "lr": 0.02},
         "fed": {"num_clients": population, "rounds": rounds, "batch_size": 16, "lr": 0.005,
                 "local_epochs": (2,), "lr_decay_epochs": (), "hard_threshold": 0.8},
         "population": {"cohort": cohort}, "eval": {"clients": min(20, population)},
-        "engine": {"lanes": 1 if jax.default_backend() == "cpu" else 0}}
+        "engine": {"lanes": 1, "conv": "custom"} if jax.default_backend() == "cpu" else {}}
 
 
 # %%
