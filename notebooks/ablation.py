@@ -56,7 +56,7 @@ base = {
                        "identities_per_client": (6, 6), "verification_images": 6}},
     "model": {"depth": 4, "widths": (16, 32, 64, 64), "embedding": 32},
     "pretrain": {"epochs": 1 if SMALL else 12, "batch_size": 32, "lr": 0.02},
-    "fed": {"num_clients": 3 if SMALL else 6, "rounds": 1 if SMALL else 4, "batch_size": 32,
+    "fed": {"num_clients": 3 if SMALL else 6, "rounds": 1 if SMALL else 3, "batch_size": 32,
             "lr": 5e-3, "local_epochs": (3, 2), "lr_decay_epochs": (), "hard_threshold": 0.8}}
 if jax.default_backend() == "cpu":  # elsewhere it is measured what is fastest
     base["engine"] = {"lanes": 1, "conv": "custom"}

@@ -107,7 +107,7 @@ few = SMALL or not REAL
 base = {
     "data": data | {"split": split},
     "model": {"depth": 4, "widths": (16, 32, 64, 128), "embedding": 64},
-    "pretrain": {"epochs": 1 if SMALL else 15, "batch_size": 32, "lr": 0.02},
+    "pretrain": {"epochs": 1 if SMALL else 12, "batch_size": 32, "lr": 0.02},
     "fed": {"num_clients": (3 if SMALL else 8) if few else 12, "rounds": 2 if SMALL else 4,
             "batch_size": 32, "hard_threshold": 0.6, "lr": 1e-2, "local_epochs": (4, 3, 2),
             "lr_decay_epochs": ()}}
