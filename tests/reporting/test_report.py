@@ -265,5 +265,5 @@ def test_a_long_title_is_wrapped_in_the_picture():
     figures.Plot("gains", figure, title, "", "")._repr_png_()
     figure.draw_without_rendering()  # at the figure's own resolution again
     box = figure._suptitle.get_window_extent()
-    assert 0 <= box.x0 and box.x1 <= figure.bbox.width, box
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width, box
     assert figure._suptitle.get_text().split() == title.split()
