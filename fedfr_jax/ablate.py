@@ -16,14 +16,12 @@ from ml_collections import config_flags
 from fedfr_jax.ablation import comparison
 from fedfr_jax.ablation.grid import grid_of, is_finished, run_grid
 from fedfr_jax.runtime.command_line import run_command
-from fedfr_jax.runtime.simulation import use_cpu_devices
 
 
 def main() -> None:
     """Runs the grid that the flags ask for."""
     cells, reference = grid_of(flags.FLAGS.config)
     root = pathlib.Path(flags.FLAGS.workdir).expanduser()
-    use_cpu_devices(cells[0].config.engine.cpu_devices)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))
     found = run_grid(cells, root, reference=reference, only=flags.FLAGS.only)

@@ -16,37 +16,34 @@
 # Runs on a TPU, a GPU or a CPU; *Runtime → Change runtime type* chooses one on Colab.
 
 # %% [markdown]
-# On Colab, first clone the repository into `/content`, in a cell of its own:
-# `!git clone ADDRESS /content/fedfr_jax`. Its requirements are ranges that hold what Colab has;
-# jax, jaxlib and numpy are asked for as they are, so that pip leaves them alone.
+# `SOURCE` is where fedfr_jax is taken from if it is not installed: a clone, as here (on Colab:
+# `!git clone ADDRESS /content/fedfr_jax` in a cell before), a wheel, or `git+https://...`. What is
+# there of jax, jaxlib, flax and numpy is left as it is.
 
 # %%
+SOURCE = "/content/fedfr_jax"
+
 import importlib.metadata
 import importlib.util
-import os
-import pathlib
 import subprocess
 import sys
 
-# %%
-if importlib.util.find_spec("fedfr_jax") is None:
-    places = (pathlib.Path.cwd().parent, pathlib.Path.cwd(), pathlib.Path("/content/fedfr_jax"))
-    checkout = next((place for place in places if (place / "setup.py").exists()), None)
-    assert checkout, "fedfr_jax is not here: clone it to /content/fedfr_jax first"
-    keep = [f"{d.name}=={d.version}" for d in importlib.metadata.distributions()
-            if d.name in ("jax", "jaxlib", "numpy")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(checkout), *keep], check=True)
-    sys.path.insert(0, str(checkout))
+if not getattr(importlib.util.find_spec("fedfr_jax"), "origin", None):  # a mere folder has none
+    pins = [f"{name}=={importlib.metadata.version(name)}" for name in (
+        "jax", "jaxlib", "flax", "numpy") if importlib.util.find_spec(name)]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, *pins], check=True)
+    importlib.invalidate_caches()
 
 # %%
+import os
+
 import jax
-import numpy as np
 import pandas as pd
 from PIL import Image
 
-from fedfr_jax import Experiment, run, use_cpu_devices
+import fedfr_jax
 
-use_cpu_devices(0)  # on a CPU: one device per core
+fedfr_jax.use_cpu_devices(0)  # on a CPU: one device per core
 print(jax.__version__, jax.devices())
 
 # %% [markdown]
@@ -58,17 +55,17 @@ print(jax.__version__, jax.devices())
 # %%
 SMALL = os.environ.get("FEDFR_NOTEBOOK") == "small"
 size = dict(people=56, clients=3, rounds=2, pretraining=1, pairs=60) if SMALL else dict(
-    people=240, clients=8, rounds=10, pretraining=12, pairs=1500)
-data = {"image_size": 32 if SMALL else 48,
+    people=200, clients=8, rounds=6, pretraining=12, pairs=1500)
+data = {"image_size": 32,
         "generated": {"identities": size["people"], "images_per_identity": (30, 34)},
         "split": {"held_out_identities": size["people"] // 4, "held_out_pairs": size["pairs"],
-                  "identities_per_client": (4, 6) if SMALL else (8, 12),
+                  "identities_per_client": (4, 6) if SMALL else (6, 9),
                   "verification_images": 6}}
 
 # %%
 base = {
     "data": data,
-    "model": {"depth": 10, "widths": (16, 32, 64, 64), "embedding": 32},
+    "model": {"depth": 4, "widths": (16, 32, 64, 64), "embedding": 32},
     "pretrain": {"epochs": size["pretraining"], "batch_size": 32, "lr": 0.02},
     "fed": {"num_clients": size["clients"], "rounds": size["rounds"], "batch_size": 32,
             "lr": 5e-3, "local_epochs": (4, 3, 2), "lr_decay_epochs": (), "hard_threshold": 0.8}}
@@ -76,13 +73,16 @@ base = {
 # %% [markdown]
 # ## Train
 #
-# One call trains and evaluates a method; `fedfr_jax.methods.METHODS` lists all of them.
+# One call pretrains, trains and evaluates a method; `fedfr_jax.METHODS` holds all of them.
 
 # %%
-fedfr = run("fedfr", base)
+fedfr = fedfr_jax.run("fedfr", base)
+
+# %% [markdown]
+# The second method begins with the same pretrained backbone.
 
 # %%
-fedavg = run("fedavg", base)
+fedavg = fedfr_jax.run("fedavg", base)
 
 # %% [markdown]
 # ## The faces
@@ -91,18 +91,26 @@ fedavg = run("fedavg", base)
 # pose, light, occlusion and noise.
 
 # %%
-with Experiment(base, fed={"rounds": 0}, pretrain={"epochs": 0}) as look:
-    faces = look.faces()
+with fedfr_jax.open_run(fedfr.folder) as opened:
+    faces = opened.faces()
 Image.fromarray(faces)
 
 # %% [markdown]
-# ## Loss and hard negatives
+# ## Rounds
 #
-# A client trains on its own images and on the public ones that resemble them.
+# The loss has several terms. The contrastive one begins in the second round, when a client has a
+# previous model to stay away from, so that the total rises then. All of it is a data frame, with the
+# images and the seconds of each round; those of the first include compiling it.
 
 # %%
 plots = fedfr.plots()
 plots["loss"]
+
+# %%
+fedfr.rounds()[["loss", "images", "seconds"]].round(2)
+
+# %% [markdown]
+# A client trains on its own images and on the public ones that resemble them, the hard negatives:
 
 # %%
 plots["hard-negatives"]
@@ -117,17 +125,14 @@ plots["hard-negatives"]
 for table in fedfr.tables():
     display(table)
 
+# %% [markdown]
+# Both methods side by side: the share of genuine pairs that are accepted where one impostor pair
+# in a thousand is (TAR @ FAR 1e-3), mean over the clients and the client that does worst.
 
 # %%
-def summary(result):
-    models, rates = result.summary["models"], {}
-    for name, found in models.items():
-        spread = found["personalized"]["verification_tar"]["0.001"]
-        rates[name] = {"1:1 TAR @ FAR 1e-3": spread["mean"], "worst tenth": spread["worst10"]}
-    return pd.DataFrame(rates).T
-
-
-pd.concat({"FedFR": summary(fedfr), "FedAvg": summary(fedavg)}).round(3)
+tar = pd.concat({name: result.clients()["verification_tar@0.001"]
+                 for name, result in (("FedFR", fedfr), ("FedAvg", fedavg))})
+tar.groupby(level=0, sort=False).agg(["mean", "min"]).round(3)
 
 # %% [markdown]
 # ## ROC
@@ -138,26 +143,29 @@ next(plot for name, plot in plots.items() if name.startswith("roc-personalized")
 # %% [markdown]
 # ## Who gains
 #
-# Every bar is a client: its personalized model minus the pretrained one, on the same pairs.
-# Not all clients gain: here a client's transform of the embedding has a few hundred images to learn
+# Every bar is a client: its personalized model minus the global one, on the same pairs. Not every
+# client need gain: here a client's transform of the embedding has a few hundred images to learn
 # from. `method={"fedfr": {"transform": "none"}}` leaves it out, see `docs/results.md`.
 
 # %%
 next(plot for name, plot in plots.items() if name.startswith("gains-verification"))
 
 # %%
-tar = fedfr.per_client["verification_tar@0.001"]
-worse = np.mean(tar["personalized"] < tar["global"])
-print(f"{100 * worse:.0f} % of the clients would be better off with the global model")
+worse = (tar["personalized"] < tar["global"]).groupby(level=0, sort=False).mean()
+for name, share in worse.items():
+    print(f"{name}: {100 * share:.0f} % of the clients would be better off with the global model")
 
 # %% [markdown]
 # ## Step by step
 #
-# An `Experiment` stops between rounds, to look at the state, which is plain arrays.
+# A run can be opened again, to look at its state, which is plain arrays, and to go on with it,
+# stopping between rounds. Nothing is pretrained again.
 
 # %%
-with Experiment(base, method="fedavg", fed={"rounds": 2}) as experiment:
-    rows = experiment.run(rounds=1)
-    print(rows[0]["loss"], experiment.head(0)["class_embeddings"].shape)
-    rows += experiment.run()
+with fedfr_jax.open_run(fedavg.folder, fed={"rounds": size["rounds"] + 2}) as opened:
+    rows = opened.run(rounds=1)
+    print("class embeddings of client 0:", opened.head(0)["class_embeddings"].shape)
+    rows += opened.run()
+    images = opened.sim.held_out.images[:5]
+    print("features under its own model:", opened.embed(images, client=0).shape)
 pd.DataFrame(rows)[["round", "loss", "images_per_second", "flops_per_client"]]

@@ -13,6 +13,25 @@
 # only the round's cohort travels to the devices. So the cost of a round follows the cohort, and
 # clients that never took part cost nothing.
 
+# %% [markdown]
+# `SOURCE` is where fedfr_jax is taken from if it is not installed: a clone, as here (on Colab:
+# `!git clone ADDRESS /content/fedfr_jax` in a cell before), a wheel, or `git+https://...`. What is
+# there of jax, jaxlib, flax and numpy is left as it is.
+
+# %%
+SOURCE = "/content/fedfr_jax"
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+
+if not getattr(importlib.util.find_spec("fedfr_jax"), "origin", None):  # a mere folder has none
+    pins = [f"{name}=={importlib.metadata.version(name)}" for name in (
+        "jax", "jaxlib", "flax", "numpy") if importlib.util.find_spec(name)]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, *pins], check=True)
+    importlib.invalidate_caches()
+
 # %%
 import os
 import resource
@@ -22,9 +41,9 @@ import jax
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from fedfr_jax import Experiment, use_cpu_devices
+import fedfr_jax
 
-use_cpu_devices(0)
+fedfr_jax.use_cpu_devices(0)  # on a CPU: one device per core
 SMALL = os.environ.get("FEDFR_NOTEBOOK") == "small"
 jax.devices()
 
@@ -44,26 +63,25 @@ def settings(population, cohort, rounds):
                  "split": {"client_fraction": people / (people + public),
                            "identities_per_client": (4, 4), "verification_images": 4,
                            "held_out_identities": held_out, "held_out_pairs": 600}},
-        "model": {"depth": 10, "widths": (8, 16, 32, 32), "embedding": 32},
-        "pretrain": {"epochs": 1 if SMALL else 15, "batch_size": 32, "lr": 0.02},
+        "model": {"depth": 4, "widths": (8, 16, 32, 32), "embedding": 32},
+        "pretrain": {"epochs": 1 if SMALL else 10, "batch_size": 32, "lr": 0.02},
         "fed": {"num_clients": population, "rounds": rounds, "batch_size": 16, "lr": 0.005,
                 "local_epochs": (2,), "lr_decay_epochs": (), "hard_threshold": 0.8},
-        "population": {"cohort": cohort}, "eval": {"clients": min(50, population)},
-        "engine": {"lanes": 1 if jax.default_backend() == "cpu" else 0}}
+        "population": {"cohort": cohort}, "eval": {"clients": min(20, population)},
+        "engine": {"lanes": 1, "conv": "custom"} if jax.default_backend() == "cpu" else {}}
 
 
 # %%
 def measure(population, cohort, rounds):
     started = time.time()
-    with Experiment(settings(population, cohort, rounds)) as experiment:
+    with fedfr_jax.Experiment(settings(population, cohort, rounds)) as experiment:
         ready = time.time() - started
-        history = experiment.run()
+        warm = pd.DataFrame(experiment.run())[1:]  # the first round is compiled
         models = experiment.evaluate()["models"]
         used = os.stat(experiment.folder / "heads" / "process-0-of-1.rows").st_blocks * 512
-    warm = sorted(row["seconds"] for row in history[1:])
     rank1 = models["personalized"]["personalized"]["rank1"]["mean"]
     return {"clients": population, "cohort": cohort, "start (s)": ready,
-            "round (s)": warm[len(warm) // 2],
+            "round (s)": warm["seconds"].median(), "images of a round": warm["images"].median(),
             "held-out people (%)": 100 * models["global"]["generic"]["held-out people"]["accuracy"],
             "own people, rank-1 (%)": 100 * rank1, "heads (MB)": used / 1e6,
             "memory so far (GB)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
@@ -72,13 +90,13 @@ def measure(population, cohort, rounds):
 # %% [markdown]
 # ## More clients, the same cohort
 #
-# Own people: those of up to 50 clients drawn from all. Of a large population most never took part;
+# Own people: those of up to 20 clients drawn from all. Of a large population most never took part;
 # they have the global model. Memory is this process' on the host. A round's time follows the images
 # it trains on, and how many hard negatives there are differs from one draw of people to the next.
 
 # %%
-populations = [10, 100] if SMALL else [10, 100, 1_000, 10_000, 100_000]
-rounds = 2 if SMALL else 6
+populations = [10, 100] if SMALL else [10, 100, 10_000, 100_000]
+rounds = 2 if SMALL else 5
 by_population = pd.DataFrame([measure(n, 10, rounds) for n in populations])
 by_population.round(3)
 
@@ -86,7 +104,7 @@ by_population.round(3)
 # ## Larger cohorts of one population
 
 # %%
-cohorts = [4, 8] if SMALL else [8, 16, 32, 64]
+cohorts = [4, 8] if SMALL else [8, 16, 32]
 by_cohort = pd.DataFrame([measure(populations[-1], n, rounds) for n in cohorts])
 by_cohort.round(3)
 

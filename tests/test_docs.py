@@ -1,7 +1,10 @@
 """What the documents show is run."""
+import importlib.metadata
+import importlib.util
 import re
 import subprocess
 import sys
+import types
 
 import jupytext
 import pytest
@@ -76,12 +79,54 @@ def test_the_example_of_the_interface_runs(tmp_path):
         assert shown in done.stdout, shown
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda p: p.stem)
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+
+
+def code_cells(path):
+    return [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_hold_the_code_of_their_sources(path):
     source, notebook = jupytext.read(path), jupytext.read(path.with_suffix(".ipynb"))
     assert [(c.cell_type, c.source) for c in notebook.cells] == [
         (c.cell_type, c.source) for c in source.cells]
     assert all(len(c.source.splitlines()) <= 30 for c in source.cells if c.cell_type == "code")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_outputs_of_notebooks_are_small_and_without_errors(path):
+    assert path.with_suffix(".ipynb").stat().st_size < 1.5e6
+    cells = code_cells(path.with_suffix(".ipynb"))
+    assert all(cell.execution_count for cell in cells), "run it: the outputs are missing"
+    for output in (output for cell in cells for output in cell.outputs):
+        assert output.output_type != "error" and output.get("name") != "stderr", output
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_grid_in_a_notebook_ends_it_if_a_run_failed(path):
+    for cell in code_cells(path):
+        if re.search("run_grid|compare_methods", cell.source):
+            assert cell.source.endswith("\nassert not found.failures, found.failures")
+
+
+def test_notebooks_install_the_package_only_where_it_is_missing(monkeypatch):
+    [cell] = {code_cells(path)[0].source for path in NOTEBOOKS}  # the same in all
+    called, find = [], importlib.util.find_spec
+    monkeypatch.setattr(subprocess, "run", lambda command, check: called.append(command))
+    exec(cell, {})
+    assert not called
+    folder = types.SimpleNamespace(origin=None)  # a clone in the working folder is no package
+    for missing in (None, folder):
+        monkeypatch.setattr(importlib.util, "find_spec",
+                            lambda name, spec=missing: spec if name == "fedfr_jax" else find(name))
+        exec(cell, {})
+    for command in called:
+        assert command[:5] == [sys.executable, "-m", "pip", "install", "-q"]
+        assert command[5:] == ["/content/fedfr_jax", *(
+            f"{name}=={importlib.metadata.version(name)}"
+            for name in ("jax", "jaxlib", "flax", "numpy"))]
+    assert len(called) == 2
 
 
 def test_the_quickstart_has_short_cells():

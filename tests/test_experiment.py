@@ -12,6 +12,7 @@ from fedfr_jax.config import default_config, resolve
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.experiment import Experiment, open_run, run, settings_of, train
 from fedfr_jax.reporting.result import Result
+from fedfr_jax.runtime import simulation
 from fedfr_jax.runtime.simulation import make_embed, use_cpu_devices
 from fedfr_jax.runtime.workdir import read_metrics
 
@@ -145,10 +146,14 @@ def test_methods_from_data_to_report(method, tmp_path):
     assert result.summary["run"]["method"] in (tmp_path / "x" / "report.html").read_text()
 
 
-def test_asking_for_devices_when_jax_is_in_use_changes_nothing(monkeypatch):
+def test_asking_for_devices_when_jax_is_in_use_changes_nothing(monkeypatch, caplog):
     monkeypatch.delenv("XLA_FLAGS")  # which would decide
     there = len(jax.devices())
     with pytest.raises(RuntimeError):
         jax.config.update("jax_num_cpu_devices", there + 1)
-    use_cpu_devices(there + 1)
+    simulation._warn_once.cache_clear()
+    with caplog.at_level("WARNING", logger="absl"):
+        for _ in range(2):  # the runs of a grid
+            use_cpu_devices(there + 1)
     assert len(jax.devices()) == there
+    assert [record.message.split(":")[0] for record in caplog.records] == ["JAX is in use already"]

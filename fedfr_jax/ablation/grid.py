@@ -35,6 +35,7 @@ from fedfr_jax.reporting.plots import slug
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.autotune import seeds_at_once, settle
 from fedfr_jax.runtime.pretrained import copy_pretrained, pretrained_key
+from fedfr_jax.runtime.simulation import use_cpu_devices
 from fedfr_jax.settings import DataConfig
 
 _RESETTLED = ("engine.", "model.dtype")  # settled by measurement when the cell ran
@@ -257,6 +258,7 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
 
     for cell in cells:  # before any long work
         finished(cell)
+    use_cpu_devices(cells[0].config.engine.cpu_devices)  # reading the first data starts JAX
     failures: dict[str, str] = {}
     for number, cell in enumerate(wanted, start=1):
         report(f"cell {number}/{len(wanted)}: {cell}" + (" (finished)" if finished(cell) else ""))

@@ -11,6 +11,7 @@ import functools
 import io
 import os
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
@@ -39,6 +40,7 @@ _STYLE = {
     # Names of models and data sets may hold dollar signs.
     "text.parse_math": False, "figure.constrained_layout.use": True, "savefig.dpi": 160}
 _WIDTH, HEIGHT = 5.3, 3.2  # inches
+_LETTERS = 12.5  # of a title in an inch
 
 
 def styled(draw: Callable) -> Callable:
@@ -73,7 +75,8 @@ class Plot:
 
 @styled
 def _save_png(plot: Plot, target: str | IO[bytes]) -> None:
-    plot.figure.suptitle(plot.title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
+    title = textwrap.fill(plot.title, int(_LETTERS * plot.figure.get_figwidth()))
+    plot.figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
     plot.figure.savefig(target, format="png", metadata={"Software": None})
 
 

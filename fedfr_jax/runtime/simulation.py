@@ -5,6 +5,7 @@ A thin shell: everything it calls is a pure function of arrays, usable without i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable
@@ -93,8 +94,13 @@ def use_cpu_devices(count: int) -> None:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
         if jax.default_backend() == "cpu":
-            logging.warning("JAX is in use already: it keeps %d CPU device(s), not %d",
-                            len(jax.devices()), count)
+            _warn_once(f"JAX is in use already: it keeps {len(jax.devices())} CPU device(s), not "
+                       f"{count}; call fedfr_jax.use_cpu_devices(0) before anything else of JAX")
+
+
+@functools.cache  # every run of a process would say the same
+def _warn_once(text: str) -> None:
+    logging.warning("%s", text)
 
 
 def _let_devices_wait() -> None:

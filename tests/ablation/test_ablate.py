@@ -202,3 +202,13 @@ def test_settings_of_rows_reach_the_runs():
     cell = grid.make_cells(base(), [("x", {"method": {"fedfr": {"temperature": 0.25}}})], (5,))[0]
     assert cell.config.options.temperature == 0.25
     assert cell.config.loss.margin == resolve(base()).loss.margin
+
+
+def test_a_grid_asks_for_the_devices_before_its_first_run(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(grid, "use_cpu_devices", lambda count: done.append(("devices", count)))
+    monkeypatch.setattr(grid, "run_with_mates", lambda cell, *_: done.append(cell.row) or "no run")
+    cells = grid.make_cells(merged(base(), {"engine": {"cpu_devices": 2}}), ROWS[:2], (0,))
+    found = grid.run_grid(cells, tmp_path, report=lambda line: None)
+    assert done == [("devices", 2), "FedFR", "FedAvg"]
+    assert set(found.failures.values()) == {"no run"}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fedfr_jax.errors import InputError
-from fedfr_jax.reporting import plots
+from fedfr_jax.reporting import figures, plots
 from fedfr_jax.reporting.html import ReportData, load_report_data, write_report
 from fedfr_jax.runtime import workdir
 
@@ -257,3 +257,13 @@ def test_summary_is_json_without_nan(tmp_path):
     text = (tmp_path / "summary.json").read_text()
     assert "NaN" not in text
     assert json.loads(text)["models"]["global"]["generic"]["held_out"]["tar"]["0.0001"] is None
+
+
+def test_a_long_title_is_wrapped_in_the_picture():
+    figure, _ = figures.new_figure()
+    title = "Gain by personalization, over the global model: personalized 1:1, TAR @ FAR 1e-3"
+    figures.Plot("gains", figure, title, "", "")._repr_png_()
+    figure.draw_without_rendering()  # at the figure's own resolution again
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width, box
+    assert figure._suptitle.get_text().split() == title.split()

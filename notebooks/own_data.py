@@ -7,12 +7,32 @@
 # ---
 
 # %% [markdown]
-# # Real faces
+# # A data set of your own
 #
-# The same method on a data set of your own: a folder with one folder of images per person,
-# insightface's RecordIO, or tensorflow-datasets. `FEDFR_LFW` names a folder with `train.rec` and
-# `train.idx` (and, if there, `lfw.bin` with `lfw_bin_labels.npy`); without it, faces are generated
-# and written as a RecordIO file first, so that the notebook shows the way.
+# The same method on images from files: a folder with one folder of images per person,
+# insightface's RecordIO, or tensorflow-datasets. Here faces are generated and written as a RecordIO
+# file first, so that the notebook shows the way without a download. With `FEDFR_LFW` it takes real
+# ones: it names a folder with `train.rec` and `train.idx` (and, if there, `lfw.bin` with
+# `lfw_bin_labels.npy`).
+
+# %% [markdown]
+# `SOURCE` is where fedfr_jax is taken from if it is not installed: a clone, as here (on Colab:
+# `!git clone ADDRESS /content/fedfr_jax` in a cell before), a wheel, or `git+https://...`. What is
+# there of jax, jaxlib, flax and numpy is left as it is.
+
+# %%
+SOURCE = "/content/fedfr_jax"
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+
+if not getattr(importlib.util.find_spec("fedfr_jax"), "origin", None):  # a mere folder has none
+    pins = [f"{name}=={importlib.metadata.version(name)}" for name in (
+        "jax", "jaxlib", "flax", "numpy") if importlib.util.find_spec(name)]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, *pins], check=True)
+    importlib.invalidate_caches()
 
 # %%
 import os
@@ -23,12 +43,12 @@ import jax
 import numpy as np
 from PIL import Image
 
-from fedfr_jax import Experiment, run, use_cpu_devices
+import fedfr_jax
 from fedfr_jax.config import resolve
 from fedfr_jax.data import open_source
 from fedfr_jax.data.recordio_format import write_recordio
 
-use_cpu_devices(0)
+fedfr_jax.use_cpu_devices(0)  # on a CPU: one device per core
 SMALL = os.environ.get("FEDFR_NOTEBOOK") == "small"
 jax.devices()
 
@@ -39,14 +59,15 @@ jax.devices()
 # %%
 def generated_recordio(folder, people):
     source = open_source(resolve({"data": {"image_size": 48, "generated": {
-        "identities": people, "images_per_identity": (32, 36)}}}).data)
+        "identities": people, "images_per_identity": (24, 28)}}}).data)
     write_recordio(folder, source.read(np.arange(len(source.labels))), source.labels)
     return folder
 
 
 REAL = os.environ.get("FEDFR_LFW", "")
-root = REAL or str(generated_recordio(pathlib.Path(tempfile.mkdtemp()), 40 if SMALL else 160))
+root = REAL or str(generated_recordio(pathlib.Path(tempfile.mkdtemp()), 40 if SMALL else 130))
 root = pathlib.Path(root)
+print("faces:", f"those in {REAL}" if REAL else "generated ones")
 
 # %% [markdown]
 # Two other sources, with which everything below stays the same:
@@ -77,7 +98,7 @@ split = {"client_fraction": 1.0, "unused_public": True, "client_images": (10, 10
          "held_out_identities": 1900, "held_out_pairs": 600}
 if not REAL:
     split |= {"client_fraction": 0.5, "identities_per_client": (4, 5),
-              "held_out_identities": 8 if SMALL else 40, "held_out_pairs": 60 if SMALL else 600}
+              "held_out_identities": 8 if SMALL else 30, "held_out_pairs": 60 if SMALL else 600}
 if (root / "lfw_bin_labels.npy").exists():
     data |= {"verification_sets": ("lfw.bin",), "verification_labels": ("lfw_bin_labels.npy",)}
 
@@ -85,9 +106,9 @@ if (root / "lfw_bin_labels.npy").exists():
 few = SMALL or not REAL
 base = {
     "data": data | {"split": split},
-    "model": {"depth": 10, "widths": (16, 32, 64, 128), "embedding": 64},
-    "pretrain": {"epochs": 1 if SMALL else 20, "batch_size": 32, "lr": 0.02},
-    "fed": {"num_clients": (3 if SMALL else 8) if few else 12, "rounds": 2 if SMALL else 6,
+    "model": {"depth": 4, "widths": (16, 32, 64, 128), "embedding": 64},
+    "pretrain": {"epochs": 1 if SMALL else 12, "batch_size": 32, "lr": 0.02},
+    "fed": {"num_clients": (3 if SMALL else 8) if few else 12, "rounds": 2 if SMALL else 4,
             "batch_size": 32, "hard_threshold": 0.6, "lr": 1e-2, "local_epochs": (4, 3, 2),
             "lr_decay_epochs": ()}}
 
@@ -95,7 +116,7 @@ base = {
 # ## Looking at the data before training
 
 # %%
-with Experiment(base, fed={"rounds": 0}, pretrain={"epochs": 0}) as look:
+with fedfr_jax.Experiment(base, fed={"rounds": 0}, pretrain={"epochs": 0}) as look:
     faces, clients = look.faces(4, 8), look.sim.split.clients
     print("training images per client:", clients.sizes)
 Image.fromarray(faces)
@@ -104,7 +125,7 @@ Image.fromarray(faces)
 # ## Train and evaluate
 
 # %%
-result = run("fedfr", base)
+result = fedfr_jax.run("fedfr", base)
 
 # %%
 for table in result.tables():
@@ -113,3 +134,14 @@ for table in result.tables():
 # %%
 plots = result.plots()
 display(*[plot for name, plot in plots.items() if name.startswith(("roc", "gains-veri"))])
+
+# %% [markdown]
+# ## The models
+#
+# The run stays in its folder. Opened again, it gives the features of any images of that size under
+# the global model, or under a client's own.
+
+# %%
+with fedfr_jax.open_run(result.folder) as opened:
+    some_faces = opened.sim.held_out.images[:6]
+    print(opened.embed(some_faces).shape, opened.embed(some_faces, client=0).shape)
