@@ -86,7 +86,7 @@ def _parse(data: bytearray | np.memmap) -> np.ndarray:
         raise ValueError("it does not begin as such a file does")
     form = _LENGTHS[data[6]]
     start = 8 + struct.calcsize(form)
-    end = start + struct.unpack_from(form, data, 8)[0]
+    end = start + struct.unpack_from(form, bytes(data[8:start]))[0]
     header = _HEADER.fullmatch(bytes(data[start:end]).decode("utf-8"))
     if not header:
         raise ValueError(f"its header is damaged or says other than plain numbers and texts: "

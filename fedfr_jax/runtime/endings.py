@@ -62,8 +62,8 @@ def disk_error(error: BaseException | None) -> str:
 def _who_is_gone(folder: str | os.PathLike | None) -> str:
     """Which other process of this run has ended, as far as the locks of their folders tell."""
     count, gone = jax.process_count(), []
-    for process in range(count) if folder is not None else ():
-        own = pathlib.Path(folder).expanduser()
+    for process in range(count if folder is not None else 0):
+        own = pathlib.Path(folder or "").expanduser()
         own = own / "processes" / str(process) if process else own
         if process != jax.process_index() and (who := holder_is_gone(own)):
             gone.append(f"process {process} of {count} ({who})")
