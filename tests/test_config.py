@@ -32,7 +32,7 @@ def test_shipped_settings_are_valid(path):
     settings = load_config(path)
     if "base" in settings:  # an ablation; its rows are looked at in test_ablate
         settings = settings.base
-    if settings.data.source == "recordio":
+    if settings.data.source in ("recordio", "folder"):
         with pytest.raises(ConfigError, match=r"data\.root"):
             resolve(settings)
         settings.data.root = "somewhere"
