@@ -23,11 +23,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config, Settings, merged, resolve, settings_of, to_dict
 from fedfr_jax.data.types import ImageSource, as_images
-from fedfr_jax.errors import ConfigError, InputError
+from fedfr_jax.errors import ConfigError, DamagedError, InputError
 from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting.result import Result
 from fedfr_jax.reporting.results import describe_run, make_round_evaluation, notes, write_results
@@ -382,7 +383,11 @@ def evaluate(folder: str | pathlib.Path, **changed: Any) -> dict[str, Any]:
         server = resuming.state_to_evaluate(sim, checkpoints, stores)
         run = describe_run(config, folder.resolve().name, int(server.round))
         if (folder / workdir.SUMMARY).exists():
-            run = workdir.read_summary(folder).get("run", {}) | run
+            try:
+                run = workdir.read_summary(folder).get("run", {}) | run
+            except DamagedError as error:  # a result: all of it but times can be had again
+                logging.warning("%s is not used: times and rates of the training are lost (%s)",
+                                folder / workdir.SUMMARY, error)
         run |= notes(workdir.read_metrics(folder))
         writer = files.enter_context(workdir.RunWriter(folder))
         return write_results(sim, writer, run, pretrained, server.backbone,

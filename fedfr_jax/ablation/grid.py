@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from fedfr_jax import experiment
@@ -102,7 +103,22 @@ def is_finished(cell: Cell, folder: pathlib.Path) -> bool:
         what = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
         raise InputError(f"{folder} holds a run with other settings ({what}); choose "
                          "another --workdir, or delete that folder to run it again")
-    return (folder / "report.html").exists()  # the last that a run writes
+    # The report is the last that a run writes.
+    return (folder / "report.html").exists() and _summary(folder) is not None
+
+
+def _summary(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The results of a cell; None where there are none, or, which is said, where they are damaged.
+
+    Such a cell is taken up again, which evaluates it anew.
+    """
+    if not (folder / workdir.SUMMARY).exists():
+        return None
+    try:
+        return workdir.read_summary(folder)
+    except InputError as error:
+        logging.warning("%s; the cell counts as not finished", error)
+        return None
 
 
 def pretrained_folder(root: pathlib.Path, config: Config) -> pathlib.Path:
@@ -284,9 +300,9 @@ def compare(cells: Sequence[Cell], root: pathlib.Path, reference: str = "") -> (
     """The cells that are finished, compared; ``reference`` as for :func:`run_grid`."""
     summaries: dict[str, dict[int, Any]] = {}
     for cell in cells:
-        path = root / "cells" / cell.folder
-        if (path / workdir.SUMMARY).exists():
-            summaries.setdefault(cell.row, {})[cell.seed] = workdir.read_summary(path)
+        summary = _summary(root / "cells" / cell.folder)
+        if summary is not None:
+            summaries.setdefault(cell.row, {})[cell.seed] = summary
     rows = list(dict.fromkeys(cell.row for cell in cells))
     return comparison.compare({row: summaries[row] for row in rows if row in summaries},
                               reference or rows[0])

@@ -35,6 +35,7 @@ from fedfr_jax.runtime.metrics_file import line_of, read_rows
 CONFIG, METRICS, SUMMARY, TENSORBOARD = (
     "config.json", "metrics.jsonl", "summary.json", "tensorboard")
 _DIGESTS = "config.json.sha256"
+_CHECK = "check"  # of the summary: SHA-256 of the rest, as it stands in the file
 # What a resumed run may change: a rate that diverged, how long, what is measured, how it runs.
 _MAY_CHANGE = ("fed.rounds", "fed.lr", "fed.lr_decay", "fed.lr_decay_epochs", "fed.momentum",
                "fed.weight_decay", "fed.server_lr", "fed.server_momentum", "fed.server_beta2",
@@ -128,8 +129,25 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_summary(workdir: str | os.PathLike) -> dict[str, Any]:
-    """The results of a run (``summary.json``); raises as :func:`read_json`."""
-    return read_json(pathlib.Path(workdir) / SUMMARY)
+    """The results of a run (``summary.json``), without their checksum.
+
+    Raises:
+      InputError: as :func:`read_json`.
+      DamagedError: the file is not as it was written.
+    """
+    path = pathlib.Path(workdir) / SUMMARY
+    summary = read_json(path)
+    if summary.pop(_CHECK, None) != _digest(summary):
+        raise DamagedError(f"{path} is damaged or was changed by hand; delete it and evaluate the "
+                           f"run again: python -m fedfr_jax.evaluate --workdir={workdir}")
+    return summary
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    try:
+        return hashlib.sha256(_json(content).encode()).hexdigest()
+    except (ValueError, RecursionError, InputError):
+        return ""  # nothing that was written here
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -356,7 +374,8 @@ class RunWriter:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``."""
-        write_json(self.workdir / SUMMARY, summary)
+        summary = plain(summary)
+        write_json(self.workdir / SUMMARY, summary | {_CHECK: _digest(summary)})
 
     def write_evaluation(self, **parts: Any) -> None:
         """Writes ``evaluation.npz``; the arguments are those of :func:`write_evaluation`."""

@@ -11,6 +11,7 @@ from fedfr_jax.ablation import comparison, grid
 from fedfr_jax.ablation.rows import BASELINES, FEDFR, PARTS, SWITCHES, batch_norm, fixed_epochs
 from fedfr_jax.config import Config, load_config, merged, resolve, to_dict
 from fedfr_jax.errors import ConfigError, InputError
+from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.workdir import read_metrics, read_summary
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -125,6 +126,19 @@ def test_seeds_side_by_side_give_what_they_give_alone(tmp_path):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     losses = [rows[-len(rows)]["loss"] for rows in found["together"]]
     assert losses[0] != losses[1]  # the seeds are different runs
+
+
+def test_a_cell_with_damaged_results_is_not_finished(tmp_path, caplog):
+    [cell] = grid.make_cells(base(), ROWS[:1], (0,))
+    folder = tmp_path / "cells" / cell.folder
+    with workdir.open_run(folder, to_dict(cell.config)) as run:
+        run.write_summary(summary(0.9, 0.5))
+    (folder / "report.html").touch()
+    assert grid.is_finished(cell, folder) and grid.compare([cell], tmp_path).values
+    text = (folder / "summary.json").read_text()
+    (folder / "summary.json").write_text(text.replace("0.9", "0.8"))
+    assert not grid.is_finished(cell, folder) and not grid.compare([cell], tmp_path).values
+    assert "damaged" in caplog.text and "not finished" in caplog.text
 
 
 def test_mates_differ_in_nothing_but_the_seed(monkeypatch):

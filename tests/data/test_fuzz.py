@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import struct
 import zipfile
 
@@ -90,6 +91,14 @@ def damaged(originals):
     return st.tuples(st.sampled_from(originals), st.lists(edit, min_size=1, max_size=4)).map(apply)
 
 
+def emptied(factory):
+    """One folder for all files of a worker: pytest looks at all others to name a new one."""
+    folder = factory.getbasetemp() / "fuzz"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
 def survives(read, *arguments):
     try:
         read(*arguments)
@@ -118,7 +127,7 @@ PIECES = st.sampled_from([
 @fuzz
 @given(data=damaged(SETS) | st.lists(PIECES, max_size=40).map(b"".join))
 def test_verification_sets(tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("bin") / "x.bin"
+    path = emptied(tmp_path_factory) / "x.bin"
     path.write_bytes(data)
     survives(read_bin, path, 12)
     path.unlink()
@@ -150,7 +159,7 @@ HEADERS = st.sampled_from([
 @fuzz
 @given(data=damaged(array_files()) | HEADERS)
 def test_arrays(tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("npy") / "x.npy"
+    path = emptied(tmp_path_factory) / "x.npy"
     path.write_bytes(data)
     survives(load_array, path)
     path.unlink()
@@ -173,7 +182,7 @@ def fixture_folder(tmp_path_factory):
 @fuzz
 @given(data=st.data())
 def test_archives(folder, tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("npz") / "x.npz"
+    path = emptied(tmp_path_factory) / "x.npz"
     path.write_bytes(data.draw(damaged([(folder / name).read_bytes()
                                         for name in ("split.npz", "packed.npz")])))
     survives(load_arrays, path)
@@ -184,7 +193,7 @@ def test_archives(folder, tmp_path_factory, data):
 @fuzz
 @given(data=st.data())
 def test_recordio(folder, tmp_path_factory, data):
-    copy = tmp_path_factory.mktemp("rec")
+    copy = emptied(tmp_path_factory)
     for name in ("train.rec", "train.idx"):
         original = (folder / name).read_bytes()
         (copy / name).write_bytes(data.draw(damaged([original]) | st.just(original)))
@@ -207,7 +216,7 @@ RUN_FILES = [json.dumps(COMMITS | {"check": journal._check(COMMITS)}).encode(),
 @fuzz
 @given(data=damaged(RUN_FILES) | st.sampled_from(RUN_FILES))
 def test_json_of_a_run(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("run")
+    folder = emptied(tmp_path_factory)
     for name in (workdir.CONFIG, workdir.METRICS, workdir.SUMMARY, fingerprints.NAME):
         (folder / name).write_bytes(data)
     for read in (workdir.read_config, workdir.read_metrics, workdir.read_summary,
@@ -219,7 +228,7 @@ def test_json_of_a_run(tmp_path_factory, data):
 @fuzz
 @given(data=st.data())
 def test_evaluation_of_a_run(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("run")
+    folder = emptied(tmp_path_factory)
     workdir.write_evaluation(folder, rocs={"a": {"b": (np.arange(3.0), np.arange(3.0))}},
                              per_client={"m": {"b": np.arange(4.0)}}, faces=PIXELS[None])
     path = folder / workdir.EVALUATION
@@ -237,7 +246,7 @@ META = {"face_tid_mid.txt": b"a.jpg 10 1\nb.jpg 11 2\n",
 @fuzz
 @given(data=st.data())
 def test_ijb_files(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("ijb")
+    folder = emptied(tmp_path_factory)
     spoilt = data.draw(st.sampled_from(sorted(META)))
     for name, text in META.items():
         (folder / f"ijbc_{name}").write_bytes(
@@ -261,7 +270,7 @@ def fixture_weights(tmp_path_factory):
 @fuzz
 @given(data=st.data())
 def test_weights(weights, tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("npz") / "x.npz"
+    path = emptied(tmp_path_factory) / "x.npz"
     path.write_bytes(data.draw(damaged([weights])))
     survives(load_weights, path, NETWORK)
     path.unlink()
@@ -279,7 +288,7 @@ PLANS = st.dictionaries(st.sampled_from([*PLAN, "other"]), VALUES).map(lambda pl
 @given(data=damaged([json.dumps({KEY: PLAN}).encode(), *RUN_FILES]) | st.dictionaries(
     st.just(KEY) | st.text("ab", max_size=3), PLANS | VALUES).map(lambda x: json.dumps(x).encode()))
 def test_plans(tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("plans") / "plans.json"
+    path = emptied(tmp_path_factory) / "plans.json"
     path.write_bytes(data)
     os.environ["FEDFR_PLANS"], before = str(path), os.environ.get("FEDFR_PLANS")
     try:
@@ -297,7 +306,7 @@ SCHEDULES = [b"0 1 2\n1 2\n[]\n", b"[[0, 1], [2], []]", b"[" * 100_000, b"0 " + 
 @fuzz
 @given(data=st.data())
 def test_schedules(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("schedules")
+    folder = emptied(tmp_path_factory)
     for name, original in (("x.txt", SCHEDULES), ("x.npy", array_files())):
         (folder / name).write_bytes(data.draw(damaged(original) | st.sampled_from(original)))
         survives(sampling.read_schedule, folder / name, 3)

@@ -34,7 +34,7 @@ def test_a_run_leaves_everything_behind(finished):
     for name in ("checkpoints/3", "pretrained", "tensorboard"):
         assert list((folder / name).iterdir()), name
     assert "</html>" in (folder / "report.html").read_text()
-    assert json.loads((folder / "summary.json").read_text()) == workdir.plain(summary)
+    assert workdir.read_summary(folder) == workdir.plain(summary)
     for name in ("split.npz", "evaluation.npz"):
         with np.load(folder / name, allow_pickle=False) as stored:
             assert sum(stored[key].size for key in stored.files) > 100, name
@@ -62,10 +62,14 @@ def test_training_changes_all_three_models(finished):
     assert len(set(curves.values())) == 3
 
 
-def test_evaluating_again_gives_the_same_table(finished):
+def test_evaluating_again_gives_the_same_table(finished, caplog):
     folder, summary = finished
     before = len(workdir.read_metrics(folder))
+    content = (folder / "summary.json").read_text()
+    (folder / "summary.json").write_text(content.replace("seconds", "second5"))
     again = evaluate(folder)
+    assert "times and rates of the training are lost" in caplog.text
+    assert "second5" not in (folder / "summary.json").read_text()
     assert workdir.plain(again["models"]) == workdir.plain(summary["models"])
     assert len(workdir.read_metrics(folder)) == before
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from fedfr_jax.errors import InputError
+from fedfr_jax.errors import DamagedError, InputError
 from fedfr_jax.runtime import progress, workdir
 
 CONFIG = {"seed": 0, "fed": {"rounds": 3, "lr": 0.1}, "data": {"sets": ("a", "b")}}
@@ -171,6 +171,11 @@ def test_summary_round_trip_and_no_half_written_file(tmp_path):
         with pytest.raises(InputError):
             run.write_summary({"a": object()})
         assert workdir.read_summary(tmp_path) == summary
+    text = (tmp_path / "summary.json").read_text()
+    for damaged in (text.replace("1.5", "1.4"), text.replace('"check"', '"chuck"'), "{}"):
+        (tmp_path / "summary.json").write_text(damaged)
+        with pytest.raises(DamagedError, match=r"summary\.json is damaged .* evaluate"):
+            workdir.read_summary(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "summary.json"}
 
 
