@@ -99,8 +99,8 @@ Image.fromarray(faces)
 # ## Rounds
 #
 # The loss has several terms. The contrastive one begins in the second round, when a client has a
-# previous model to stay away from, so that the total rises then. All of it is a data frame, with the
-# images and the seconds of each round; those of the first include compiling it.
+# previous model to stay away from, so that the total rises then. All of it is a data frame, with
+# the images and the seconds of each round; those of the first include compiling it.
 
 # %%
 plots = fedfr.plots()
