@@ -95,7 +95,7 @@ def measure(population, cohort, rounds):
 # it trains on, and how many hard negatives there are differs from one draw of people to the next.
 
 # %%
-populations = [10, 100] if SMALL else [10, 100, 10_000, 100_000]
+populations = [10, 100] if SMALL else [10, 1_000, 100_000]
 rounds = 2 if SMALL else 5
 by_population = pd.DataFrame([measure(n, 10, rounds) for n in populations])
 by_population.round(3)
