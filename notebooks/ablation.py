@@ -74,7 +74,8 @@ found = fedfr_jax.compare_methods(["fedfr", "fedavg"], base, folder, seeds=seeds
 assert not found.failures, found.failures
 
 # %% [markdown]
-# Mean ± standard deviation over the seeds; in brackets the difference to FedFR, seed by seed.
+# Mean ± standard deviation over the seeds; in brackets the difference to FedFR, seed by seed. In a
+# grid as small as this most differences are within the noise of the seeds; * marks those beyond it.
 
 # %%
 for table in found.tables():
