@@ -66,7 +66,7 @@ def settings(population, cohort, rounds):
         "model": {"depth": 4, "widths": (8, 16, 32, 32), "embedding": 32},
         "pretrain": {"epochs": 1 if SMALL else 10, "batch_size": 32, "lr": 0.02},
         "fed": {"num_clients": population, "rounds": rounds, "batch_size": 16, "lr": 0.005,
-                "local_epochs": (2,), "lr_decay_epochs": (), "hard_threshold": 0.8},
+                "local_epochs": (2,), "lr_decay_epochs": (), "hard_threshold": 0.9},
         "population": {"cohort": cohort}, "eval": {"clients": min(20, population)},
         "engine": {"lanes": 1, "conv": "custom"} if jax.default_backend() == "cpu" else {}}
 
@@ -96,16 +96,17 @@ def measure(population, cohort, rounds):
 
 # %%
 populations = [10, 100] if SMALL else [10, 1_000, 100_000]
-rounds = 2 if SMALL else 5
+rounds = 2 if SMALL else 4
 by_population = pd.DataFrame([measure(n, 10, rounds) for n in populations])
 by_population.round(3)
 
 # %% [markdown]
-# ## Larger cohorts of one population
+# ## Other cohorts of the largest population
 
 # %%
-cohorts = [4, 8] if SMALL else [8, 16, 32]
+cohorts = [4] if SMALL else [5, 20]
 by_cohort = pd.DataFrame([measure(populations[-1], n, rounds) for n in cohorts])
+by_cohort = pd.concat([by_cohort, by_population[-1:]]).sort_values("cohort", ignore_index=True)
 by_cohort.round(3)
 
 # %%
