@@ -37,7 +37,7 @@ test-all: $(VENV)/installed
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 fuzz: $(VENV)/installed
-	FEDFR_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(WORKERS) tests/data/test_fuzz.py
+	FEDFR_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(WORKERS) --dist load tests/data/test_fuzz.py
 
 notebooks: $(VENV)/installed
 	FEDFR_NOTEBOOK=small $(BIN)/python -m pytest -n $(WORKERS) --nbmake --nbmake-timeout=600 notebooks

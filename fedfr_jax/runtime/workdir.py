@@ -374,8 +374,8 @@ class RunWriter:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``."""
-        summary = plain(summary)
-        write_json(self.workdir / SUMMARY, summary | {_CHECK: _digest(summary)})
+        content = dict(plain(summary))
+        write_json(self.workdir / SUMMARY, content | {_CHECK: _digest(content)})
 
     def write_evaluation(self, **parts: Any) -> None:
         """Writes ``evaluation.npz``; the arguments are those of :func:`write_evaluation`."""
