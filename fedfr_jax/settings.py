@@ -18,6 +18,10 @@ class GeneratedConfig:
     difficulty: float = 1.0  # strength of pose, light, occlusion, blur and noise; 0 = none
 
 
+# The strengths of DegradeConfig, in the order in which an image suffers them.
+DEGRADATIONS = ("occlusion", "blur", "low_resolution", "low_light", "colour", "jpeg")
+
+
 @dataclasses.dataclass(frozen=True)
 class DegradeConfig:
     """What makes images harder; strengths from 0 (nothing) to 1."""
@@ -30,6 +34,11 @@ class DegradeConfig:
     colour: float = 0.0  # 1: gains of the channels and gamma off by some 40 %
     per_client: bool = False  # strengths drawn for each client, from 0 to twice what is set
     public: bool = True  # public and held-out people, too, with the strengths as set
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is degraded."""
+        return any(getattr(self, name) > 0 for name in DEGRADATIONS)
 
 
 @dataclasses.dataclass(frozen=True)

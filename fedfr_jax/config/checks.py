@@ -9,8 +9,8 @@ from typing import Any
 from fedfr_jax.config.whole import Config
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.methods import METHODS, Terms
+from fedfr_jax.settings import DEGRADATIONS
 
-STRENGTHS = ("low_light", "low_resolution", "blur", "jpeg", "occlusion", "colour")
 TRANSFORM_NAMES = ("linear", "bottleneck", "none")  # keys of algorithm.transforms.TRANSFORMS
 _CHOICES = {
     "loss.identification": ("cosface", "arcface"),
@@ -96,11 +96,11 @@ def _check_ranges(config: Config) -> None:
 
 def _check_contradictions(config: Config) -> None:
     data = config.data
-    for name in STRENGTHS:
+    for name in DEGRADATIONS:
         if not 0 <= getattr(data.degrade, name) <= 1:
             raise ConfigError(f"data.degrade.{name} is {getattr(data.degrade, name)}; it is a "
                               "strength, 0 to 1")
-    if data.images == "render" and any(getattr(data.degrade, name) for name in STRENGTHS):
+    if data.images == "render" and data.degrade.is_active:
         raise ConfigError("data.images is 'render', but images are degraded on the host "
                           "(data.degrade); use 'resident' or 'stream'")
     if data.source != "generated" and not data.root and data.source != "tfds":

@@ -15,9 +15,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from fedfr_jax.data.types import Clients, ImageSource
-from fedfr_jax.settings import DegradeConfig
+from fedfr_jax.settings import DEGRADATIONS, DegradeConfig
 
-STRENGTHS = ("occlusion", "blur", "low_resolution", "low_light", "colour", "jpeg")  # in this order
 _STREAM = 0xDE6  # tells these random streams from others of the same seed
 _FULL_WELL = 2000.0  # photons per pixel at full light: shot noise
 _READ_NOISE = 0.01  # of the sensor, as a share of full light
@@ -25,7 +24,7 @@ _READ_NOISE = 0.01  # of the sensor, as a share of full light
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """How strongly an image suffers: a strength in [0, 1] for each of ``STRENGTHS``.
+    """How strongly an image suffers: a strength in [0, 1] for each of ``DEGRADATIONS``.
 
     Attributes:
       cast: gains of red, green and blue and a gamma, as logarithms at colour = 1.
@@ -40,11 +39,6 @@ class Camera:
     cast: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
 
 
-def is_active(settings: DegradeConfig) -> bool:
-    """Whether anything is degraded."""
-    return any(getattr(settings, name) > 0 for name in STRENGTHS)
-
-
 def camera_of(settings: DegradeConfig, seed: int, client: int) -> Camera:
     """The camera of a client, or of everybody else.
 
@@ -57,10 +51,10 @@ def camera_of(settings: DegradeConfig, seed: int, client: int) -> Camera:
     everybody = client < 0 or not settings.per_client
     rng = np.random.default_rng(np.random.SeedSequence(
         seed, spawn_key=(_STREAM, 0 if everybody else 1 + client)))
-    cast, drawn = tuple(0.4 * rng.standard_normal(4)), 2 * rng.random(len(STRENGTHS))
-    set_to = np.array([getattr(settings, name) for name in STRENGTHS])
+    cast, drawn = tuple(0.4 * rng.standard_normal(4)), 2 * rng.random(len(DEGRADATIONS))
+    set_to = np.array([getattr(settings, name) for name in DEGRADATIONS])
     strengths = set_to if everybody else np.minimum(set_to * drawn, 1.0)
-    named: dict[str, float] = dict(zip(STRENGTHS, strengths.tolist(), strict=True))
+    named: dict[str, float] = dict(zip(DEGRADATIONS, strengths.tolist(), strict=True))
     return Camera(cast=cast, **named)
 
 
@@ -135,7 +129,7 @@ def degraded(source: ImageSource, settings: DegradeConfig, seed: int,
       seed: of the data: what an image looks like depends on it, its number and its camera alone.
       clients: whose images are whose.
     """
-    if not is_active(settings):
+    if not settings.is_active:
         return source
     owners = np.full(source.num_identities, -1, np.int64)
     owners[clients.identities] = np.repeat(np.arange(len(clients)), np.diff(clients.offsets))

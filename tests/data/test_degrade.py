@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from fedfr_jax.config import resolve
-from fedfr_jax.data.degrade import STRENGTHS, Camera, camera_of, degrade, degraded
+from fedfr_jax.data.degrade import Camera, camera_of, degrade, degraded
 from fedfr_jax.data.split import make_split
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import ConfigError
-from fedfr_jax.settings import DegradeConfig, SplitConfig
+from fedfr_jax.settings import DEGRADATIONS, DegradeConfig, SplitConfig
 
 
 def face(seed=0):
@@ -18,7 +18,7 @@ def face(seed=0):
     return np.kron(coarse, np.ones((8, 8, 1))).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", STRENGTHS)
+@pytest.mark.parametrize("name", DEGRADATIONS)
 def test_a_stronger_degradation_leaves_less_of_an_image(name):
     image, cast = face(), (0.4, -0.2, 0.1, 0.3)
     before = image.copy()
