@@ -6,7 +6,6 @@ library's interfaces ends in this file.
 from __future__ import annotations
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from benchmarks.batches import KEY
 from benchmarks.plain_jax import arrays_of, variables_of
 from benchmarks.problem import Built, Case, Workload, part, previous_weights
 from fedfr_jax import engine
+from fedfr_jax.algorithm.plain import compile_round, place
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.config import Config, method_config
 from fedfr_jax.engine.layout import Layout
@@ -81,9 +81,8 @@ def _place(case: Case, problem, layout: Layout):
     server, heads = _state(case, problem)
     clients = np.maximum(_slots(case, mesh.size), 0)
     heads = engine.spread(jax.tree.map(lambda x: x[clients], heads), mesh)
-    table = engine.replicate(cohort.images, mesh)
-    cohort = engine.spread(cohort.replace(images=None), mesh).replace(images=table)
-    return (engine.replicate(server, mesh), heads), engine.replicate(public, mesh), cohort
+    return ((engine.replicate(server, mesh), heads), engine.replicate(public, mesh),
+            place(cohort, layout))
 
 
 def _state(case: Case, problem) -> tuple[ServerState, Heads]:
@@ -115,7 +114,7 @@ def build(case: Case, problem, *, dtype: str = "float32", conv: str = "auto", la
     config = settle(_config(case, dtype, conv, lanes, cache_features), report=lambda line: None)
     layout = simulation.make_layout(config)
     _, spec = simulation.make_spec(config)
-    step = simulation.compile_round(types.SimpleNamespace(layout=layout, spec=spec))
+    step = compile_round(spec, layout)
     state, public, cohort = _place(case, problem, layout)
     state = list(state)
     key = engine.replicate(jax.random.key(KEY), layout.mesh)

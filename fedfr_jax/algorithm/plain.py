@@ -30,6 +30,25 @@ def place(cohort: CohortData, layout: Layout) -> CohortData:
         images=divide(cohort.images, layout.mesh))
 
 
+def round_function(spec: RoundSpec, layout: Layout) -> tuple[Callable[..., tuple], tuple]:
+    """(a round of pure arrays, how its results lie on the devices).
+
+    Heads stay divided over the devices, server and metrics are on all.
+    """
+    everywhere = NamedSharding(layout.mesh, P())
+    return functools.partial(run_round, spec, layout), (
+        everywhere, NamedSharding(layout.mesh, P(engine.AXIS)), everywhere)
+
+
+def compile_round(spec: RoundSpec, layout: Layout) -> Callable[..., tuple]:
+    """``(server, heads, public, cohort, key) -> (server, heads, metrics)``.
+
+    Server and heads are donated.
+    """
+    one_round, shardings = round_function(spec, layout)
+    return jax.jit(one_round, donate_argnums=(0, 1), out_shardings=shardings)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlainRounds:
     """Rounds of a fixed cohort. Attributes and results are pytrees of arrays.
@@ -59,10 +78,8 @@ class PlainRounds:
                                  most_identities=most, previous=previous)
 
         by_client = NamedSharding(layout.mesh, P(engine.AXIS))
-        everywhere = NamedSharding(layout.mesh, P())
         return (jax.jit(heads_at_start, static_argnums=4, out_shardings=by_client),
-                jax.jit(functools.partial(run_round, spec, layout), donate_argnums=(0, 1),
-                        out_shardings=(everywhere, by_client, everywhere)))
+                compile_round(spec, layout))
 
     def start(self, variables: PyTree, key: jax.Array, *,
               public_embeddings: jax.Array | None = None,

@@ -22,7 +22,7 @@ from fedfr_jax import data as data_sources
 from fedfr_jax import engine
 from fedfr_jax.algorithm.features import features, personal_features
 from fedfr_jax.algorithm.initialize import fill_in_new, initial_heads
-from fedfr_jax.algorithm.round import run_round
+from fedfr_jax.algorithm.plain import compile_round, round_function
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config
@@ -253,27 +253,6 @@ def verification_sets(config: Config, source: ImageSource,
     return tuple(sets)
 
 
-def _round(sim: Simulation) -> tuple[Callable[..., tuple], tuple]:
-    """(one run's round of pure arrays, how its results lie on the devices).
-
-    Heads stay divided over the devices, server and metrics are on all.
-    """
-    def one_round(server, heads, public, cohort, key):
-        return run_round(sim.spec, sim.layout, server, heads, public, cohort, key)
-
-    everywhere = NamedSharding(sim.layout.mesh, P())
-    return one_round, (everywhere, NamedSharding(sim.layout.mesh, P(engine.AXIS)), everywhere)
-
-
-def compile_round(sim: Simulation) -> Callable[..., tuple]:
-    """``(server, heads, public, cohort, key) -> (server, heads, metrics)``.
-
-    Server and heads are donated.
-    """
-    one_round, shardings = _round(sim)
-    return jax.jit(one_round, donate_argnums=(0, 1), out_shardings=shardings)
-
-
 def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:
     """``(servers, heads, public, cohort, keys) -> [(server, heads, metrics)]``, runs side by side.
 
@@ -281,10 +260,10 @@ def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:
     the servers have done the same number of rounds. Servers and heads are donated.
     """
     if seeds == 1:
-        one = compile_round(sim)
+        one = compile_round(sim.spec, sim.layout)
         return lambda servers, heads, public, cohort, keys: [
             one(servers[0], heads[0], public, cohort, keys[0])]
-    one_round, shardings = _round(sim)
+    one_round, shardings = round_function(sim.spec, sim.layout)
     stacked = ServerState(round=None, backbone=0, public_embeddings=0, optimizer=0)
     each = jax.vmap(one_round, in_axes=(stacked, 0, None, None, 0), out_axes=(stacked, 0, 0))
 
