@@ -86,6 +86,7 @@ def slug(text: str) -> str:
 
 
 def model_style(models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and line of each model: the same in every plot for those that every run has."""
     others = iter(_OTHERS * (1 + len(models) // len(_OTHERS)))
     styles = {}
     for model in models:
@@ -95,11 +96,13 @@ def model_style(models: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def ordered(models: Mapping[str, Any]) -> list[str]:
+    """Names of models: those that every run has in their usual order, then the others."""
     return [name for name in _MODELS if name in models] + [
         name for name in models if name not in _MODELS]
 
 
 def new_figure(rows: int = 1, columns: int = 1, height: float = HEIGHT):
+    """(figure of the report's width, its axes row by row); the height is in inches."""
     figure = Figure(figsize=(_WIDTH, height))
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 

@@ -27,6 +27,13 @@ _SET_ASIDE = "set-aside"
 _CHECK = "sha256"  # beside the tree, so that Orbax writes it in the same transaction
 
 
+def saved_rounds(workdir: str | os.PathLike) -> list[int]:
+    """Numbers of rounds done of the complete checkpoints in a work directory, oldest first."""
+    # Orbax gives a folder its number when it is complete.
+    return sorted(int(path.name) for path in (pathlib.Path(workdir) / FOLDER).glob("*")
+                  if path.name.isdigit())
+
+
 class RoundCheckpoints:
     """Checkpoints of one run; use as a context manager.
 
@@ -68,8 +75,7 @@ class RoundCheckpoints:
 
     def rounds(self) -> list[int]:
         """Numbers of rounds done of the complete checkpoints, oldest first."""
-        # Orbax gives a folder its number when it is complete.
-        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdigit())
+        return saved_rounds(self._workdir)
 
     def restore(self, example: PyTree, round_index: int | None = None) -> PyTree:
         """A checkpoint.

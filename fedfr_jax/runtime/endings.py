@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import jax
 
 from fedfr_jax.errors import InputError
+from fedfr_jax.runtime.checkpoints import saved_rounds
 from fedfr_jax.runtime.interrupts import Stopped
 from fedfr_jax.runtime.lock import holder_is_gone
 
@@ -30,7 +31,7 @@ def what_is_safe(folder: str | os.PathLike | None) -> str:
     if folder is None:
         return ""
     folder = pathlib.Path(folder).expanduser()
-    rounds = sorted(int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit())
+    rounds = saved_rounds(folder)
     if (folder / "cells").is_dir():
         return f"Finished cells are kept in {folder}; the same command goes on with the others."
     if (folder / "summary.json").exists():

@@ -15,9 +15,14 @@ from fedfr_jax.config import to_dict
 from fedfr_jax.data.split import save_split
 from fedfr_jax.errors import DamagedError, InputError
 from fedfr_jax.population.store import RowStore
-from fedfr_jax.runtime import checkpoints as saving
 from fedfr_jax.runtime import client_states, fingerprints, workdir
-from fedfr_jax.runtime.checkpoints import RoundCheckpoints, digest_of, load_pytree, newest_whole
+from fedfr_jax.runtime.checkpoints import (
+    RoundCheckpoints,
+    digest_of,
+    load_pytree,
+    newest_whole,
+    saved_rounds,
+)
 from fedfr_jax.runtime.processes import check_equal, worst
 from fedfr_jax.runtime.simulation import Simulation
 
@@ -26,12 +31,6 @@ _PRETRAINED = "pretrained"
 # What each process may have for itself; the files' content is compared in place of their paths.
 _OWN = ("engine.cpu_devices", "data.workers", "data.root", "population.schedule",
         "population.availability", "model.weights")
-
-
-def saved_rounds(folder: pathlib.Path) -> list[int]:
-    """Rounds of the checkpoints in a work directory, as their folders are named."""
-    return sorted(int(path.name) for path in (folder / saving.FOLDER).glob("*")
-                  if path.name.isdigit())
 
 
 def has_state(folder: pathlib.Path) -> bool:
