@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import draw, images
 from small import DATA
 
 from fedfr_jax.data.verification import read_bin
@@ -22,30 +23,9 @@ def mobilefacenet(size=16, **changes):
     return build(ModelConfig(name="mobilefacenet", embedding=128, **changes), size)
 
 
-def images(n, size, seed=0):
-    return np.random.RandomState(seed).uniform(-1, 1, (n, size, size, 3)).astype(np.float32)
-
-
-def draw(backbone, seed=0):
-    """Random variables in the structure of the backbone (nothing to compile)."""
-    rng = np.random.RandomState(seed)
-
-    def leaf(path, value):
-        shape = value.shape
-        if path[-1].key == "kernel":
-            x = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))
-        elif path[-1].key in ("scale", "var"):
-            x = rng.uniform(0.5, 1.5, shape)
-        else:
-            x = rng.uniform(-0.3, 0.3, shape)
-        return jnp.asarray(x, jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(backbone.init, jax.random.key(0)))
-
-
 @pytest.fixture(scope="module")
 def initial():
-    return draw(mobilefacenet())
+    return draw(mobilefacenet(), gain=2.0)
 
 
 @pytest.fixture
@@ -78,7 +58,7 @@ def test_global_depthwise_kernel_covers_the_map(size, side):
 @pytest.mark.usefixtures("short")
 def test_forward_and_backward_are_finite_and_reach_every_convolution():
     backbone, x = mobilefacenet(), images(6, 16)
-    initial = draw(backbone)
+    initial = draw(backbone, gain=2.0)
     weights = np.random.RandomState(3).standard_normal((6, 128))
 
     @jax.jit
@@ -110,7 +90,7 @@ def test_initial_values():
 @pytest.mark.usefixtures("short")
 def test_bfloat16_is_close_to_float32():
     x = images(4, 16)
-    initial, results = draw(mobilefacenet()), []
+    initial, results = draw(mobilefacenet(), gain=2.0), []
     for dtype in ("float32", "bfloat16"):
         apply = jax.jit(mobilefacenet(dtype=dtype).apply, static_argnums=2)
         results.append(np.asarray(apply(initial, x, False)[0]))

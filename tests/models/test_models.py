@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from networks import SMALL, draw, images, small
 from small import GOLDEN, golden_inputs
 
 from fedfr_jax.engine.convolutions import conv2d
@@ -20,10 +21,6 @@ from fedfr_jax.models import (
 from fedfr_jax.models.layers import BatchNorm, PReLU, final_map_side
 from fedfr_jax.settings import ModelConfig
 
-SMALL = {
-    "spherenet": ModelConfig(name="spherenet", depth=10, widths=(4, 6, 8, 10), embedding=12),
-    "iresnet": ModelConfig(name="iresnet", depth=18, widths=(4, 4, 6, 8), embedding=12),
-}
 TINY = {"spherenet": (0, 1, 0, 0), "iresnet": (1, 0, 0, 1)}  # units or blocks, depth 1
 
 
@@ -32,32 +29,6 @@ def tiny(monkeypatch):
     """Registers depth 1, so that gradients compile in seconds."""
     monkeypatch.setitem(spherenet.UNITS, 1, TINY["spherenet"])
     monkeypatch.setitem(iresnet.BLOCKS, 1, TINY["iresnet"])
-
-
-def small(name, size=16, conv="auto", **changes):
-    fields = {**vars(SMALL[name]), **changes}
-    return build(ModelConfig(**fields), size, conv)
-
-
-def images(n, size, seed=0):
-    return np.random.RandomState(seed).uniform(-1, 1, (n, size, size, 3)).astype(np.float32)
-
-
-def draw(backbone, seed=0):
-    """Random variables, none at its initial 0 or 1 (and nothing to compile)."""
-    rng = np.random.RandomState(seed)
-
-    def leaf(path, value):
-        shape = value.shape
-        if path[-1].key == "kernel":
-            x = rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
-        elif path[-1].key in ("scale", "var"):
-            x = rng.uniform(0.5, 1.5, shape)
-        else:
-            x = rng.uniform(-0.3, 0.3, shape)
-        return jnp.asarray(x, jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(backbone.init, jax.random.key(0)))
 
 
 def close(actual, expected, tolerance=1e-5):

@@ -1,43 +1,11 @@
 """Conversion of published weights: names, layouts, and files that do not fit."""
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import SMALL, draw, images, small
 
 from fedfr_jax.errors import InputError
-from fedfr_jax.models import build, from_torch, load_weights, to_torch
-from fedfr_jax.settings import ModelConfig
-
-SMALL = {
-    "spherenet": ModelConfig(name="spherenet", depth=10, widths=(4, 6, 8, 10), embedding=12),
-    "iresnet": ModelConfig(name="iresnet", depth=18, widths=(4, 4, 6, 8), embedding=12),
-}
-
-
-def small(name, size=16, conv="auto", **changes):
-    fields = {**vars(SMALL[name]), **changes}
-    return build(ModelConfig(**fields), size, conv)
-
-
-def images(n, size, seed=0):
-    return np.random.RandomState(seed).uniform(-1, 1, (n, size, size, 3)).astype(np.float32)
-
-
-def draw(backbone, seed=0):
-    """Random variables, none at its initial 0 or 1 (and nothing to compile)."""
-    rng = np.random.RandomState(seed)
-
-    def leaf(path, value):
-        shape = value.shape
-        if path[-1].key == "kernel":
-            x = rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
-        elif path[-1].key in ("scale", "var"):
-            x = rng.uniform(0.5, 1.5, shape)
-        else:
-            x = rng.uniform(-0.3, 0.3, shape)
-        return jnp.asarray(x, jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(backbone.init, jax.random.key(0)))
+from fedfr_jax.models import from_torch, load_weights, to_torch
 
 
 def close(actual, expected, tolerance=1e-5):
