@@ -103,3 +103,15 @@ def data(rounds: int = 20, clients: int = 40, title: str = "fedfr on generated f
         metrics=metrics(rng, rounds), summary=summary(per_client), rocs=rocs,
         per_client=per_client, faces=faces(rng, 6, 12), hard_negatives=hard,
         mistakes=mistakes)
+
+
+def compared_summary(accuracy, tar, worse=0.25):
+    """A run's summary with these figures, for tables and plots that compare runs."""
+    spread = {"mean": tar, "std": 0.1, "worst10": tar / 2, "min": 0, "max": 1}
+    personal = {"verification_tar": {"0.001": spread | {"worse": worse}},
+                "identification_openset": {"0.01": spread}, "identification_pair": {"0.01": spread},
+                "rank1": spread}
+    return {"costs": {"up": {"backbone": 2e6}, "down": {"backbone": 2e6}, "flops": 5e9},
+            "models": {"global": {"generic": {"lfw": {"accuracy": accuracy}},
+                                  "personalized": personal},
+                       "personalized": {"personalized": personal}}}
