@@ -49,6 +49,7 @@ bench: $(VENV)/installed
 
 lint: $(VENV)/installed
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
 clean:

@@ -1,12 +1,14 @@
 """Package metadata of fedfr_jax; build and tool settings are in pyproject.toml."""
+
 import pathlib
 import re
 
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "fedfr_jax" / "__init__.py").read_text(),
-                    re.MULTILINE)[1]
+VERSION = re.search(
+    r'^__version__ = "(.+)"', (HERE / "fedfr_jax" / "__init__.py").read_text(), re.MULTILINE
+)[1]
 
 setup(
     name="fedfr_jax",
@@ -20,8 +22,11 @@ setup(
     packages=[*find_packages(include=["fedfr_jax", "fedfr_jax.*"]), "fedfr_jax.configs"],
     package_dir={"fedfr_jax": "fedfr_jax", "fedfr_jax.configs": "configs"},
     package_data={"fedfr_jax": ["py.typed", "reporting/templates/*"]},
-    entry_points={"console_scripts": [
-        f"fedfr-{name}=fedfr_jax.{name}:command" for name in ("train", "evaluate", "ablate")]},
+    entry_points={
+        "console_scripts": [
+            f"fedfr-{name}=fedfr_jax.{name}:command" for name in ("train", "evaluate", "ablate")
+        ]
+    },
     install_requires=[
         "jax>=0.7.2,<0.13",
         "flax>=0.11.2,<0.14",
@@ -45,11 +50,19 @@ setup(
     ],
     extras_require={
         "notebooks": ["ipykernel>=6,<8", "jupytext>=1.16,<2", "pandas>=2.2,<4"],
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7",
-                 "chex>=0.1.90,<1",
-                 "ruff>=0.9,<1", "mypy>=1.14,<3", "nbmake>=1.5,<2",
-                 "setuptools>=77",  # builds the wheel that a test installs
-                 "ipykernel>=6,<8", "jupytext>=1.16,<2", "pandas>=2.2,<4"],
+        "test": [
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "hypothesis>=6.100,<7",
+            "chex>=0.1.90,<1",
+            "ruff>=0.17,<0.18",
+            "mypy>=1.14,<3",
+            "nbmake>=1.5,<2",
+            "setuptools>=77",  # builds the wheel that a test installs
+            "ipykernel>=6,<8",
+            "jupytext>=1.16,<2",
+            "pandas>=2.2,<4",
+        ],
         "bench": ["torch>=2.5"],
     },
 )

@@ -1,4 +1,5 @@
 """The mini-batches that all competitors train on: those that the library's first round draws."""
+
 from __future__ import annotations
 
 import jax
@@ -24,7 +25,7 @@ def schedule(case: Case) -> dict[str, np.ndarray]:
         shuffle_key, flip_key = jax.random.split(jax.random.fold_in(key, index))
         order = epoch_order(shuffle_key, jnp.ones(size, bool))
         flips = jax.random.bernoulli(flip_key, 0.5, (size,))
-        chosen = order[:per_epoch * case.batch].reshape(per_epoch, case.batch)
+        chosen = order[: per_epoch * case.batch].reshape(per_epoch, case.batch)
         return chosen, flips[chosen]
 
     def client(index):
@@ -33,5 +34,7 @@ def schedule(case: Case) -> dict[str, np.ndarray]:
 
     chosen, flips = jax.jit(jax.vmap(client))(jnp.arange(case.clients))
     shape = (case.clients, case.steps, case.batch)
-    return {"positions": np.asarray(chosen).reshape(shape),
-            "flips": np.asarray(flips).reshape(shape)}
+    return {
+        "positions": np.asarray(chosen).reshape(shape),
+        "flips": np.asarray(flips).reshape(shape),
+    }

@@ -3,6 +3,7 @@
 A case is a function of :class:`Settings` that returns a result for the table; ``@case`` puts
 it into ``SUITES``.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -34,16 +35,24 @@ class Settings:
 
     def chosen(self, competitors: Sequence[Competitor]) -> list[Competitor]:
         """Those whose name matches, without PyTorch where it is not installed."""
-        return [c for c in competitors if re.search(self.competitors, c.name)
-                and (has_torch() or "torch" not in c.target)]
+        return [
+            c
+            for c in competitors
+            if re.search(self.competitors, c.name) and (has_torch() or "torch" not in c.target)
+        ]
 
 
 SUITES: dict[str, dict[str, Callable[[Settings], Result]]] = {
-    "cpu": {}, "gpu": {}, "scale": {}, "layouts": {}}
+    "cpu": {},
+    "gpu": {},
+    "scale": {},
+    "layouts": {},
+}
 
 
 def case(suite: str, name: str):
     """Registers a case of a suite."""
+
     def register(function):
         SUITES[suite][name] = function
         return function
@@ -57,53 +66,84 @@ LOOP = Competitor("jitted step, Python loop", "benchmarks.plain_jax:loop")
 # The naive form takes minutes for a whole round: two steps of it, once.
 NAIVE = Competitor("naive vmap of scan", "benchmarks.plain_jax:naive", {"steps": 2}, repeats=1)
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-TORCH_TWO = dataclasses.replace(TORCH, name="PyTorch, 2 processes", options={"threads": 1},
-                                processes=2, env=_ONE_THREAD)
+TORCH_TWO = dataclasses.replace(
+    TORCH, name="PyTorch, 2 processes", options={"threads": 1}, processes=2, env=_ONE_THREAD
+)
 
 
 def bf16(competitor: Competitor, tolerance: float | None = 0.1) -> Competitor:
     """The same in bfloat16, where updates agree to its 8 bits only."""
-    return dataclasses.replace(competitor, options=dict(competitor.options, dtype="bfloat16"),
-                               tolerance=tolerance)
+    return dataclasses.replace(
+        competitor, options=dict(competitor.options, dtype="bfloat16"), tolerance=tolerance
+    )
 
 
-def fedfr_case(title: str, case: Case, competitors: Sequence[Competitor], settings: Settings,
-               together: bool = True) -> Result:
+def fedfr_case(
+    title: str,
+    case: Case,
+    competitors: Sequence[Competitor],
+    settings: Settings,
+    together: bool = True,
+) -> Result:
     """A round of FedFR's local training."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "problem.npz")
         facts = call("benchmarks.plain_jax:problem", case, path)
         with np.load(path) as arrays:
             start = problems.compared(dict(arrays), case)
-        rows = compare(case, path, start, facts["macs"], settings.chosen(competitors),
-                       repeats=settings.repeats, peaks=settings.peaks, together=together)
+        rows = compare(
+            case,
+            path,
+            start,
+            facts["macs"],
+            settings.chosen(competitors),
+            repeats=settings.repeats,
+            peaks=settings.peaks,
+            together=together,
+        )
     return {"title": title, "case": dataclasses.asdict(case), "rows": rows, **facts}
 
 
 def _describe(case: Case) -> str:
-    net = (f"SphereNet-{case.depth} {'/'.join(map(str, case.widths))}"
-           if case.model == "spherenet" else case.model)
-    return (f"{net}, {case.size}x{case.size}, batch {case.batch}, {case.clients} clients x "
-            f"{case.steps} steps (E={case.epochs})")
+    net = (
+        f"SphereNet-{case.depth} {'/'.join(map(str, case.widths))}"
+        if case.model == "spherenet"
+        else case.model
+    )
+    return (
+        f"{net}, {case.size}x{case.size}, batch {case.batch}, {case.clients} clients x "
+        f"{case.steps} steps (E={case.epochs})"
+    )
 
 
 SMALL = Case(depth=10, widths=(8, 16, 32, 32), size=32, batch=8, clients=32, images=24, public=8)
-MIDDLE = Case(depth=10, widths=(32, 64, 128, 256), size=64, batch=32, clients=8, images=24,
-              public=8)
-PAPER = Case(depth=20, widths=(64, 128, 256, 512), size=112, batch=64, clients=2, images=48,
-             public=16, embedding=512)
+MIDDLE = Case(
+    depth=10, widths=(32, 64, 128, 256), size=64, batch=32, clients=8, images=24, public=8
+)
+PAPER = Case(
+    depth=20,
+    widths=(64, 128, 256, 512),
+    size=112,
+    batch=64,
+    clients=2,
+    images=48,
+    public=16,
+    embedding=512,
+)
 
 
 @case("cpu", "small")
 def small(settings: Settings) -> Result:
-    return fedfr_case(f"small: {_describe(SMALL)}", SMALL,
-                      [TORCH, OURS, TORCH_TWO, LOOP, NAIVE], settings)
+    return fedfr_case(
+        f"small: {_describe(SMALL)}", SMALL, [TORCH, OURS, TORCH_TWO, LOOP, NAIVE], settings
+    )
 
 
 @case("cpu", "middle")
 def middle(settings: Settings) -> Result:
-    return fedfr_case(f"middle: {_describe(MIDDLE)}", MIDDLE, [TORCH, OURS, TORCH_TWO, LOOP],
-                      settings)
+    return fedfr_case(
+        f"middle: {_describe(MIDDLE)}", MIDDLE, [TORCH, OURS, TORCH_TWO, LOOP], settings
+    )
 
 
 @case("cpu", "middle_naive")
@@ -121,29 +161,40 @@ def paper(settings: Settings) -> Result:
 
 @case("cpu", "small_bf16")
 def small_bf16(settings: Settings) -> Result:
-    return fedfr_case(f"small, bfloat16: {_describe(SMALL)}", SMALL,
-                      [bf16(TORCH), bf16(OURS), bf16(TORCH_TWO)], settings)
+    return fedfr_case(
+        f"small, bfloat16: {_describe(SMALL)}",
+        SMALL,
+        [bf16(TORCH), bf16(OURS), bf16(TORCH_TWO)],
+        settings,
+    )
 
 
 @case("cpu", "middle_bf16")
 def middle_bf16(settings: Settings) -> Result:
-    return fedfr_case(f"middle, bfloat16: {_describe(MIDDLE)}", MIDDLE,
-                      [bf16(TORCH), bf16(OURS), bf16(TORCH_TWO)], settings)
+    return fedfr_case(
+        f"middle, bfloat16: {_describe(MIDDLE)}",
+        MIDDLE,
+        [bf16(TORCH), bf16(OURS), bf16(TORCH_TWO)],
+        settings,
+    )
 
 
 @case("cpu", "paper_bf16")
 def paper_bf16(settings: Settings) -> Result:
-    return fedfr_case(f"paper, bfloat16: {_describe(PAPER)}", PAPER, [bf16(TORCH), bf16(OURS)],
-                      settings)
+    return fedfr_case(
+        f"paper, bfloat16: {_describe(PAPER)}", PAPER, [bf16(TORCH), bf16(OURS)], settings
+    )
 
 
 @case("cpu", "cached_features")
 def cached_features(settings: Settings) -> Result:
     """What looking frozen features up, rather than computing them in every step, brings."""
-    without = dataclasses.replace(OURS, name="ours, features in every step",
-                                  options={"cache_features": False})
-    return fedfr_case(f"frozen features once per round: {_describe(MIDDLE)}", MIDDLE,
-                      [without, OURS], settings)
+    without = dataclasses.replace(
+        OURS, name="ours, features in every step", options={"cache_features": False}
+    )
+    return fedfr_case(
+        f"frozen features once per round: {_describe(MIDDLE)}", MIDDLE, [without, OURS], settings
+    )
 
 
 def workload_case(name: str, settings: Settings) -> Result:
@@ -151,22 +202,38 @@ def workload_case(name: str, settings: Settings) -> Result:
     workload = WORKLOADS[name]
     competitors = [
         Competitor("PyTorch", "benchmarks.torch_workloads:build"),
-        Competitor("PyTorch, 2 processes", "benchmarks.torch_workloads:build", {"threads": 1},
-                   processes=2, env=_ONE_THREAD),
+        Competitor(
+            "PyTorch, 2 processes",
+            "benchmarks.torch_workloads:build",
+            {"threads": 1},
+            processes=2,
+            env=_ONE_THREAD,
+        ),
         Competitor("ours", "benchmarks.ours:build_workload"),
         Competitor("jitted step, Python loop", "benchmarks.workloads:loop"),
-        Competitor("naive vmap of scan", "benchmarks.workloads:naive", {"steps": 2}, repeats=1)]
+        Competitor("naive vmap of scan", "benchmarks.workloads:naive", {"steps": 2}, repeats=1),
+    ]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "problem.npz")
         arrays = problems.workload_problem(workload)
         np.savez(path, **arrays)
         macs = problems.workload_macs(workload)
-        rows = compare(workload, path, problems.workload_compared(arrays), macs,
-                       settings.chosen(competitors), repeats=settings.repeats,
-                       peaks=settings.peaks)
-    return {"title": f"workload {name}: {workload.size}x{workload.size}, batch {workload.batch}, "
-                     f"{workload.clients} clients x {workload.steps} steps",
-            "case": dataclasses.asdict(workload), "rows": rows, "macs": macs}
+        rows = compare(
+            workload,
+            path,
+            problems.workload_compared(arrays),
+            macs,
+            settings.chosen(competitors),
+            repeats=settings.repeats,
+            peaks=settings.peaks,
+        )
+    return {
+        "title": f"workload {name}: {workload.size}x{workload.size}, batch {workload.batch}, "
+        f"{workload.clients} clients x {workload.steps} steps",
+        "case": dataclasses.asdict(workload),
+        "rows": rows,
+        "macs": macs,
+    }
 
 
 @case("cpu", "A")
@@ -182,14 +249,23 @@ def workload_b(settings: Settings) -> Result:
 def _layouts(settings: Settings, title: str, case: Case) -> Result:
     """Our round under every strategy and layout, without public data and frozen features."""
     plain = dataclasses.replace(case, epochs=1, public=0, contrastive=False, binary=False)
-    names = {"grouped, vmap": ("grouped", case.clients, 1),
-             "patches, vmap": ("patches", case.clients, 1),
-             "custom, vmap": ("custom", case.clients, 1), "custom, scan": ("custom", 1, 1),
-             "patches, scan": ("patches", 1, 1), "ours": ("auto", 0, 0)}
+    names = {
+        "grouped, vmap": ("grouped", case.clients, 1),
+        "patches, vmap": ("patches", case.clients, 1),
+        "custom, vmap": ("custom", case.clients, 1),
+        "custom, scan": ("custom", 1, 1),
+        "patches, scan": ("patches", 1, 1),
+        "ours": ("auto", 0, 0),
+    }
     competitors = [
-        Competitor(name, OURS.target, dict(conv=conv, lanes=lanes, devices=devices),
-                   repeats=1 if conv == "grouped" else None)
-        for name, (conv, lanes, devices) in names.items()]
+        Competitor(
+            name,
+            OURS.target,
+            dict(conv=conv, lanes=lanes, devices=devices),
+            repeats=1 if conv == "grouped" else None,
+        )
+        for name, (conv, lanes, devices) in names.items()
+    ]
     return fedfr_case(f"{title}: {_describe(plain)}, CosFace only", plain, competitors, settings)
 
 
@@ -204,32 +280,48 @@ def layouts_middle(settings: Settings) -> Result:
 
 
 def _scale(title: str, settings: Settings, sizes: Sequence[tuple[int, int]]) -> Result:
-    rows = [scale.Row(*size, call("benchmarks.scale:run", *size, settings.repeats + 1))
-            for size in sizes]
-    bad = [f"{r.population} clients, cohort {r.cohort}: the state did not survive"
-           for r in rows if not r.found["survived"]]
-    return {"title": title, "rows": [], "text": scale.table(rows), "wrong": bad,
-            "found": [dataclasses.asdict(r) for r in rows]}
+    rows = [
+        scale.Row(*size, call("benchmarks.scale:run", *size, settings.repeats + 1))
+        for size in sizes
+    ]
+    bad = [
+        f"{r.population} clients, cohort {r.cohort}: the state did not survive"
+        for r in rows
+        if not r.found["survived"]
+    ]
+    return {
+        "title": title,
+        "rows": [],
+        "text": scale.table(rows),
+        "wrong": bad,
+        "found": [dataclasses.asdict(r) for r in rows],
+    }
 
 
 @case("scale", "cohort")
 def cohort(settings: Settings) -> Result:
-    return _scale("cohorts of a population of 1,024", settings,
-                  [(1024, n) for n in (64, 128, 256, 512)])
+    return _scale(
+        "cohorts of a population of 1,024", settings, [(1024, n) for n in (64, 128, 256, 512)]
+    )
 
 
 @case("scale", "population")
 def population(settings: Settings) -> Result:
-    return _scale("populations, cohort of 64", settings,
-                  [(n, 64) for n in (1_000, 10_000, 100_000, 1_000_000)])
+    return _scale(
+        "populations, cohort of 64",
+        settings,
+        [(n, 64) for n in (1_000, 10_000, 100_000, 1_000_000)],
+    )
 
 
 @case("scale", "lanes")
 def lanes(settings: Settings) -> Result:
     """Clients side by side on every device; the first row is what is chosen by measurement."""
     few = dataclasses.replace(SMALL, epochs=2)
-    sweep = [dataclasses.replace(OURS, name=f"{n} lanes", options={"lanes": n, "conv": "patches"})
-             for n in (1, 2, 4, 8, 16)]
+    sweep = [
+        dataclasses.replace(OURS, name=f"{n} lanes", options={"lanes": n, "conv": "patches"})
+        for n in (1, 2, 4, 8, 16)
+    ]
     return fedfr_case(f"lanes, patches: {_describe(few)}", few, [OURS, *sweep], settings)
 
 
@@ -237,44 +329,82 @@ def lanes(settings: Settings) -> Result:
 _WIDTHS = (64, 128, 256, 512)
 GPU_CASES = {
     f"{label}_b{batch}": Case(
-        model=model, depth=depth, widths=_WIDTHS, size=112, batch=batch, clients=clients,
-        images=3 * max(64, batch) // 4, public=max(64, batch) // 4, embedding=embedding, epochs=2)
+        model=model,
+        depth=depth,
+        widths=_WIDTHS,
+        size=112,
+        batch=batch,
+        clients=clients,
+        images=3 * max(64, batch) // 4,
+        public=max(64, batch) // 4,
+        embedding=embedding,
+        epochs=2,
+    )
     for label, model, depth, embedding, batch, clients in (
         ("mobilefacenet", "mobilefacenet", 20, 128, 16, 256),
         ("mobilefacenet", "mobilefacenet", 20, 128, 256, 64),
         ("spherenet20", "spherenet", 20, 512, 16, 64),
         ("spherenet20", "spherenet", 20, 512, 256, 40),
         ("spherenet64", "spherenet", 64, 512, 16, 40),
-        ("spherenet64", "spherenet", 64, 512, 256, 40))}
+        ("spherenet64", "spherenet", 64, 512, 256, 40),
+    )
+}
 GPU_LANES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 GPU_DENSE_BATCH = 4096  # most images of the plain dense step
 
 
-def gpu_case(name: str, case: Case, settings: Settings,
-             lanes: Sequence[int] = GPU_LANES) -> Result:
+def gpu_case(name: str, case: Case, settings: Settings, lanes: Sequence[int] = GPU_LANES) -> Result:
     """Float32 updates of a small cohort are compared, then every lane count is timed in bf16."""
     few = dataclasses.replace(case, clients=min(4, case.clients), epochs=1)
     # In MobileFaceNet, batch norm makes much of rounding: two forms of ours differ by 1e-2 too.
     tolerance = TOLERANCE if case.model == "spherenet" else 3e-2
     checks = [
         dataclasses.replace(TORCH, name="check: PyTorch, float32", options={"tf32": False}),
-        *(dataclasses.replace(OURS, name=f"check: ours, float32, {n} lanes",
-                              options={"lanes": n}, tolerance=tolerance,
-                              env={"JAX_DEFAULT_MATMUL_PRECISION": "highest"}) for n in (1, 2))]
+        *(
+            dataclasses.replace(
+                OURS,
+                name=f"check: ours, float32, {n} lanes",
+                options={"lanes": n},
+                tolerance=tolerance,
+                env={"JAX_DEFAULT_MATMUL_PRECISION": "highest"},
+            )
+            for n in (1, 2)
+        ),
+    ]
     checked = fedfr_case(name, few, checks, dataclasses.replace(settings, repeats=0), False)
     free = dict(may_fail=True, tolerance=None)
-    sweep = [dataclasses.replace(bf16(OURS), name=f"ours, {n} lanes", **free,
-                                 options={"dtype": "bfloat16", "lanes": n})
-             for n in lanes if n <= case.clients]
-    dense = [Competitor(f"one dense network, batch {n * case.batch}", "benchmarks.plain_jax:dense",
-                        {"dtype": "bfloat16", "batch": n * case.batch}, **free)
-             for n in lanes if n <= case.clients and n * case.batch <= GPU_DENSE_BATCH]
+    sweep = [
+        dataclasses.replace(
+            bf16(OURS), name=f"ours, {n} lanes", **free, options={"dtype": "bfloat16", "lanes": n}
+        )
+        for n in lanes
+        if n <= case.clients
+    ]
+    dense = [
+        Competitor(
+            f"one dense network, batch {n * case.batch}",
+            "benchmarks.plain_jax:dense",
+            {"dtype": "bfloat16", "batch": n * case.batch},
+            **free,
+        )
+        for n in lanes
+        if n <= case.clients and n * case.batch <= GPU_DENSE_BATCH
+    ]
     compiled = dict(TORCH.options, compiled=True)
-    torch = [bf16(TORCH, None),
-             bf16(dataclasses.replace(TORCH, name="PyTorch, compiled", options=compiled,
-                                      may_fail=True), None)]
-    result = fedfr_case(f"{name}: {_describe(case)}, bfloat16", case,
-                        [*torch, bf16(OURS, None), *sweep, *dense], settings, together=False)
+    torch = [
+        bf16(TORCH, None),
+        bf16(
+            dataclasses.replace(TORCH, name="PyTorch, compiled", options=compiled, may_fail=True),
+            None,
+        ),
+    ]
+    result = fedfr_case(
+        f"{name}: {_describe(case)}, bfloat16",
+        case,
+        [*torch, bf16(OURS, None), *sweep, *dense],
+        settings,
+        together=False,
+    )
     return result | {"rows": checked["rows"] + result["rows"]}
 
 

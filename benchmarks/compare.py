@@ -1,4 +1,5 @@
 """Runs competitors on one problem: equal results first, then interleaved times."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -56,9 +57,13 @@ class _Running:
         count = competitor.processes
         try:
             for i in range(count):
-                self.processes.append(Process(
-                    competitor.target, (case, path, competitor.options, (i, count)),
-                    _ENV | dict(competitor.env)))
+                self.processes.append(
+                    Process(
+                        competitor.target,
+                        (case, path, competitor.options, (i, count)),
+                        _ENV | dict(competitor.env),
+                    )
+                )
             for process in self.processes:
                 process.receive()
             self.first = _merged(self._ask("first"))
@@ -111,16 +116,27 @@ def _merged(firsts: list[dict[str, Any]]) -> dict[str, Any]:
             return np.tensordot((sizes / sizes.sum()).astype(np.float32), np.stack(arrays), 1)
         out = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
         for i, array in enumerate(arrays):
-            out[i::len(arrays)] = array
+            out[i :: len(arrays)] = array
         return out
 
-    return firsts[0] | {"seconds": max(f["seconds"] for f in firsts), "images": int(sizes.sum()),
-                        "update": {name: join(name) for name in updates[0]}}
+    return firsts[0] | {
+        "seconds": max(f["seconds"] for f in firsts),
+        "images": int(sizes.sum()),
+        "update": {name: join(name) for name in updates[0]},
+    }
 
 
-def compare(case: Any, path: str, start: Mapping[str, np.ndarray], macs: int,
-            competitors: Sequence[Competitor], *, repeats: int,
-            peaks: Mapping[str, float], together: bool = True) -> list[dict[str, Any]]:
+def compare(
+    case: Any,
+    path: str,
+    start: Mapping[str, np.ndarray],
+    macs: int,
+    competitors: Sequence[Competitor],
+    *,
+    repeats: int,
+    peaks: Mapping[str, float],
+    together: bool = True,
+) -> list[dict[str, Any]]:
     """One row per competitor.
 
     Args:
@@ -146,46 +162,68 @@ def compare(case: Any, path: str, start: Mapping[str, np.ndarray], macs: int,
             for r in running:
                 r.stop()
         finished += running
-    reference = next((r.first["update"] for r in finished
-                      if r.first.get("update") and "expected" not in r.first), None)
+    reference = next(
+        (
+            r.first["update"]
+            for r in finished
+            if r.first.get("update") and "expected" not in r.first
+        ),
+        None,
+    )
     return [_row(r, case, start, macs, reference, peaks) for r in finished]
 
 
 def _started(competitor: Competitor, case: Any, path: str) -> _Running:
     running = _Running(competitor, case, path)
     if not running.error:
-        print(f"  {competitor.name}: first round {running.first['seconds']:.2f} s",
-              file=sys.stderr, flush=True)
+        print(
+            f"  {competitor.name}: first round {running.first['seconds']:.2f} s",
+            file=sys.stderr,
+            flush=True,
+        )
     return running
 
 
 def _row(running: _Running, case, start, macs, reference, peaks) -> dict[str, Any]:
     competitor, first = running.competitor, running.first
-    row = {"name": competitor.name, "dtype": competitor.dtype, "error": running.error,
-           "may_fail": competitor.may_fail, "note": first.get("note", "")}
+    row = {
+        "name": competitor.name,
+        "dtype": competitor.dtype,
+        "error": running.error,
+        "may_fail": competitor.may_fail,
+        "note": first.get("note", ""),
+    }
     if running.error:
         return row
     row |= {"memory": first["memory"], "first_seconds": first["seconds"]}
     update = first["update"]
     if update and (reference is not None or "expected" in first):
         row["difference"] = relative_difference(update, first.get("expected", reference), start)
-        row["differs"] = bool(competitor.tolerance is not None
-                              and not row["difference"] <= competitor.tolerance)
+        row["differs"] = bool(
+            competitor.tolerance is not None and not row["difference"] <= competitor.tolerance
+        )
     if not running.seconds:
         return row
     seconds, images = statistics.median(running.seconds), first["images"]
     speed = images / seconds
     trained, done = (2 * macs * units * speed for units in (3.0, first["units"]))
     return row | {
-        "measured_seconds": running.seconds, "compile_seconds": first["seconds"] - seconds,
+        "measured_seconds": running.seconds,
+        "compile_seconds": first["seconds"] - seconds,
         "extrapolated": images != case.trained_images,
-        "seconds": case.trained_images / speed, "images_per_second": speed,
+        "seconds": case.trained_images / speed,
+        "images_per_second": speed,
         "clients_per_second": case.clients * speed / case.trained_images,
-        "flops_trained": trained, "flops_with_frozen_forwards": done,
-        "share_of_peak": done / peaks[competitor.dtype] if peaks else None}
+        "flops_trained": trained,
+        "flops_with_frozen_forwards": done,
+        "share_of_peak": done / peaks[competitor.dtype] if peaks else None,
+    }
 
 
 def bad(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """What makes the run fail: unequal updates and competitors that ended."""
-    return [f"{r['name']}: " + (r["error"] or f"update differs by {r['difference']:.1e}")
-            for r in rows if r.get("differs") or (r["error"] and not r["may_fail"])]
+    return [
+        f"{r['name']}: " + (r["error"] or f"update differs by {r['difference']:.1e}")
+        for r in rows
+        if r.get("differs") or (r["error"] and not r["may_fail"])
+    ]

@@ -1,4 +1,5 @@
 """The machine that is measured on, and how fast its matrix products are."""
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -16,18 +17,22 @@ from benchmarks.worker import call
 def describe() -> dict[str, object]:
     """Processor, cores, memory, GPU and versions."""
     info = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    model = next((l.split(":")[1].strip() for l in info.splitlines()
-                  if l.startswith("model name")), platform.processor())
+    model = next(
+        (l.split(":")[1].strip() for l in info.splitlines() if l.startswith("model name")),
+        platform.processor(),
+    )
     flags = next((l.split(":")[1].split() for l in info.splitlines() if l.startswith("flags")), [])
     memory = pathlib.Path("/proc/meminfo").read_text(encoding="ascii").split()[1]
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)),
-            "cpu_features": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-                             if f in flags],
-            "memory_gb": round(int(memory) / 2**20, 1), "gpu": _lines(
-                "nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
-            "commit": "".join(_lines("git", "describe", "--always", "--dirty", "--exclude=*")),
-            "python": platform.python_version(),
-            **{name: _version(name) for name in ("jax", "jaxlib", "flax", "torch", "numpy")}}
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu_features": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags],
+        "memory_gb": round(int(memory) / 2**20, 1),
+        "gpu": _lines("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
+        "commit": "".join(_lines("git", "describe", "--always", "--dirty", "--exclude=*")),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("jax", "jaxlib", "flax", "torch", "numpy")},
+    }
 
 
 def _lines(*command: str) -> list[str]:
@@ -74,8 +79,10 @@ def jax_peaks() -> dict[str, float]:
     side = 2048 if jax.default_backend() == "cpu" else 8192
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     arrays = {name: jnp.ones((side, side), name) for name in ("float32", "bfloat16")}
-    return {name: _best(lambda a=a: product(a), jax.block_until_ready, side)
-            for name, a in arrays.items()}
+    return {
+        name: _best(lambda a=a: product(a), jax.block_until_ready, side)
+        for name, a in arrays.items()
+    }
 
 
 def torch_peaks() -> dict[str, float]:
@@ -86,9 +93,11 @@ def torch_peaks() -> dict[str, float]:
     torch.backends.cuda.matmul.allow_tf32 = True
     wait = (lambda _: torch.cuda.synchronize()) if gpu else (lambda _: None)
     side = 8192 if gpu else 2048
-    return {str(kind).removeprefix("torch."): _best(lambda a=a: a @ a, wait, side)
-            for kind in (torch.float32, torch.bfloat16)
-            for a in [torch.ones((side, side), dtype=kind, device="cuda" if gpu else "cpu")]}
+    return {
+        str(kind).removeprefix("torch."): _best(lambda a=a: a @ a, wait, side)
+        for kind in (torch.float32, torch.bfloat16)
+        for a in [torch.ones((side, side), dtype=kind, device="cuda" if gpu else "cpu")]
+    }
 
 
 def peaks() -> dict[str, float]:

@@ -3,6 +3,7 @@
 Everything else here goes by the arrays of :mod:`benchmarks.problem`, so a change of the
 library's interfaces ends in this file.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -23,36 +24,41 @@ from fedfr_jax.methods import METHODS
 from fedfr_jax.population.cohort_data import CohortData, PublicData
 from fedfr_jax.runtime import simulation
 from fedfr_jax.runtime.autotune import settle
-from fedfr_jax.settings import (
-    DataConfig,
-    EngineConfig,
-    FedConfig,
-    ModelConfig,
-    SplitConfig,
-)
+from fedfr_jax.settings import DataConfig, EngineConfig, FedConfig, ModelConfig, SplitConfig
 
 
 def _config(case: Case, dtype: str, conv: str, lanes: int, cache_features: bool) -> Config:
-    fed = FedConfig(num_clients=case.clients, batch_size=case.batch, lr=case.lr,
-                    local_epochs=(case.epochs,), lr_decay_epochs=(case.decay_epoch,),
-                    public_data="all" if case.public else "off")
+    fed = FedConfig(
+        num_clients=case.clients,
+        batch_size=case.batch,
+        lr=case.lr,
+        local_epochs=(case.epochs,),
+        lr_decay_epochs=(case.decay_epoch,),
+        public_data="all" if case.public else "off",
+    )
     model = {} if case.model != "spherenet" else dict(depth=case.depth, widths=case.widths)
-    terms = {name: 0.0 for name, on in (("contrastive_weight", case.contrastive),
-                                      ("binary_weight", case.binary)) if not on}
+    terms = {
+        name: 0.0
+        for name, on in (("contrastive_weight", case.contrastive), ("binary_weight", case.binary))
+        if not on
+    }
     return Config(
         model=ModelConfig(name=case.model, embedding=case.embedding, dtype=dtype, **model),
-        fed=fed, method=dataclasses.replace(
-            method_config(), fedfr=dataclasses.replace(METHODS["fedfr"].options(), **terms)),
+        fed=fed,
+        method=dataclasses.replace(
+            method_config(), fedfr=dataclasses.replace(METHODS["fedfr"].options(), **terms)
+        ),
         engine=EngineConfig(lanes=lanes, conv=conv, cache_features=cache_features),
-        data=DataConfig(image_size=case.size, split=SplitConfig(
-            identities_per_client=(case.identities,) * 2)))
+        data=DataConfig(
+            image_size=case.size, split=SplitConfig(identities_per_client=(case.identities,) * 2)
+        ),
+    )
 
 
 def _slots(case: Case, devices: int) -> np.ndarray:
     """(devices * slots,) client in each slot, -1 = empty."""
     slots = -(-case.clients // devices)
-    return np.pad(np.arange(case.clients), (0, devices * slots - case.clients),
-                  constant_values=-1)
+    return np.pad(np.arange(case.clients), (0, devices * slots - case.clients), constant_values=-1)
 
 
 def _data(case: Case, problem, devices: int) -> tuple[PublicData, CohortData]:
@@ -63,15 +69,18 @@ def _data(case: Case, problem, devices: int) -> tuple[PublicData, CohortData]:
     table_rows = problem["client/image_rows"][np.maximum(clients, 0)] - public
     rows = np.arange(slots * case.images, dtype=np.int32).reshape(slots, case.images)
     cohort = CohortData(
-        images=images[public:], table_rows=table_rows.reshape(-1),
+        images=images[public:],
+        table_rows=table_rows.reshape(-1),
         used=np.array([n.sum() * case.images for n in np.split(there, devices)], np.int32),
         rows=np.tile(rows, (devices, 1)),
         labels=problem["client/image_labels"][np.maximum(clients, 0)],
         sizes=np.where(there, case.images, 0).astype(np.int32),
         identities=np.where(there, case.identities, 0).astype(np.int32),
-        clients=clients.astype(np.int32))
-    return PublicData(images[:public], problem["public_labels"],
-                      case.identities if public else 0), cohort
+        clients=clients.astype(np.int32),
+    )
+    return PublicData(
+        images[:public], problem["public_labels"], case.identities if public else 0
+    ), cohort
 
 
 def _place(case: Case, problem, layout: Layout):
@@ -81,8 +90,11 @@ def _place(case: Case, problem, layout: Layout):
     server, heads = _state(case, problem)
     clients = np.maximum(_slots(case, mesh.size), 0)
     heads = engine.spread(jax.tree.map(lambda x: x[clients], heads), mesh)
-    return ((engine.replicate(server, mesh), heads), engine.replicate(public, mesh),
-            place(cohort, layout))
+    return (
+        (engine.replicate(server, mesh), heads),
+        engine.replicate(public, mesh),
+        place(cohort, layout),
+    )
 
 
 def _state(case: Case, problem) -> tuple[ServerState, Heads]:
@@ -92,14 +104,24 @@ def _state(case: Case, problem) -> tuple[ServerState, Heads]:
     heads = Heads(
         class_embeddings=head["class_embeddings"],
         transform={"weight": head["transform_weight"], "bias": head["transform_bias"]},
-        binary_weight=head["binary_weight"], binary_bias=head["binary_bias"],
+        binary_weight=head["binary_weight"],
+        binary_bias=head["binary_bias"],
         previous=jax.tree.map(lambda *x: np.stack(x), *previous),
-        has_trained=np.ones(case.clients, bool))
+        has_trained=np.ones(case.clients, bool),
+    )
     return ServerState(np.int32(0), backbone, problem["public_embeddings"]), heads
 
 
-def build(case: Case, problem, *, dtype: str = "float32", conv: str = "auto", lanes: int = 0,
-          devices: int = 0, cache_features: bool = True) -> Built:
+def build(
+    case: Case,
+    problem,
+    *,
+    dtype: str = "float32",
+    conv: str = "auto",
+    lanes: int = 0,
+    devices: int = 0,
+    cache_features: bool = True,
+) -> Built:
     """The compiled round; by default in the settings that a run chooses by itself.
 
     Every ``run`` goes on from the state of the one before, with donated buffers, as a
@@ -124,18 +146,25 @@ def build(case: Case, problem, *, dtype: str = "float32", conv: str = "auto", la
 
     def update():
         server, heads = jax.device_get(state)
-        heads = jax.tree.map(lambda x: x[:case.clients], heads)
+        heads = jax.tree.map(lambda x: x[: case.clients], heads)
         found = {f"backbone/{k}": v for k, v in arrays_of(case, server.backbone).items()}
         found["client/class_embeddings"] = heads.class_embeddings
         if case.binary:
-            found |= {"client/transform_weight": heads.transform["weight"],
-                      "client/transform_bias": heads.transform["bias"],
-                      "client/binary_weight": heads.binary_weight,
-                      "client/binary_bias": heads.binary_bias}
+            found |= {
+                "client/transform_weight": heads.transform["weight"],
+                "client/transform_bias": heads.transform["bias"],
+                "client/binary_weight": heads.binary_weight,
+                "client/binary_bias": heads.binary_bias,
+            }
         return found | ({"public_embeddings": server.public_embeddings} if case.public else {})
 
-    return Built(run, update, case.trained_images, _units(case, cache_features),
-                 f"{layout.mesh.size} device(s), {layout.lanes} lane(s)")
+    return Built(
+        run,
+        update,
+        case.trained_images,
+        _units(case, cache_features),
+        f"{layout.mesh.size} device(s), {layout.lanes} lane(s)",
+    )
 
 
 def _units(case: Case, cache_features: bool) -> float:
@@ -145,7 +174,7 @@ def _units(case: Case, cache_features: bool) -> float:
     if not cache_features:
         return 5.0
     # A view of an image is needed unless every epoch shows the other one.
-    views = 2 * (1 - 0.5 ** case.epochs)
+    views = 2 * (1 - 0.5**case.epochs)
     images = case.clients * (case.images + case.public)
     return 3.0 + 2 * views * images / case.trained_images
 
@@ -161,7 +190,8 @@ def for_each_client(update, shared, clients, count: int, lanes: int = 1):
     padding = -count % devices
     taken = np.arange(count + padding) < count
     clients = jax.tree.map(
-        lambda x: np.concatenate([x, np.repeat(np.asarray(x)[:1], padding, 0)]), clients)
+        lambda x: np.concatenate([x, np.repeat(np.asarray(x)[:1], padding, 0)]), clients
+    )
     shared = engine.replicate(shared, mesh)
     clients, taken = engine.spread((clients, taken), mesh)
 
@@ -172,7 +202,8 @@ def for_each_client(update, shared, clients, count: int, lanes: int = 1):
     @jax.jit
     def step(shared, clients, taken):
         average, _, _, kept = engine.for_each_client(
-            one, shared, (), clients, (), taken.astype(int), taken, mesh=mesh, lanes=lanes)
+            one, shared, (), clients, (), taken.astype(int), taken, mesh=mesh, lanes=lanes
+        )
         return average, jax.tree.map(lambda x: x[:count], kept)
 
     return lambda: step(shared, clients, taken)
@@ -183,8 +214,14 @@ def build_workload(workload: Workload, problem, *, lanes: int = 1, devices: int 
     from benchmarks import workloads  # noqa: PLC0415  (it imports JAX's half of the benchmarks)
 
     simulation.use_cpu_devices(devices)
-    return workloads.built(workload, for_each_client(
-        workloads.client_update(workload, "auto"), workloads.model_of(problem),
-        workloads.clients_of(problem), workload.clients, lanes),
-        note=f"{len(jax.devices())} device(s), {lanes} lane(s)")
-
+    return workloads.built(
+        workload,
+        for_each_client(
+            workloads.client_update(workload, "auto"),
+            workloads.model_of(problem),
+            workloads.clients_of(problem),
+            workload.clients,
+            lanes,
+        ),
+        note=f"{len(jax.devices())} device(s), {lanes} lane(s)",
+    )

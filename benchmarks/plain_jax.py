@@ -6,6 +6,7 @@
 
 The first two forward the frozen global and previous backbones in every step, as published.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -45,7 +46,8 @@ def backbone_of(case: Case, dtype: str = "float32", conv: str = "grouped"):
     backbone = build_model(config, case.size, conv)
     # Images here are scaled as ours; the published factor would change what SGD does.
     return dataclasses.replace(
-        backbone, published=dataclasses.replace(backbone.published, input_scale=1.0))
+        backbone, published=dataclasses.replace(backbone.published, input_scale=1.0)
+    )
 
 
 def variables_of(case: Case, arrays):
@@ -65,9 +67,13 @@ def problem(case: Case, path: str) -> dict[str, int]:
     variables = backbone.init(jax.random.key(0))
     found = federation(case)
     batches = schedule(case)
-    pool_rows = np.concatenate([found["client/image_rows"],
-                                np.tile(np.arange(case.public, dtype=np.int32),
-                                        (case.clients, 1))], axis=1)
+    pool_rows = np.concatenate(
+        [
+            found["client/image_rows"],
+            np.tile(np.arange(case.public, dtype=np.int32), (case.clients, 1)),
+        ],
+        axis=1,
+    )
     public_labels = np.tile(case.identities + found["public_labels"], (case.clients, 1))
     pool_labels = np.concatenate([found["client/image_labels"], public_labels], axis=1)
     client = np.arange(case.clients)[:, None, None]
@@ -79,9 +85,10 @@ def problem(case: Case, path: str) -> dict[str, int]:
     found |= {f"backbone/{k}": v for k, v in arrays_of(case, variables).items()}
     np.savez(path, **found)
     image = jax.ShapeDtypeStruct((1, case.size, case.size, 3), jnp.float32)
-    return {"macs": flops.multiply_adds(lambda v, x: backbone.apply(v, x, False)[0],
-                                        variables, image),
-            "parameters": sum(x.size for x in jax.tree.leaves(variables["params"]))}
+    return {
+        "macs": flops.multiply_adds(lambda v, x: backbone.apply(v, x, False)[0], variables, image),
+        "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
+    }
 
 
 def _inputs(images, flips):
@@ -99,12 +106,19 @@ def local_loss(case: Case, backbone, trained, stats, frozen, batch):
     if case.contrastive:
         g, p = (backbone.apply(v, x, False)[0] for v in frozen)
         total += CONTRASTIVE * losses.contrastive_loss(
-            f, losses.contrastive_direction(g, p), temperature=TEMPERATURE)
+            f, losses.contrastive_direction(g, p), temperature=TEMPERATURE
+        )
     if case.binary:
         h = f @ trained["transform_weight"].T + trained["transform_bias"]
         total += BINARY * losses.binary_loss(
-            h, trained["binary_weight"], trained["binary_bias"], labels, scale=BINARY_SCALE,
-            margin=MARGIN, balance=BALANCE)
+            h,
+            trained["binary_weight"],
+            trained["binary_bias"],
+            labels,
+            scale=BINARY_SCALE,
+            margin=MARGIN,
+            balance=BALANCE,
+        )
     return total, stats
 
 
@@ -112,14 +126,17 @@ def local_step(case: Case, backbone, state, frozen, batch, lr):
     """SGD as PyTorch has it: decay, momentum, rate."""
     trained, stats, velocity = state
     gradient, stats = jax.grad(
-        lambda t: local_loss(case, backbone, t, stats, frozen, batch), has_aux=True)(trained)
-    velocity = jax.tree.map(lambda v, g, p: MOMENTUM * v + g + DECAY * p, velocity, gradient,
-                            trained)
+        lambda t: local_loss(case, backbone, t, stats, frozen, batch), has_aux=True
+    )(trained)
+    velocity = jax.tree.map(
+        lambda v, g, p: MOMENTUM * v + g + DECAY * p, velocity, gradient, trained
+    )
     return jax.tree.map(lambda p, v: p - lr * v, trained, velocity), stats, velocity
 
 
 def _start(case: Case, problem):
     """(global variables, function of a client: its previous variables and its head)."""
+
     def client(i):
         head = {h: problem[f"client/{h}"][i] for h in (HEAD if case.binary else HEAD[:1])}
         return variables_of(case, previous_weights(problem, i)), head
@@ -130,8 +147,11 @@ def _start(case: Case, problem):
 def _state(problem, variables, head):
     trained = {"params": variables["params"], "public_embeddings": problem["public_embeddings"]}
     trained = jax.tree.map(jnp.array, trained | head)  # a copy: the step donates it
-    return trained, jax.tree.map(jnp.array, variables["batch_stats"]), jax.tree.map(
-        jnp.zeros_like, trained)
+    return (
+        trained,
+        jax.tree.map(jnp.array, variables["batch_stats"]),
+        jax.tree.map(jnp.zeros_like, trained),
+    )
 
 
 def _mean(trees):
@@ -142,22 +162,27 @@ def _update(case: Case, shared, kept):
     """Names the averaged tensors and the stacked personal ones as the problem does."""
     found = {f"backbone/{k}": v for k, v in arrays_of(case, shared["backbone"]).items()}
     found |= {f"client/{h}": np.asarray(v) for h, v in kept.items()}
-    return found | ({"public_embeddings": np.asarray(shared["public_embeddings"])}
-                    if case.public else {})
+    return found | (
+        {"public_embeddings": np.asarray(shared["public_embeddings"])} if case.public else {}
+    )
 
 
 def _split(state):
     """(what is averaged, what the client keeps) of a trained state."""
     trained, stats, _ = state
-    shared = {"backbone": {"params": trained["params"], "batch_stats": stats},
-              "public_embeddings": trained["public_embeddings"]}
+    shared = {
+        "backbone": {"params": trained["params"], "batch_stats": stats},
+        "public_embeddings": trained["public_embeddings"],
+    }
     return shared, {k: v for k, v in trained.items() if k in HEAD}
 
 
 def _batch(problem, client, step):
-    return (problem["images"][problem["client/batch_rows"][client, step]],
-            problem["client/batch_labels"][client, step],
-            problem["client/batch_flips"][client, step])
+    return (
+        problem["images"][problem["client/batch_rows"][client, step]],
+        problem["client/batch_labels"][client, step],
+        problem["client/batch_flips"][client, step],
+    )
 
 
 def loop(case: Case, problem, *, dtype: str = "float32", steps: int = 0) -> Built:
@@ -174,16 +199,22 @@ def loop(case: Case, problem, *, dtype: str = "float32", steps: int = 0) -> Buil
         for i, (previous, head) in enumerate(clients):
             state = _state(problem, variables, head)
             for t in range(steps):
-                state = step(state, (variables, previous), _batch(problem, i, t),
-                             problem["rates"][t])
+                state = step(
+                    state, (variables, previous), _batch(problem, i, t), problem["rates"][t]
+                )
             sent, own = _split(state)
             uploads.append(sent)
             kept.append(own)
         result["all"] = jax.block_until_ready(
-            (_mean(uploads), jax.tree.map(lambda *x: jnp.stack(x), *kept)))
+            (_mean(uploads), jax.tree.map(lambda *x: jnp.stack(x), *kept))
+        )
 
-    return Built(run, lambda: _update(case, *result["all"]), case.clients * steps * case.batch,
-                 5.0 if case.contrastive else 3.0)
+    return Built(
+        run,
+        lambda: _update(case, *result["all"]),
+        case.clients * steps * case.batch,
+        5.0 if case.contrastive else 3.0,
+    )
 
 
 def naive(case: Case, problem, *, dtype: str = "float32", steps: int = 2) -> Built:
@@ -194,16 +225,22 @@ def naive(case: Case, problem, *, dtype: str = "float32", steps: int = 2) -> Bui
     backbone = backbone_of(case, dtype)
     variables, client = _start(case, problem)
     clients = jax.tree.map(lambda *x: jnp.stack(x), *[client(i) for i in range(case.clients)])
-    batches = jax.tree.map(lambda *x: np.stack(x), *[
-        jax.tree.map(lambda *x: np.stack(x), *[_batch(problem, i, t) for t in range(steps)])
-        for i in range(case.clients)])
+    batches = jax.tree.map(
+        lambda *x: np.stack(x),
+        *[
+            jax.tree.map(lambda *x: np.stack(x), *[_batch(problem, i, t) for t in range(steps)])
+            for i in range(case.clients)
+        ],
+    )
     rates = problem["rates"][:steps]
 
     def one_client(variables, client, batches):
         previous, head = client
         state, _ = jax.lax.scan(
             lambda s, b: (local_step(case, backbone, s, (variables, previous), b[0], b[1]), None),
-            _state(problem, variables, head), (batches, rates))
+            _state(problem, variables, head),
+            (batches, rates),
+        )
         return _split(state)
 
     @jax.jit
@@ -221,8 +258,14 @@ def naive(case: Case, problem, *, dtype: str = "float32", steps: int = 2) -> Bui
         reference.run()
         return reference.update()
 
-    return Built(run, lambda: _update(case, *result["all"]), case.clients * steps * case.batch,
-                 5.0 if case.contrastive else 3.0, f"{steps} of {case.steps} steps", expected)
+    return Built(
+        run,
+        lambda: _update(case, *result["all"]),
+        case.clients * steps * case.batch,
+        5.0 if case.contrastive else 3.0,
+        f"{steps} of {case.steps} steps",
+        expected,
+    )
 
 
 def dense(case: Case, problem, *, dtype: str = "float32", batch: int, steps: int = 8) -> Built:
@@ -232,8 +275,9 @@ def dense(case: Case, problem, *, dtype: str = "float32", batch: int, steps: int
     variables, client = _start(plain, problem)
     step = jax.jit(functools.partial(local_step, plain, backbone), donate_argnums=0)
     rows = np.arange(batch) % len(problem["images"])
-    data = jax.device_put((problem["images"][rows], (rows % case.identities).astype(np.int32),
-                           rows % 2 == 0))
+    data = jax.device_put(
+        (problem["images"][rows], (rows % case.identities).astype(np.int32), rows % 2 == 0)
+    )
     state = [_state(problem, variables, client(0)[1])]
 
     def run():

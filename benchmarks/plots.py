@@ -1,7 +1,8 @@
 """Plots of the scale suite for docs/performance.md.
 
-    python -m benchmarks.plots runs/bench-scale.json docs
+python -m benchmarks.plots runs/bench-scale.json docs
 """
+
 from __future__ import annotations
 
 import json
@@ -43,16 +44,23 @@ def draw(report: dict, folder: pathlib.Path) -> list[pathlib.Path]:
         if name in report["results"]:
             rows = report["results"][name]["found"]
             made.append(folder / f"scale-{name}.png")
-            _two_axes([r[key] for r in rows],
-                      [1e3 * r["found"]["seconds"] / r["found"]["clients"] for r in rows],
-                      [r["found"]["memory"] / 2**30 for r in rows],
-                      (f"{name} (clients)", "time per client (ms)", "host memory (GiB)"), made[-1])
+            _two_axes(
+                [r[key] for r in rows],
+                [1e3 * r["found"]["seconds"] / r["found"]["clients"] for r in rows],
+                [r["found"]["memory"] / 2**30 for r in rows],
+                (f"{name} (clients)", "time per client (ms)", "host memory (GiB)"),
+                made[-1],
+            )
     if "lanes" in report["results"]:
         rows = [r for r in report["results"]["lanes"]["rows"] if r["name"].endswith("lanes")]
         made.append(folder / "scale-lanes.png")
-        _two_axes([int(r["name"].split()[0]) for r in rows], [r["seconds"] for r in rows],
-                  [r["memory"]["host"] / 2**30 for r in rows],
-                  ("lanes per device", "round (s)", "process memory (GiB)"), made[-1])
+        _two_axes(
+            [int(r["name"].split()[0]) for r in rows],
+            [r["seconds"] for r in rows],
+            [r["memory"]["host"] / 2**30 for r in rows],
+            ("lanes per device", "round (s)", "process memory (GiB)"),
+            made[-1],
+        )
     return made
 
 

@@ -5,6 +5,7 @@ PyTorch's layout, heads, and the batches of every client and step in order. So a
 do the same work, and what they end with can be compared. Arrays whose name begins with
 ``client/`` have a leading client axis.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -81,8 +82,9 @@ class Workload:
 
 WORKLOADS = {
     "A": Workload("A", clients=32, size=32, batch=10, steps=5, lr=0.1),
-    "B": Workload("B", clients=32, size=64, batch=16, steps=10, lr=0.01, momentum=MOMENTUM,
-                  decay=DECAY),
+    "B": Workload(
+        "B", clients=32, size=64, batch=16, steps=10, lr=0.01, momentum=MOMENTUM, decay=DECAY
+    ),
 }
 
 
@@ -110,8 +112,10 @@ class Built:
 def previous_weights(problem: Mapping[str, np.ndarray], client: int) -> dict[str, np.ndarray]:
     """A client's previous backbone, made from the global one so that it need not be stored."""
     shift = int(problem["client/number"][client]) + 1  # a process may hold some clients only
-    return {name: np.float32(0.8) * w + np.float32(0.2) * np.roll(w, shift) if w.ndim > 1 else w
-            for name, w in part(problem, "backbone/").items()}
+    return {
+        name: np.float32(0.8) * w + np.float32(0.2) * np.roll(w, shift) if w.ndim > 1 else w
+        for name, w in part(problem, "backbone/").items()
+    }
 
 
 def part(problem: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -124,8 +128,9 @@ def clients_of(problem: Mapping[str, Any], keep: slice) -> dict[str, Any]:
     return {k: v[keep] if k.startswith("client/") else v for k, v in problem.items()}
 
 
-def relative_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray],
-                        start: Mapping[str, np.ndarray]) -> float:
+def relative_difference(
+    a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray]
+) -> float:
     """||a - b|| / ||b - start||, the largest over groups of arrays.
 
     The backbone is one group; its batch-norm statistics are another, for they move much
@@ -137,8 +142,10 @@ def relative_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
     for name in a:
         group = name if name.startswith("client/") else name.split("/")[0]
         group += " statistics" * name.endswith(MOVING)
-        pair = [np.sum(np.square(d, dtype=np.float64))
-                for d in (a[name] - b[name], b[name] - start[name])]
+        pair = [
+            np.sum(np.square(d, dtype=np.float64))
+            for d in (a[name] - b[name], b[name] - start[name])
+        ]
         squares[group] = squares.get(group, 0) + np.array(pair)
     return float(max(np.sqrt(d / m) if m else np.sqrt(d) for d, m in squares.values()))
 
@@ -177,10 +184,11 @@ def federation(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
         return (normal(1, k, d) + normal(c, k, d, scale=0.1)) * np.float32(d**-0.5)
 
     return {
-        "images": images, "public_labels": public_labels,
+        "images": images,
+        "public_labels": public_labels,
         "client/number": np.arange(c),
-        "client/image_rows": case.public + np.arange(c * case.images, dtype=np.int32).reshape(
-            c, case.images),
+        "client/image_rows": case.public
+        + np.arange(c * case.images, dtype=np.int32).reshape(c, case.images),
         "client/image_labels": local_labels,
         "client/class_embeddings": rows(),
         "client/transform_weight": np.eye(d, dtype=np.float32) + normal(c, d, d, scale=0.02),
@@ -220,10 +228,16 @@ def workload_problem(workload: Workload, seed: int = 0) -> dict[str, np.ndarray]
     problem = {"client/images": images, "client/labels": labels}
     if workload.name == "A":
         flat = 64 * (workload.size // 4) ** 2
-        weights = {"conv1.weight": layer(32, 3, 3, 3), "conv1.bias": zeros(32),
-                   "conv2.weight": layer(64, 32, 3, 3), "conv2.bias": zeros(64),
-                   "fc1.weight": layer(512, flat), "fc1.bias": zeros(512),
-                   "fc2.weight": layer(workload.classes, 512), "fc2.bias": zeros(10)}
+        weights = {
+            "conv1.weight": layer(32, 3, 3, 3),
+            "conv1.bias": zeros(32),
+            "conv2.weight": layer(64, 32, 3, 3),
+            "conv2.bias": zeros(64),
+            "fc1.weight": layer(512, flat),
+            "fc1.bias": zeros(512),
+            "fc2.weight": layer(workload.classes, 512),
+            "fc2.bias": zeros(10),
+        }
     else:
         weights, before = {}, 3
         for i, width in enumerate((16, 32, 64, 128), start=1):
@@ -247,8 +261,12 @@ def workload_macs(workload: Workload) -> int:
     """Multiply-adds of convolutions and dense layers, forward, per image."""
     if workload.name == "A":
         s = workload.size
-        return (s * s * 27 * 32 + (s // 2) ** 2 * 288 * 64 + 64 * (s // 4) ** 2 * 512
-                + 512 * workload.classes)
+        return (
+            s * s * 27 * 32
+            + (s // 2) ** 2 * 288 * 64
+            + 64 * (s // 4) ** 2 * 512
+            + 512 * workload.classes
+        )
     side, before, total = workload.size, 3, 0
     for width in (16, 32, 64, 128):
         side //= 2

@@ -8,6 +8,7 @@ layouts (convolution strategies), scale. In every case all competitors start fro
 weights and train on the same batches; their updates are compared before times count. PyTorch
 (``pip install torch``) is optional: without it, its rows are left out.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,8 +23,19 @@ from benchmarks.cases import SUITES, Settings
 from benchmarks.compare import bad
 from benchmarks.worker import call
 
-_COLUMNS = ("", "round (s)", "ours is x times as fast", "images/s", "clients/s", "GFLOP/s trained",
-            "with frozen forwards", "share of peak", "compile (s)", "memory (MB)", "update differs")
+_COLUMNS = (
+    "",
+    "round (s)",
+    "ours is x times as fast",
+    "images/s",
+    "clients/s",
+    "GFLOP/s trained",
+    "with frozen forwards",
+    "share of peak",
+    "compile (s)",
+    "memory (MB)",
+    "update differs",
+)
 
 
 def _cells(row: Mapping[str, Any], ours: float | None) -> list[str]:
@@ -36,12 +48,19 @@ def _cells(row: Mapping[str, Any], ours: float | None) -> list[str]:
     if "seconds" not in row:
         return [name, *["–"] * 8, f"{memory:.0f}", difference]
     speed, share = row["images_per_second"], row["share_of_peak"]
-    return [name, f"{'≈ ' * row['extrapolated']}{row['seconds']:.2f}",
-            f"{ours / speed:.2f}" if ours else "–", f"{speed:.0f}",
-            f"{row['clients_per_second']:.2f}", f"{row['flops_trained'] / 1e9:.0f}",
-            f"{row['flops_with_frozen_forwards'] / 1e9:.0f}",
-            f"{100 * share:.0f} %" if share else "–", f"{row['compile_seconds']:.1f}",
-            f"{memory:.0f}", difference]
+    return [
+        name,
+        f"{'≈ ' * row['extrapolated']}{row['seconds']:.2f}",
+        f"{ours / speed:.2f}" if ours else "–",
+        f"{speed:.0f}",
+        f"{row['clients_per_second']:.2f}",
+        f"{row['flops_trained'] / 1e9:.0f}",
+        f"{row['flops_with_frozen_forwards'] / 1e9:.0f}",
+        f"{100 * share:.0f} %" if share else "–",
+        f"{row['compile_seconds']:.1f}",
+        f"{memory:.0f}",
+        difference,
+    ]
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -49,8 +68,12 @@ def table(result: Mapping[str, Any]) -> str:
     if "text" in result:
         return f"### {result['title']}\n\n{result['text']}"
     ours = next((r.get("images_per_second") for r in result["rows"] if r["name"] == "ours"), None)
-    lines = [f"### {result['title']}", "", "| " + " | ".join(_COLUMNS) + " |",
-             "|---" * len(_COLUMNS) + "|"]
+    lines = [
+        f"### {result['title']}",
+        "",
+        "| " + " | ".join(_COLUMNS) + " |",
+        "|---" * len(_COLUMNS) + "|",
+    ]
     lines += ["| " + " | ".join(_cells(row, ours)) + " |" for row in result["rows"]]
     if any(r.get("extrapolated") for r in result["rows"]):
         lines += ["", "≈: extrapolated from the images per second of fewer steps."]
@@ -59,9 +82,11 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _heading(description: Mapping[str, Any], peaks: Mapping[str, float]) -> str:
     rates = ", ".join(f"{k} {v / 1e9:.0f}" for k, v in peaks.items())
-    return (f"{description['cpu']}, {description['cores']} cores, "
-            f"{'; '.join(description['gpu']) or 'no GPU'}; jax {description['jax']}, "
-            f"torch {description['torch']}; matrix products in GFLOP/s: {rates}")
+    return (
+        f"{description['cpu']}, {description['cores']} cores, "
+        f"{'; '.join(description['gpu']) or 'no GPU'}; jax {description['jax']}, "
+        f"torch {description['torch']}; matrix products in GFLOP/s: {rates}"
+    )
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -75,8 +100,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parsed.names = [n for n in parsed.only.split(",") if n] or list(SUITES[parsed.suite])
     for name in parsed.names:
         if name not in SUITES[parsed.suite]:
-            parser.error(f"suite {parsed.suite} has no case {name!r}, but "
-                         f"{', '.join(SUITES[parsed.suite]) or 'none yet'}")
+            parser.error(
+                f"suite {parsed.suite} has no case {name!r}, but "
+                f"{', '.join(SUITES[parsed.suite]) or 'none yet'}"
+            )
     return parsed
 
 
@@ -84,13 +111,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 if an update differs or a competitor failed."""
     options = _arguments(argv)
     if options.suite == "gpu" and (found := call("benchmarks.machine:backend")) != "gpu":
-        print(f"No GPU: JAX computes on {found!r} here, so suite gpu was not run. It needs an "
-              "NVIDIA GPU and `pip install 'jax[cuda12]'`.", file=sys.stderr)
+        print(
+            f"No GPU: JAX computes on {found!r} here, so suite gpu was not run. It needs an "
+            "NVIDIA GPU and `pip install 'jax[cuda12]'`.",
+            file=sys.stderr,
+        )
         return 1
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine.describe(), "peaks": machine.peaks(), "suite": options.suite,
-              "results": {}}
+    report = {
+        "machine": machine.describe(),
+        "peaks": machine.peaks(),
+        "suite": options.suite,
+        "results": {},
+    }
     print(_heading(report["machine"], report["peaks"]), flush=True)
     settings = Settings(options.repeats, report["peaks"], options.competitors)
     wrong = []
@@ -98,8 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}:", file=sys.stderr, flush=True)
         result = report["results"][name] = SUITES[options.suite][name](settings)
         print(f"\n{table(result)}", flush=True)
-        wrong += [f"{name}: {message}" for message in [*bad(result["rows"]),
-                                                     *result.get("wrong", ())]]
+        wrong += [
+            f"{name}: {message}" for message in [*bad(result["rows"]), *result.get("wrong", ())]
+        ]
         if options.json:  # after every case, so that a run that is cut off leaves something
             options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for message in wrong:

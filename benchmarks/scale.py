@@ -3,6 +3,7 @@
 Generated faces, rendered on the device for the round's clients; their heads travel between
 the devices and the store in the work directory.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -24,19 +25,34 @@ def config(population: int, cohort: int, rounds: int):
     from fedfr_jax.config import resolve  # noqa: PLC0415  (only children start JAX)
 
     identities = IDENTITIES * population + PUBLIC
-    return resolve({
-        "data": {"image_size": 32, "images": "render",
-                 "generated": {"identities": identities, "images_per_identity": (IMAGES, IMAGES)},
-                 "split": {"client_fraction": IDENTITIES * population / identities,
-                           "identities_per_client": (IDENTITIES, IDENTITIES),
-                           "verification_images": VERIFICATION}},
-        "model": {"depth": 10, "widths": (8, 16, 32, 32), "embedding": 64},
-        "pretrain": {"epochs": 0},
-        "fed": {"num_clients": population, "rounds": rounds, "batch_size": 8,
-                "local_epochs": (2,), "lr": 0.01,
-                "public_data": "all"},  # the same work in every round
-        "population": {"cohort": cohort}, "eval": {"clients": 1},
-        "checkpoint": {"every": 2}, "engine": {"lanes": 1, "conv": "custom"}})
+    return resolve(
+        {
+            "data": {
+                "image_size": 32,
+                "images": "render",
+                "generated": {"identities": identities, "images_per_identity": (IMAGES, IMAGES)},
+                "split": {
+                    "client_fraction": IDENTITIES * population / identities,
+                    "identities_per_client": (IDENTITIES, IDENTITIES),
+                    "verification_images": VERIFICATION,
+                },
+            },
+            "model": {"depth": 10, "widths": (8, 16, 32, 32), "embedding": 64},
+            "pretrain": {"epochs": 0},
+            "fed": {
+                "num_clients": population,
+                "rounds": rounds,
+                "batch_size": 8,
+                "local_epochs": (2,),
+                "lr": 0.01,
+                "public_data": "all",
+            },  # the same work in every round
+            "population": {"cohort": cohort},
+            "eval": {"clients": 1},
+            "checkpoint": {"every": 2},
+            "engine": {"lanes": 1, "conv": "custom"},
+        }
+    )
 
 
 def run(population: int, cohort: int, rounds: int) -> dict[str, Any]:
@@ -64,19 +80,26 @@ def run(population: int, cohort: int, rounds: int) -> dict[str, Any]:
         with open_store(sim, folder) as again:  # as a restarted run does
             again.rewind(rounds)
             met = np.unique(sim.schedule.cohorts)
-            survived = np.array_equal(again.touched(), met) and _equal(
-                again.read(met), kept)
+            survived = np.array_equal(again.touched(), met) and _equal(again.read(met), kept)
     seconds = [row["seconds"] for row in rows[1:]]
-    return {"seconds": statistics.median(seconds), "start_seconds": start,
-            "images": rows[-1]["images"], "clients": rows[-1]["clients"], "touched": len(met),
-            "survived": bool(survived), "memory": memory()["host"], "disk": disk}
+    return {
+        "seconds": statistics.median(seconds),
+        "start_seconds": start,
+        "images": rows[-1]["images"],
+        "clients": rows[-1]["clients"],
+        "touched": len(met),
+        "survived": bool(survived),
+        "memory": memory()["host"],
+        "disk": disk,
+    }
 
 
 def _equal(a, b) -> bool:
     import jax  # noqa: PLC0415
 
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b),
-                                                    strict=True))
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,16 +113,32 @@ class Row:
     def cells(self, first: dict[str, Any]) -> list[str]:
         f = self.found
         per_client = f["seconds"] / f["clients"]
-        return [f"{self.population:,}", f"{self.cohort:,}", f"{f['seconds']:.2f}",
-                f"{per_client * 1e3:.1f}",
-                f"{per_client / (first['seconds'] / first['clients']):.2f}",
-                f"{f['images'] / f['seconds']:,.0f}", f"{f['start_seconds']:.1f}",
-                f"{f['memory'] / 2**20:,.0f}", f"{f['disk'] / 2**20:,.0f}",
-                f"{f['touched']:,}, {'yes' if f['survived'] else '**no**'}"]
+        return [
+            f"{self.population:,}",
+            f"{self.cohort:,}",
+            f"{f['seconds']:.2f}",
+            f"{per_client * 1e3:.1f}",
+            f"{per_client / (first['seconds'] / first['clients']):.2f}",
+            f"{f['images'] / f['seconds']:,.0f}",
+            f"{f['start_seconds']:.1f}",
+            f"{f['memory'] / 2**20:,.0f}",
+            f"{f['disk'] / 2**20:,.0f}",
+            f"{f['touched']:,}, {'yes' if f['survived'] else '**no**'}",
+        ]
 
 
-COLUMNS = ("population", "cohort", "round (s)", "per client (ms)", "ratio to the first", "images/s",
-           "start (s)", "most host memory (MiB)", "store (MiB)", "touched clients, all back")
+COLUMNS = (
+    "population",
+    "cohort",
+    "round (s)",
+    "per client (ms)",
+    "ratio to the first",
+    "images/s",
+    "start (s)",
+    "most host memory (MiB)",
+    "store (MiB)",
+    "touched clients, all back",
+)
 
 
 def table(rows: list[Row]) -> str:

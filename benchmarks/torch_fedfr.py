@@ -3,6 +3,7 @@
 Every step forwards the frozen global and previous backbones beside the trained one (5 units of
 work). Networks are plain functions of a dict of tensors, channels_last throughout.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -51,11 +52,24 @@ def spherenet(p, x, train):
 
 def _conv_norm(p, x, name, train, stride=1, padding=0, linear=False):
     weight = p[f"{name}_conv2d_weight"]
-    x = F.conv2d(x, weight, stride=stride, padding=padding,
-                 groups=1 if weight.shape[1] > 1 else weight.shape[0])
+    x = F.conv2d(
+        x,
+        weight,
+        stride=stride,
+        padding=padding,
+        groups=1 if weight.shape[1] > 1 else weight.shape[0],
+    )
     norm = f"{name}_batchnorm"
-    x = F.batch_norm(x, p[f"{norm}_moving_mean"], p[f"{norm}_moving_var"], p[f"{norm}_gamma"],
-                     p[f"{norm}_beta"], training=train, momentum=0.1, eps=1e-3)
+    x = F.batch_norm(
+        x,
+        p[f"{norm}_moving_mean"],
+        p[f"{norm}_moving_var"],
+        p[f"{norm}_gamma"],
+        p[f"{norm}_beta"],
+        training=train,
+        momentum=0.1,
+        eps=1e-3,
+    )
     return x if linear else _prelu(x, p[f"{name}_relu_gamma"])
 
 
@@ -69,16 +83,27 @@ def mobilefacenet(p, x, train):
     """The names are those of the MXNet original."""
     x = _conv_norm(p, x, "conv_1", train, 2, 1)
     x = _conv_norm(p, x, "conv_2_dw", train, 1, 1)
-    for down, blocks, count in (("dconv_23", "res_3", 4), ("dconv_34", "res_4", 6),
-                                ("dconv_45", "res_5", 2)):
+    for down, blocks, count in (
+        ("dconv_23", "res_3", 4),
+        ("dconv_34", "res_4", 6),
+        ("dconv_45", "res_5", 2),
+    ):
         x = _bottleneck(p, x, down, train, 2)
         for k in range(count):
             x = x + _bottleneck(p, x, f"{blocks}_block{k}", train, 1)
     x = _conv_norm(p, x, "conv_6sep", train)
     x = _conv_norm(p, x, "conv_6dw7_7", train, linear=True)
     x = F.linear(x.flatten(1), p["fc1_weight"], p["pre_fc1_bias"])
-    return F.batch_norm(x, p["fc1_moving_mean"], p["fc1_moving_var"], None, p["fc1_beta"],
-                        training=train, momentum=0.1, eps=2e-5)
+    return F.batch_norm(
+        x,
+        p["fc1_moving_mean"],
+        p["fc1_moving_var"],
+        None,
+        p["fc1_beta"],
+        training=train,
+        momentum=0.1,
+        eps=2e-5,
+    )
 
 
 NETWORKS = {"spherenet": spherenet, "mobilefacenet": mobilefacenet}
@@ -116,19 +141,23 @@ class Trainer:
         self.images = torch.from_numpy(problem["images"]).to(self.device)
         self.start = self._tensors(part(problem, "backbone/"))
         self.frozen_global = self._frozen(self.start)
-        self.previous = [self._frozen(self._tensors(previous_weights(problem, i)))
-                         for i in range(case.clients if case.contrastive else 0)]
+        self.previous = [
+            self._frozen(self._tensors(previous_weights(problem, i)))
+            for i in range(case.clients if case.contrastive else 0)
+        ]
         self.labels, self.rows, self.flips = (
             torch.from_numpy(problem[f"client/batch_{k}"]).to(self.device, kind)
-            for k, kind in (("labels", torch.long), ("rows", torch.long), ("flips", torch.bool)))
+            for k, kind in (("labels", torch.long), ("rows", torch.long), ("flips", torch.bool))
+        )
 
     def _tensors(self, arrays):
         """Copies on the device; convolution weights channels_last."""
         out = {}
         for name, array in arrays.items():
             tensor = torch.from_numpy(np.array(array)).to(self.device)
-            out[name] = tensor.contiguous(memory_format=torch.channels_last) \
-                if tensor.ndim == 4 else tensor
+            out[name] = (
+                tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+            )
         return out
 
     def _frozen(self, weights):
@@ -138,8 +167,9 @@ class Trainer:
         return {k: v.bfloat16() if v.ndim > 1 else v for k, v in weights.items()}
 
     def _autocast(self):
-        return torch.autocast(self.device, torch.bfloat16) if self.half \
-            else contextlib.nullcontext()
+        return (
+            torch.autocast(self.device, torch.bfloat16) if self.half else contextlib.nullcontext()
+        )
 
     def _batch(self, client, step):
         images = self.images[self.rows[client, step]]
@@ -153,8 +183,10 @@ class Trainer:
             f = self.network(p, x, True).float()
             if self.case.contrastive:
                 with torch.no_grad():
-                    g, q = (self.network(w, x, False).float()
-                            for w in (self.frozen_global, self.previous[client]))
+                    g, q = (
+                        self.network(w, x, False).float()
+                        for w in (self.frozen_global, self.previous[client])
+                    )
         total = cosface(f, torch.cat([p["class_embeddings"], p["public_embeddings"]]), labels)
         if self.case.contrastive:
             total = total + CONTRASTIVE * contrastive(f, g, q)
@@ -164,11 +196,13 @@ class Trainer:
         """Trained tensors of one client."""
         head = {h: self.problem[f"client/{h}"][client] for h in self.heads()}
         p = {k: v.clone() for k, v in self.start.items()} | self._tensors(
-            head | {"public_embeddings": self.problem["public_embeddings"]})
+            head | {"public_embeddings": self.problem["public_embeddings"]}
+        )
         trained = [v.requires_grad_() for k, v in p.items() if not k.endswith(MOVING)]
         # fused=True is the fastest of SGD's forms on a GPU and on a CPU.
-        optimizer = torch.optim.SGD(trained, lr=self.case.lr, momentum=MOMENTUM,
-                                    weight_decay=DECAY, fused=True)
+        optimizer = torch.optim.SGD(
+            trained, lr=self.case.lr, momentum=MOMENTUM, weight_decay=DECAY, fused=True
+        )
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = float(self.problem["rates"][step])
             optimizer.zero_grad(set_to_none=True)
@@ -198,8 +232,11 @@ class Trainer:
 def _named(case, average, kept):
     average = {k: v.cpu().numpy() for k, v in average.items()}
     public = {"public_embeddings": average.pop("public_embeddings")}
-    return ({f"backbone/{k}": v for k, v in average.items()} | (public if case.public else {})
-            | {f"client/{h}": np.stack([k[h].cpu().numpy() for k in kept]) for h in kept[0]})
+    return (
+        {f"backbone/{k}": v for k, v in average.items()}
+        | (public if case.public else {})
+        | {f"client/{h}": np.stack([k[h].cpu().numpy() for k in kept]) for h in kept[0]}
+    )
 
 
 def fastest_threads(once) -> int:
@@ -215,8 +252,15 @@ def fastest_threads(once) -> int:
     return min(seconds, key=seconds.get)
 
 
-def build(case: Case, problem, *, dtype: str = "float32", threads: int = 0,
-          compiled: bool = False, tf32: bool = True) -> Built:
+def build(
+    case: Case,
+    problem,
+    *,
+    dtype: str = "float32",
+    threads: int = 0,
+    compiled: bool = False,
+    tf32: bool = True,
+) -> Built:
     """Sequential PyTorch; ``threads`` 0 tries one and all and keeps the faster.
 
     Args:
@@ -235,6 +279,10 @@ def build(case: Case, problem, *, dtype: str = "float32", threads: int = 0,
     def run():
         result["all"] = trainer.round()
 
-    return Built(run, lambda: _named(case, *result["all"]), case.trained_images,
-                 5.0 if case.contrastive else 3.0,
-                 "cuDNN benchmark" if trainer.device == "cuda" else f"{threads} thread(s)")
+    return Built(
+        run,
+        lambda: _named(case, *result["all"]),
+        case.trained_images,
+        5.0 if case.contrastive else 3.0,
+        "cuDNN benchmark" if trainer.device == "cuda" else f"{threads} thread(s)",
+    )

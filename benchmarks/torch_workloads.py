@@ -1,4 +1,5 @@
 """Workloads A and B in sequential PyTorch, channels_last."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -48,13 +49,18 @@ def build(workload: Workload, problem, *, threads: int = 0) -> Built:
         p = {k: v.clone() for k, v in start.items()}
         if rows is not None:
             p["classes"] = _tensor(rows[client])
-        optimizer = torch.optim.SGD([v.requires_grad_() for v in p.values()], lr=workload.lr,
-                                    momentum=workload.momentum, weight_decay=workload.decay,
-                                    fused=True)
+        optimizer = torch.optim.SGD(
+            [v.requires_grad_() for v in p.values()],
+            lr=workload.lr,
+            momentum=workload.momentum,
+            weight_decay=workload.decay,
+            fused=True,
+        )
         for s in range(0, workload.steps * workload.batch, workload.batch):
             optimizer.zero_grad(set_to_none=True)
-            loss(p, images[client, s:s + workload.batch],
-                 labels[client, s:s + workload.batch]).backward()
+            loss(
+                p, images[client, s : s + workload.batch], labels[client, s : s + workload.batch]
+            ).backward()
             optimizer.step()
         return {k: v.detach() for k, v in p.items()}
 

@@ -1,4 +1,5 @@
 """Competitors in processes of their own, so that memory and threads are theirs alone."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -45,8 +46,9 @@ def memory() -> dict[str, int]:
     return found
 
 
-def build(target: str, case: Any, path: str, options: Mapping[str, Any],
-          share: tuple[int, int] = (0, 1)) -> Built:
+def build(
+    target: str, case: Any, path: str, options: Mapping[str, Any], share: tuple[int, int] = (0, 1)
+) -> Built:
     """A competitor on the problem in ``path``; ``share`` (i, n) takes every n-th client."""
     with np.load(path) as arrays:
         problem = dict(arrays)
@@ -64,8 +66,14 @@ def _timed(function) -> float:
 
 def _first(built: Built) -> dict[str, Any]:
     seconds = _timed(built.run)
-    answer = {"seconds": seconds, "memory": memory(), "update": dict(built.update()),
-              "images": built.images, "units": built.units, "note": built.note}
+    answer = {
+        "seconds": seconds,
+        "memory": memory(),
+        "update": dict(built.update()),
+        "images": built.images,
+        "units": built.units,
+        "note": built.note,
+    }
     return answer | ({"expected": dict(built.expected())} if built.expected else {})
 
 
@@ -78,24 +86,33 @@ def _serve(connection, kind, target, arguments, env):
             return
         built = build(target, *arguments)
         connection.send(("ok", None))
-        answers = {"first": lambda: _first(built), "round": lambda: _timed(built.run),
-                   "memory": memory}
+        answers = {
+            "first": lambda: _first(built),
+            "round": lambda: _timed(built.run),
+            "memory": memory,
+        }
         while (request := connection.recv()) != "stop":
             connection.send(("ok", answers[request]()))
     except Exception as error:
         traceback.print_exc()
-        connection.send(("failed", f"{type(error).__name__}: {str(error).splitlines()[0]}"
-                         if str(error) else type(error).__name__))
+        connection.send(
+            (
+                "failed",
+                f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                if str(error)
+                else type(error).__name__,
+            )
+        )
 
 
 class Process:
     """One such child. Arguments are those of :func:`build`, or of a function to call once."""
 
-    def __init__(self, target: str, arguments: tuple, env: Mapping[str, str],
-                 kind: str = "build"):
+    def __init__(self, target: str, arguments: tuple, env: Mapping[str, str], kind: str = "build"):
         self._ours, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(
-            target=_serve, args=(theirs, kind, target, arguments, dict(env)), daemon=True)
+            target=_serve, args=(theirs, kind, target, arguments, dict(env)), daemon=True
+        )
         self._process.start()
         theirs.close()
 

@@ -3,6 +3,7 @@
 A: two convolutions with max-pooling and two dense layers. B: four strided convolutions with
 PReLU, and CosFace against class rows that the client keeps.
 """
+
 from __future__ import annotations
 
 import functools
@@ -29,14 +30,20 @@ def _swap_back(array):
 
 def model_of(problem):
     """The initial weights in our layout."""
-    return {k.removeprefix("model/"): jnp.asarray(_swap(v)) for k, v in problem.items()
-            if k.startswith("model/")}
+    return {
+        k.removeprefix("model/"): jnp.asarray(_swap(v))
+        for k, v in problem.items()
+        if k.startswith("model/")
+    }
 
 
 def clients_of(problem):
     """Images, labels and, in B, class rows, each with a leading client axis."""
-    return {k.removeprefix("client/"): jnp.asarray(v) for k, v in problem.items()
-            if k.startswith("client/")}
+    return {
+        k.removeprefix("client/"): jnp.asarray(v)
+        for k, v in problem.items()
+        if k.startswith("client/")
+    }
 
 
 def pool(x, conv):
@@ -72,8 +79,13 @@ def loss(workload: Workload, trained, images, labels, conv):
         logits = logits_a(trained["model"], images, conv)
         chosen = jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
         return jnp.mean(jax.nn.logsumexp(logits, -1) - chosen)
-    return losses.margin_loss(features_b(trained["model"], images, conv), trained["classes"],
-                               labels, scale=SCALE, margin=MARGIN)
+    return losses.margin_loss(
+        features_b(trained["model"], images, conv),
+        trained["classes"],
+        labels,
+        scale=SCALE,
+        margin=MARGIN,
+    )
 
 
 def step(workload: Workload, conv, state, images, labels):
@@ -83,8 +95,9 @@ def step(workload: Workload, conv, state, images, labels):
     if workload.decay:
         gradient = jax.tree.map(lambda g, p: g + workload.decay * p, gradient, trained)
     if workload.momentum:
-        velocity = gradient = jax.tree.map(lambda v, g: workload.momentum * v + g, velocity,
-                                           gradient)
+        velocity = gradient = jax.tree.map(
+            lambda v, g: workload.momentum * v + g, velocity, gradient
+        )
     return jax.tree.map(lambda p, g: p - workload.lr * g, trained, gradient), velocity
 
 
@@ -96,11 +109,13 @@ def start(workload: Workload, model, client):
 
 def client_update(workload: Workload, conv):
     """``(repeat, model, client) -> (model, kept)``; ``repeat(times, body, state)`` is a loop."""
+
     def update(repeat, model, client):
         def one(i, state):
-            images, labels = (lax.dynamic_slice_in_dim(client[k], i * workload.batch,
-                                                       workload.batch)
-                              for k in ("images", "labels"))
+            images, labels = (
+                lax.dynamic_slice_in_dim(client[k], i * workload.batch, workload.batch)
+                for k in ("images", "labels")
+            )
             return step(workload, conv, state, images, labels)
 
         trained, _ = repeat(workload.steps, one, start(workload, model, client))
@@ -118,8 +133,9 @@ def built(workload: Workload, run, images: int = 0, note: str = "", expected=Non
 
     def update():
         model, kept = jax.device_get(result["all"])
-        return ({f"model/{k}": _swap_back(v) for k, v in model.items()}
-                | {f"client/{k}": v for k, v in kept.items()})
+        return {f"model/{k}": _swap_back(v) for k, v in model.items()} | {
+            f"client/{k}": v for k, v in kept.items()
+        }
 
     return Built(once, update, images or workload.trained_images, note=note, expected=expected)
 
@@ -129,8 +145,13 @@ def loop(workload: Workload, problem, *, steps: int = 0) -> Built:
     model, clients = model_of(problem), clients_of(problem)
     count, batch = workload.clients, workload.batch
     one = jax.jit(functools.partial(step, workload, "grouped"))
-    cut = [[(clients["images"][i, t:t + batch], clients["labels"][i, t:t + batch])
-            for t in range(0, (steps or workload.steps) * batch, batch)] for i in range(count)]
+    cut = [
+        [
+            (clients["images"][i, t : t + batch], clients["labels"][i, t : t + batch])
+            for t in range(0, (steps or workload.steps) * batch, batch)
+        ]
+        for i in range(count)
+    ]
 
     def run():
         done = []
@@ -150,10 +171,15 @@ def naive(workload: Workload, problem, *, steps: int = 2) -> Built:
     model, clients, batch = model_of(problem), clients_of(problem), workload.batch
 
     def one_client(model, client):
-        data = tuple(client[k][:steps * batch].reshape(steps, batch, *client[k].shape[1:])
-                     for k in ("images", "labels"))
-        (trained, _), _ = lax.scan(lambda s, b: (step(workload, "grouped", s, *b), None),
-                                   start(workload, model, client), data)
+        data = tuple(
+            client[k][: steps * batch].reshape(steps, batch, *client[k].shape[1:])
+            for k in ("images", "labels")
+        )
+        (trained, _), _ = lax.scan(
+            lambda s, b: (step(workload, "grouped", s, *b), None),
+            start(workload, model, client),
+            data,
+        )
         return trained.pop("model"), trained
 
     @jax.jit
@@ -166,5 +192,10 @@ def naive(workload: Workload, problem, *, steps: int = 2) -> Built:
         reference.run()
         return reference.update()
 
-    return built(workload, lambda: compiled(model, clients), workload.clients * steps * batch,
-                 f"{steps} of {workload.steps} steps", expected)
+    return built(
+        workload,
+        lambda: compiled(model, clients),
+        workload.clients * steps * batch,
+        f"{steps} of {workload.steps} steps",
+        expected,
+    )

@@ -9,6 +9,7 @@
 About a minute a cell on one core, but for the rows of iresnet and the one with all public
 data (five minutes).
 """
+
 import pathlib
 
 from ml_collections import ConfigDict
@@ -22,8 +23,7 @@ def get_config():
     c.base = load_config(pathlib.Path(__file__).with_name("quickstart.py"))
     c.base.data.image_size = 32
     c.base.fed.rounds = 6
-    c.rows = (FEDFR, *BASELINES, *PARTS, *SWITCHES, fixed_epochs(2),
-              *batch_norm((8, 16, 32, 64)))
+    c.rows = (FEDFR, *BASELINES, *PARTS, *SWITCHES, fixed_epochs(2), *batch_norm((8, 16, 32, 64)))
     c.seeds = (0, 1, 2)
     c.vary = ("seed", "data.seed")
     c.reference = FEDFR[0]

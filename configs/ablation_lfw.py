@@ -7,6 +7,7 @@
 identities with ten images than there are. About a minute a cell on one core, but far longer for the
 row with all public data.
 """
+
 import pathlib
 
 from ml_collections import ConfigDict

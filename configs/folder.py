@@ -5,6 +5,7 @@
 ``FOLDER/person/image.jpg``: faces, cut out and upright. The settings below want 80 people or more
 with 12 images each; what does not fit your folder is said at once, with the setting to change.
 """
+
 from fedfr_jax.config import default_config
 
 

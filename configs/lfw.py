@@ -6,6 +6,7 @@
 ``FOLDER`` holds ``train.rec``, ``train.idx``, ``lfw.bin`` and ``lfw_bin_labels.npy`` (for each
 pair of ``lfw.bin`` the identities in the numbering of ``train.rec``).
 """
+
 from fedfr_jax.config import default_config
 
 

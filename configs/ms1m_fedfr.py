@@ -3,6 +3,7 @@
 Needs ``--config.data.root`` (the folder of ``train.rec``) and a chip with the memory for
 it: the backbone has 49.7 million parameters, and every client keeps its own.
 """
+
 from fedfr_jax.config import default_config
 
 

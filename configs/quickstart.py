@@ -9,6 +9,7 @@ because clients of 400 images overfit a larger transform; a learning rate of 0.0
 are far fewer steps; and a hard-negative threshold of 0.8, because a backbone this small
 finds most faces alike (at 0.4 nearly all public images would be kept).
 """
+
 from fedfr_jax.config import default_config
 
 

@@ -1,4 +1,5 @@
 """A folder of images of your own: two methods over three seeds, and a method of your own."""
+
 import dataclasses
 import sys
 
@@ -16,8 +17,8 @@ with fedfr_jax.open_run(result.folder) as run:
     print("features under client 3's model:", run.embed(images, client=3).shape)
 
 # FedPer whose shared layers are held near those that the server sent.
-fedper, fedprox = fedfr_jax.METHODS["fedper"], fedfr_jax.METHODS["fedprox"]
-fedfr_jax.register_method("near", dataclasses.replace(
-    fedper, title="FedPer + FedProx", options=fedprox.options, penalty=fedprox.penalty))
+per, prox = fedfr_jax.METHODS["fedper"], fedfr_jax.METHODS["fedprox"]
+near = dataclasses.replace(per, title="Near FedPer", options=prox.options, penalty=prox.penalty)
+fedfr_jax.register_method("near", near)
 own = fedfr_jax.run("near", base, method={"near": {"weight": 0.1}})
 print(own.rounds()[["loss", "images", "seconds"]])

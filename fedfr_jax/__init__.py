@@ -6,6 +6,7 @@
 
 Names are imported when they are first used: importing the package starts nothing of JAX.
 """
+
 from __future__ import annotations
 
 import importlib

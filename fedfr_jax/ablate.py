@@ -4,6 +4,7 @@
 
 What a configuration holds is told in :mod:`fedfr_jax.ablation.grid`.
 """
+
 from __future__ import annotations
 
 import pathlib
@@ -27,17 +28,23 @@ def main() -> None:
     found = run_grid(cells, root, reference=reference, only=flags.FLAGS.only)
     comparison.show(found)
     print(f"report: {root / 'report.html'}")
-    failed = sum((root / "cells" / cell.folder / "error.txt").exists() and not is_finished(
-        cell, root / "cells" / cell.folder) for cell in cells)
+    failed = sum(
+        (root / "cells" / cell.folder / "error.txt").exists()
+        and not is_finished(cell, root / "cells" / cell.folder)
+        for cell in cells
+    )
     if failed:
-        sys.exit(f"{failed} of {len(cells)} cells failed; see error.txt in their folders and "
-                 "run the command again to take them up")
+        sys.exit(
+            f"{failed} of {len(cells)} cells failed; see error.txt in their folders and "
+            "run the command again to take them up"
+        )
 
 
 def command() -> None:
     """The command ``fedfr-ablate``."""
     config_flags.DEFINE_config_file(
-        "config", None, "An ablation, such as configs/ablation.py; --config.base.a.b=x changes it.")
+        "config", None, "An ablation, such as configs/ablation.py; --config.base.a.b=x changes it."
+    )
     flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
     flags.DEFINE_string("only", "", "Regular expression: run rows whose name it matches.")
     flags.mark_flag_as_required("config")

@@ -5,6 +5,7 @@
 reads the settings and the newest checkpoint of the work directory. ``train`` ends
 with the same evaluation. ``--data_root=...`` says where the data are now, if they were moved.
 """
+
 from __future__ import annotations
 
 from absl import flags

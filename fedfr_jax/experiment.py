@@ -10,6 +10,7 @@
 A thin shell: the state is plain pytrees, and all work is done by the pure functions of
 :mod:`fedfr_jax.algorithm.round` and the functions of :mod:`fedfr_jax.runtime.rounds`.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -81,9 +82,16 @@ class Experiment:
       InputError: bad settings or data, before any long work.
     """
 
-    def __init__(self, config: Settings | None = None, folder: str | pathlib.Path | None = None, *,
-                 method: str | Mapping[str, Any] | None = None, resume: bool = False,
-                 source: ImageSource | None = None, **changes: Any):
+    def __init__(
+        self,
+        config: Settings | None = None,
+        folder: str | pathlib.Path | None = None,
+        *,
+        method: str | Mapping[str, Any] | None = None,
+        resume: bool = False,
+        source: ImageSource | None = None,
+        **changes: Any,
+    ):
         config = settings_of(config, method, **changes)
         use_cpu_devices(config.engine.cpu_devices)
         self._files = contextlib.ExitStack()
@@ -108,28 +116,40 @@ class Experiment:
             own = workdir.make_folder(folder_of_process(self.folder))
             self._files.enter_context(WorkdirLock(own))
             self._writer = self._files.enter_context(
-                resuming.begin(self.sim, self.folder, own, resume))
+                resuming.begin(self.sim, self.folder, own, resume)
+            )
             self._checkpoints = self._files.enter_context(
-                RoundCheckpoints(self.folder, keep=self.config.checkpoint.keep))
+                RoundCheckpoints(self.folder, keep=self.config.checkpoint.keep)
+            )
             self._store = self._files.enter_context(open_store(self.sim, self.folder))
         with self._timed("pretraining"):
             pretrained, embeddings = pretrained_model(
-                self.sim, self._writer, self.folder / "pretrained", start, resume,
-                needed=bool(self._checkpoints.rounds()))
-            resuming.check_pretrained(own, record=True, pretrained=pretrained,
-                                      classifier=embeddings)
+                self.sim,
+                self._writer,
+                self.folder / "pretrained",
+                start,
+                resume,
+                needed=bool(self._checkpoints.rounds()),
+            )
+            resuming.check_pretrained(
+                own, record=True, pretrained=pretrained, classifier=embeddings
+            )
         saved = resuming.newest_state(self.sim, self._checkpoints, self._store)
         self.server: ServerState = starting_server(self.sim, pretrained, embeddings, saved)
         if self.round > self.config.rounds:
-            raise InputError(f"{self.folder} has done {self.round} rounds, more than "
-                             f"fed.rounds={self.config.fed.rounds}; raise it, or choose another "
-                             "work directory")
+            raise InputError(
+                f"{self.folder} has done {self.round} rounds, more than "
+                f"fed.rounds={self.config.fed.rounds}; raise it, or choose another "
+                "work directory"
+            )
         resuming.drop_later_rows(self._writer, self.round)
         self.pretrained: PyTree = jax.device_get(pretrained)
         self._programs = compile_programs(self.sim)
         self._evaluate_round = (
             make_round_evaluation(self.sim, self._writer, self.pretrained)
-            if self.config.eval.every else None)
+            if self.config.eval.every
+            else None
+        )
 
     @contextlib.contextmanager
     def _timed(self, phase: str):
@@ -167,14 +187,22 @@ class Experiment:
         before, last = self.round, self.config.rounds
         until = last if rounds is None else min(before + rounds, last)
         with self._timed("rounds"):
-            [(self.server, self._figures)] = run_rounds([self.state()], until=until,
-                                                        programs=self._programs)
+            [(self.server, self._figures)] = run_rounds(
+                [self.state()], until=until, programs=self._programs
+            )
         return [row for row in self.history if row["kind"] == "round" and row["round"] > before]
 
     def state(self) -> Run:
         """What :func:`fedfr_jax.runtime.rounds.run_rounds` works on."""
-        return Run(self.sim, self._writer, self._checkpoints, self._store, self.server,
-                   self.pretrained, self._evaluate_round)
+        return Run(
+            self.sim,
+            self._writer,
+            self._checkpoints,
+            self._store,
+            self.server,
+            self.pretrained,
+            self._evaluate_round,
+        )
 
     def _take(self, server: ServerState, figures: dict[str, Any], seconds: float) -> None:
         self.server, self._figures = server, figures
@@ -232,13 +260,16 @@ class Experiment:
 
     def _personal(self):
         if self._store.rounds[-1:] not in ([self.round], []):
-            raise InputError("the rounds were interrupted: server and clients are not of one "
-                             "round; open the experiment again with resume=True")
+            raise InputError(
+                "the rounds were interrupted: server and clients are not of one "
+                "round; open the experiment again with resume=True"
+            )
         return personal_models(self.sim, [self._store], self.server.backbone)
 
     def _run(self) -> dict[str, Any]:
         return describe_run(self.config, self.folder.resolve().name, self.round) | (
-            self._figures | {"seconds": dict(self._seconds)} | notes(self.history))
+            self._figures | {"seconds": dict(self._seconds)} | notes(self.history)
+        )
 
     def write_run(self) -> dict[str, Any]:
         """Writes a summary without results, where they come later; returns it."""
@@ -256,8 +287,15 @@ class Experiment:
           What ``summary.json`` holds.
         """
         with self._timed("evaluation"):
-            return write_results(self.sim, self._writer, self._run(), self.pretrained,
-                                 self.server.backbone, self._personal(), show=show)
+            return write_results(
+                self.sim,
+                self._writer,
+                self._run(),
+                self.pretrained,
+                self.server.backbone,
+                self._personal(),
+                show=show,
+            )
 
     def faces(self, rows: int = 6, columns: int = 10) -> np.ndarray | None:
         """One image of public identities, one per row: (height, width, 3) uint8."""
@@ -277,8 +315,10 @@ def run_side_by_side(experiments: Sequence[Experiment]) -> None:
     """
     runs = [experiment.state() for experiment in experiments]
     if not go_together(runs):
-        raise ValueError("these experiments differ in more than seed, or in how far they are; "
-                         "run them one after the other")
+        raise ValueError(
+            "these experiments differ in more than seed, or in how far they are; "
+            "run them one after the other"
+        )
     started = time.monotonic()
     results = run_rounds(runs)
     seconds = (time.monotonic() - started) / len(runs)
@@ -286,8 +326,13 @@ def run_side_by_side(experiments: Sequence[Experiment]) -> None:
         experiment._take(server, figures | {"side_by_side": len(runs)}, seconds)
 
 
-def run(name: str | None = None, /, config: Settings | None = None,
-        folder: str | pathlib.Path | None = None, **changes: Any) -> Result:
+def run(
+    name: str | None = None,
+    /,
+    config: Settings | None = None,
+    folder: str | pathlib.Path | None = None,
+    **changes: Any,
+) -> Result:
     """A whole run in one call: pretraining, rounds, evaluation.
 
     Runs of one process that would pretrain the same backbone pretrain it once.
@@ -327,8 +372,13 @@ def open_run(folder: str | os.PathLike, **changes: Any) -> Experiment:
     return Experiment(merged(workdir.read_config(folder), changes), folder, resume=True)
 
 
-def train(config: Config, folder: str | pathlib.Path, *, resume: bool = False,
-          source: ImageSource | None = None) -> dict[str, Any]:
+def train(
+    config: Config,
+    folder: str | pathlib.Path,
+    *,
+    resume: bool = False,
+    source: ImageSource | None = None,
+) -> dict[str, Any]:
     """A whole run: pretraining, rounds, evaluation, report.
 
     Args:
@@ -345,8 +395,10 @@ def train(config: Config, folder: str | pathlib.Path, *, resume: bool = False,
       FloatingPointError: training diverged.
     """
     if config.eval.every and jax.process_count() > 1:
-        raise ConfigError(f"eval.every is {config.eval.every}, but with several processes there "
-                          "is no evaluation between rounds; set it to 0")
+        raise ConfigError(
+            f"eval.every is {config.eval.every}, but with several processes there "
+            "is no evaluation between rounds; set it to 0"
+        )
     with Experiment(config, folder, resume=resume, source=source) as experiment:
         experiment.run()
         if jax.process_count() == 1:
@@ -386,9 +438,18 @@ def evaluate(folder: str | pathlib.Path, **changed: Any) -> dict[str, Any]:
             try:
                 run = workdir.read_summary(folder).get("run", {}) | run
             except DamagedError as error:  # a result: all of it but times can be had again
-                logging.warning("%s is not used: times and rates of the training are lost (%s)",
-                                folder / workdir.SUMMARY, error)
+                logging.warning(
+                    "%s is not used: times and rates of the training are lost (%s)",
+                    folder / workdir.SUMMARY,
+                    error,
+                )
         run |= notes(workdir.read_metrics(folder))
         writer = files.enter_context(workdir.RunWriter(folder))
-        return write_results(sim, writer, run, pretrained, server.backbone,
-                             personal_models(sim, stores, server.backbone))
+        return write_results(
+            sim,
+            writer,
+            run,
+            pretrained,
+            server.backbone,
+            personal_models(sim, stores, server.backbone),
+        )

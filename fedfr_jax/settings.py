@@ -4,6 +4,7 @@ They are the only place where a setting, its type and its default stand. This mo
 nothing of the package, so that every other may use it; the whole, with the method's own
 settings, is :class:`fedfr_jax.config.Config`.
 """
+
 from __future__ import annotations
 
 import dataclasses

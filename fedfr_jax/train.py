@@ -4,6 +4,7 @@
         --config.fed.num_clients=64
     python -m fedfr_jax.train --config=configs/quickstart.py --workdir=runs/x --resume
 """
+
 from __future__ import annotations
 
 from absl import flags
@@ -11,11 +12,7 @@ from ml_collections import config_flags
 
 from fedfr_jax.config import resolve
 from fedfr_jax.experiment import train
-from fedfr_jax.runtime.command_line import (
-    define_distributed_flags,
-    join_processes,
-    run_command,
-)
+from fedfr_jax.runtime.command_line import define_distributed_flags, join_processes, run_command
 from fedfr_jax.runtime.simulation import use_cpu_devices
 
 
@@ -30,7 +27,8 @@ def main() -> None:
 def command() -> None:
     """The command ``fedfr-train``."""
     config_flags.DEFINE_config_file(
-        "config", None, "Settings, such as configs/quickstart.py; --config.a.b=x changes one.")
+        "config", None, "Settings, such as configs/quickstart.py; --config.a.b=x changes one."
+    )
     flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
     flags.DEFINE_bool("resume", False, "Go on from the newest checkpoint in the work directory.")
     flags.mark_flag_as_required("config")

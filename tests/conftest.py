@@ -1,4 +1,5 @@
 """Settings for all tests, made before JAX is imported."""
+
 import ctypes
 import gc
 import importlib.metadata
@@ -10,16 +11,25 @@ import pytest
 
 # Two devices, so that the client axis of the mesh is exercised everywhere. The other flags
 # compile four times faster to slower code; what is computed here is small.
-FLAGS = ("--xla_force_host_platform_device_count=2", "--xla_backend_optimization_level=0",
-         "--xla_cpu_use_fusion_emitters=false")
+FLAGS = (
+    "--xla_force_host_platform_device_count=2",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+)
 # One device may wait long for the other; see runtime/simulation.py. jax 0.7 has no such flags.
-WAIT = () if importlib.metadata.version("jaxlib").startswith("0.7.") else tuple(
-    f"--xla_cpu_collective_call_{name}_timeout_seconds=3600"
-    for name in ("warn_stuck", "terminate"))
+WAIT = (
+    ()
+    if importlib.metadata.version("jaxlib").startswith("0.7.")
+    else tuple(
+        f"--xla_cpu_collective_call_{name}_timeout_seconds=3600"
+        for name in ("warn_stuck", "terminate")
+    )
+)
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS, *WAIT])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR",
-                      str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache")
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
@@ -66,7 +76,9 @@ def pytest_sessionfinish(session):
         own = resource.getrusage(resource.RUSAGE_SELF)
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         session.config.workeroutput["used"] = [
-            own.ru_maxrss / 2**20, sum(u.ru_utime + u.ru_stime for u in (own, children))]
+            own.ru_maxrss / 2**20,
+            sum(u.ru_utime + u.ru_stime for u in (own, children)),
+        ]
 
 
 class Workers:
@@ -78,8 +90,11 @@ class Workers:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node):
         if "used" in getattr(node, "workeroutput", {}):
-            self.lines.append("{}: {:.1f} GB at most, {:.0f} s of CPU time".format(
-                node.gateway.id, *node.workeroutput["used"]))
+            self.lines.append(
+                "{}: {:.1f} GB at most, {:.0f} s of CPU time".format(
+                    node.gateway.id, *node.workeroutput["used"]
+                )
+            )
 
     def pytest_terminal_summary(self, terminalreporter):
         for line in sorted(self.lines):

@@ -1,4 +1,5 @@
 """Small networks, images and random variables for tests of the backbones."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

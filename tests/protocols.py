@@ -1,4 +1,5 @@
 """Evaluation protocols as plain float64 loops."""
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,5 @@
 """What tests share: a federation of random images for the round, settings of small runs."""
+
 import dataclasses
 import functools
 import importlib.util
@@ -50,8 +51,15 @@ SIZE = 16
 MODEL = ModelConfig(name="tiny", embedding=8)
 TINY_NORM = ModelConfig(name="tiny_norm", embedding=8)
 SPHERENET = ModelConfig(depth=4, widths=(4, 4, 8, 8), embedding=8)
-FED = FedConfig(num_clients=3, batch_size=4, lr=0.02, local_epochs=(2, 3), lr_decay_epochs=(1,),
-                public_data="hard", hard_threshold=0.5)
+FED = FedConfig(
+    num_clients=3,
+    batch_size=4,
+    lr=0.02,
+    local_epochs=(2, 3),
+    lr_decay_epochs=(1,),
+    public_data="hard",
+    hard_threshold=0.5,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +80,9 @@ class Federation:
         """The given clients (default: all), and two images on each device that nobody uses."""
         cohort = pack_clients(list(zip(self.images, self.labels, strict=True)), devices, clients)
         rows = np.pad(cohort.table_rows.reshape(devices, -1), ((0, 0), (0, 2))).reshape(-1)
-        images = {"table_rows": rows} if table else {
-            "images": cohort.images[rows], "table_rows": None}
+        images = (
+            {"table_rows": rows} if table else {"images": cohort.images[rows], "table_rows": None}
+        )
         return jax.tree.map(jnp.asarray, cohort.replace(**images))
 
 
@@ -83,8 +92,13 @@ def federation(sizes=(9, 5, 12), identities=(3, 2, 4), public=10, seed=0) -> Fed
     images = rng.randint(0, 256, (public + sum(sizes), SIZE, SIZE, 3)).astype(np.uint8)
     own = np.split(images[public:], np.cumsum(sizes)[:-1])
     labels = tuple(np.arange(n) % k for n, k in zip(sizes, identities, strict=True))
-    return Federation(images[:public], (np.arange(public) % 4).astype(np.int32), tuple(own),
-                      labels, tuple(identities))
+    return Federation(
+        images[:public],
+        (np.arange(public) % 4).astype(np.int32),
+        tuple(own),
+        labels,
+        tuple(identities),
+    )
 
 
 class TinyNetwork(nn.Module):
@@ -105,15 +119,24 @@ class TinyNetwork(nn.Module):
 
 
 for name, batch_norm in (("tiny", False), ("tiny_norm", True)):
-    register_backbone(name, lambda config, size, conv, batch_norm=batch_norm: (
-        TinyNetwork(config.embedding, conv, batch_norm), None))
+    register_backbone(
+        name,
+        lambda config, size, conv, batch_norm=batch_norm: (
+            TinyNetwork(config.embedding, conv, batch_norm),
+            None,
+        ),
+    )
 backbone = functools.cache(build)  # the same network is the same program
 
 
 def method(fed=FED, loss=None, model=MODEL, conv="auto", options=None, **changes) -> RoundSpec:
     """FedFR on the tiny network; keyword arguments change ``FedConfig``, ``options`` FedFR's."""
-    return RoundSpec(backbone(model, SIZE, conv), dataclasses.replace(fed, **changes),
-                     loss or LossConfig(), options=Options(**options or {}))
+    return RoundSpec(
+        backbone(model, SIZE, conv),
+        dataclasses.replace(fed, **changes),
+        loss or LossConfig(),
+        options=Options(**options or {}),
+    )
 
 
 def layout(lanes=1, devices=1, **changes) -> Layout:
@@ -123,9 +146,16 @@ def layout(lanes=1, devices=1, **changes) -> Layout:
 def states(method, layout, public, cohort, variables, seed=0, previous="full", most=4):
     """(server, heads) from a backbone's variables; traceable."""
     server = initial_server(method, layout, variables, None, public)
-    return server, initial_heads(method, layout, variables, public, cohort,
-                                 jax.random.key(seed + 1), most_identities=most,
-                                 previous=previous)
+    return server, initial_heads(
+        method,
+        layout,
+        variables,
+        public,
+        cohort,
+        jax.random.key(seed + 1),
+        most_identities=most,
+        previous=previous,
+    )
 
 
 # One program per kind of method and layout, shared by the tests of a module.
@@ -166,14 +196,27 @@ def rounds(method, layout, server, heads, public, cohort, count=1, key=None):
 # Whole runs on a few generated faces, which are rendered few at a time.
 generated.BLOCK_PIXELS = 32 * SIZE**2
 SETTINGS = {
-    "data": {"image_size": 16,
-             "generated": {"identities": 30, "images_per_identity": (5, 7)},
-             "split": {"held_out_identities": 10, "held_out_pairs": 40, "client_fraction": 0.5,
-                       "identities_per_client": (2, 3), "verification_images": 2}},
+    "data": {
+        "image_size": 16,
+        "generated": {"identities": 30, "images_per_identity": (5, 7)},
+        "split": {
+            "held_out_identities": 10,
+            "held_out_pairs": 40,
+            "client_fraction": 0.5,
+            "identities_per_client": (2, 3),
+            "verification_images": 2,
+        },
+    },
     "model": {"name": "tiny", "embedding": 8},
     "pretrain": {"epochs": 2, "batch_size": 16},
-    "fed": {"num_clients": 3, "rounds": 3, "batch_size": 4, "local_epochs": (2, 1),
-            "lr": 0.01, "hard_threshold": 0.9},
+    "fed": {
+        "num_clients": 3,
+        "rounds": 3,
+        "batch_size": 4,
+        "local_epochs": (2, 1),
+        "lr": 0.01,
+        "hard_threshold": 0.9,
+    },
     "eval": {"fars": (0.01, 0.1), "batch_size": 32},
     "engine": {"lanes": 1, "conv": "custom"},
 }

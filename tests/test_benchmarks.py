@@ -1,4 +1,5 @@
 """The benchmarks: competitors agree on tiny problems, and the runner writes what it measured."""
+
 import dataclasses
 import importlib.util
 import json
@@ -11,10 +12,21 @@ from benchmarks import cases, compare, ours, plain_jax, problem, run, workloads
 from benchmarks.problem import Case
 from fedfr_jax.engine import flops
 
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,
-                                 reason="PyTorch is not installed")
-TINY = Case(depth=10, widths=(4, 4, 8, 8), size=16, batch=4, clients=3, images=9, public=5,
-            embedding=8, identities=3, epochs=3)
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"
+)
+TINY = Case(
+    depth=10,
+    widths=(4, 4, 8, 8),
+    size=16,
+    batch=4,
+    clients=3,
+    images=9,
+    public=5,
+    embedding=8,
+    identities=3,
+    epochs=3,
+)
 
 
 def written(case, folder):
@@ -54,8 +66,9 @@ def test_our_round_is_the_sequential_pytorch_round(tiny):
     from benchmarks import torch_fedfr  # noqa: PLC0415
 
     arrays, expected = tiny
-    assert_equal_updates(TINY, arrays, after_one_round(torch_fedfr.build(TINY, arrays, threads=1)),
-                         expected)
+    assert_equal_updates(
+        TINY, arrays, after_one_round(torch_fedfr.build(TINY, arrays, threads=1)), expected
+    )
 
 
 @needs_torch
@@ -63,11 +76,25 @@ def test_our_round_is_the_sequential_pytorch_round(tiny):
 def test_mobilefacenet_with_batch_norm_is_the_same_in_pytorch(tmp_path):
     from benchmarks import torch_fedfr  # noqa: PLC0415
 
-    case = dataclasses.replace(TINY, model="mobilefacenet", depth=20, widths=(64, 128, 256, 512),
-                               size=32, batch=8, clients=1, images=8, public=8, epochs=1)
+    case = dataclasses.replace(
+        TINY,
+        model="mobilefacenet",
+        depth=20,
+        widths=(64, 128, 256, 512),
+        size=32,
+        batch=8,
+        clients=1,
+        images=8,
+        public=8,
+        epochs=1,
+    )
     arrays = written(case, tmp_path)
-    assert_equal_updates(case, arrays, after_one_round(torch_fedfr.build(case, arrays, threads=1)),
-                         after_one_round(ours.build(case, arrays)))
+    assert_equal_updates(
+        case,
+        arrays,
+        after_one_round(torch_fedfr.build(case, arrays, threads=1)),
+        after_one_round(ours.build(case, arrays)),
+    )
 
 
 def test_the_naive_form_is_compared_with_as_few_steps_of_the_loop(tiny):
@@ -83,8 +110,9 @@ def test_a_wrong_update_is_noticed(tiny):
     wrong = expected | {"client/binary_bias": start["client/binary_bias"]}
     assert problem.relative_difference(wrong, expected, start) == pytest.approx(1)
     with pytest.raises(ValueError, match="binary_bias"):
-        problem.relative_difference({k: v for k, v in expected.items() if "binary_bias" not in k},
-                                    expected, start)
+        problem.relative_difference(
+            {k: v for k, v in expected.items() if "binary_bias" not in k}, expected, start
+        )
 
 
 def small_workload(name):
@@ -97,8 +125,10 @@ def test_workloads_on_the_engine_are_a_plain_loop(name):
     workload, arrays = small_workload(name)
     start = problem.workload_compared(arrays)
     expected = after_one_round(workloads.loop(workload, arrays))
-    for built in (ours.build_workload(workload, arrays), ours.build_workload(workload, arrays,
-                                                                             lanes=2)):
+    for built in (
+        ours.build_workload(workload, arrays),
+        ours.build_workload(workload, arrays, lanes=2),
+    ):
         assert problem.relative_difference(after_one_round(built), expected, start) < 1e-4
     naive = workloads.naive(workload, arrays, steps=2)
     assert problem.relative_difference(after_one_round(naive), naive.expected(), start) < 1e-4
@@ -110,26 +140,34 @@ def test_workloads_are_the_same_in_pytorch(name):
     from benchmarks import torch_workloads  # noqa: PLC0415
 
     workload, arrays = small_workload(name)
-    assert problem.relative_difference(
-        after_one_round(torch_workloads.build(workload, arrays, threads=1)),
-        after_one_round(workloads.loop(workload, arrays)),
-        problem.workload_compared(arrays)) < 1e-4
+    assert (
+        problem.relative_difference(
+            after_one_round(torch_workloads.build(workload, arrays, threads=1)),
+            after_one_round(workloads.loop(workload, arrays)),
+            problem.workload_compared(arrays),
+        )
+        < 1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["A", "B"])
 def test_multiply_adds_are_counted(name):
     workload, arrays = small_workload(name)
     network = {"A": workloads.logits_a, "B": workloads.features_b}[name]
-    counted = flops.multiply_adds(lambda x: network(workloads.model_of(arrays), x, "grouped"),
-                                  jnp.zeros((1, 16, 16, 3)))
+    counted = flops.multiply_adds(
+        lambda x: network(workloads.model_of(arrays), x, "grouped"), jnp.zeros((1, 16, 16, 3))
+    )
     head = 0 if name == "A" else workload.classes * 128
     assert counted + head == problem.workload_macs(workload)
 
 
 def tiny_case(settings):
     """Two competitors in two processes and one that ends."""
-    competitors = [cases.LOOP, dataclasses.replace(cases.LOOP, name="ours", processes=2),
-                   compare.Competitor("broken", "fedfr_jax.engine.flops:nothing")]
+    competitors = [
+        cases.LOOP,
+        dataclasses.replace(cases.LOOP, name="ours", processes=2),
+        compare.Competitor("broken", "fedfr_jax.engine.flops:nothing"),
+    ]
     return cases.fedfr_case("tiny", TINY, competitors, settings)
 
 

@@ -39,39 +39,46 @@ def test_shipped_settings_are_valid(path):
     assert isinstance(resolve(settings), Config)
 
 
-@pytest.mark.parametrize("change, name", [
-    ({"fed": {"roundz": 3}}, "fed.roundz"),
-    ({"fed": 3}, "fed"),
-    ({"fed": {"rounds": 2.5}}, "fed.rounds"),
-    ({"fed": {"rounds": True}}, "fed.rounds"),
-    ({"fed": {"rounds": -1}}, "fed.rounds"),
-    ({"method": {"name": "fedmagic"}}, "method.name"),
-    ({"method": {"fedprox": {"mu": 1.0}}}, "method.fedprox.mu"),
-    ({"method": {"name": "fedprox", "fedprox": {"weight": -1.0}}}, "method.fedprox.weight"),
-    ({"method": {"name": "fedper"}, "population": {"previous": "off"}}, "population.previous"),
-    ({"population": {"previous": "off"}}, "population.previous"),
-    ({"method": {"name": "centralized"}, "population": {"cohort": 3}}, "population.cohort"),
-    ({"fed": {"server_optimizer": "rmsprop"}}, "fed.server_optimizer"),
-    ({"loss": {"identification": "sphereface"}}, "loss.identification"),
-    ({"fed": {"lr": -1.0}}, "fed.lr"),
-    ({"fed": {"local_epochs": 3}}, "fed.local_epochs"),
-    ({"fed": {"local_epochs": (2, "x")}}, "fed.local_epochs"),
-    ({"fed": {"local_epochs": ()}}, "fed.local_epochs"),
-    ({"fed": {"public_data": "some"}}, "fed.public_data"),
-    ({"fed": {"hard_threshold": 1.5}}, "fed.hard_threshold"),
-    ({"data": {"source": "folder"}}, "data.root"),
-    ({"data": {"source": "ftp"}}, "data.source"),
-    ({"data": {"generated": {"people": 5}}}, "data.generated.people"),
-    ({"data": {"verification_sets": ("a.bin", "b.bin"), "verification_labels": ("x",)}},
-     "data.verification_labels"),
-    ({"method": {"fedfr": {"binary_weight": 0.0, "binary_detached": True}}},
-     "method.fedfr.binary_detached"),
-    ({"method": {"fedfr": {"binary_balance": 1.2}}}, "method.fedfr.binary_balance"),
-    ({"eval": {"fars": (0.1, 0.01)}}, "eval.fars"),
-    ({"eval": {"fars": (0.0,)}}, "eval.fars"),
-    ({"model": {"dtype": "float16"}}, "model.dtype"),
-    ({"engine": {"conv": "winograd"}}, "engine.conv"),
-])
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"fed": {"roundz": 3}}, "fed.roundz"),
+        ({"fed": 3}, "fed"),
+        ({"fed": {"rounds": 2.5}}, "fed.rounds"),
+        ({"fed": {"rounds": True}}, "fed.rounds"),
+        ({"fed": {"rounds": -1}}, "fed.rounds"),
+        ({"method": {"name": "fedmagic"}}, "method.name"),
+        ({"method": {"fedprox": {"mu": 1.0}}}, "method.fedprox.mu"),
+        ({"method": {"name": "fedprox", "fedprox": {"weight": -1.0}}}, "method.fedprox.weight"),
+        ({"method": {"name": "fedper"}, "population": {"previous": "off"}}, "population.previous"),
+        ({"population": {"previous": "off"}}, "population.previous"),
+        ({"method": {"name": "centralized"}, "population": {"cohort": 3}}, "population.cohort"),
+        ({"fed": {"server_optimizer": "rmsprop"}}, "fed.server_optimizer"),
+        ({"loss": {"identification": "sphereface"}}, "loss.identification"),
+        ({"fed": {"lr": -1.0}}, "fed.lr"),
+        ({"fed": {"local_epochs": 3}}, "fed.local_epochs"),
+        ({"fed": {"local_epochs": (2, "x")}}, "fed.local_epochs"),
+        ({"fed": {"local_epochs": ()}}, "fed.local_epochs"),
+        ({"fed": {"public_data": "some"}}, "fed.public_data"),
+        ({"fed": {"hard_threshold": 1.5}}, "fed.hard_threshold"),
+        ({"data": {"source": "folder"}}, "data.root"),
+        ({"data": {"source": "ftp"}}, "data.source"),
+        ({"data": {"generated": {"people": 5}}}, "data.generated.people"),
+        (
+            {"data": {"verification_sets": ("a.bin", "b.bin"), "verification_labels": ("x",)}},
+            "data.verification_labels",
+        ),
+        (
+            {"method": {"fedfr": {"binary_weight": 0.0, "binary_detached": True}}},
+            "method.fedfr.binary_detached",
+        ),
+        ({"method": {"fedfr": {"binary_balance": 1.2}}}, "method.fedfr.binary_balance"),
+        ({"eval": {"fars": (0.1, 0.01)}}, "eval.fars"),
+        ({"eval": {"fars": (0.0,)}}, "eval.fars"),
+        ({"model": {"dtype": "float16"}}, "model.dtype"),
+        ({"engine": {"conv": "winograd"}}, "engine.conv"),
+    ],
+)
 def test_bad_settings_are_named(change, name):
     with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
         resolve(change)
@@ -108,14 +115,22 @@ def test_every_old_name_leads_to_a_setting():
     assert not set(MOVED) & set(setting_names(default_config()))
 
 
-@pytest.mark.parametrize("change, name", [
-    ({"seed": -1}, "seed"), ({"data": {"seed": 2**31}}, "data.seed"),
-    ({"fed": {"local_epochs": (2**32,)}}, "fed.local_epochs"),
-    ({"fed": {"lr_decay_epochs": (-3,)}}, "fed.lr_decay_epochs"),
-    ({"data": {"split": {"held_out_pairs": -1}}}, "data.split.held_out_pairs"),
-    ({"fed": {"lr": float("nan")}}, "fed.lr"), ({"loss": {"scale": float("inf")}}, "loss.scale"),
-    ({"method": {"name": "fedprox", "fedprox": {"weight": float("nan")}}}, "method.fedprox.weight"),
-])
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"seed": -1}, "seed"),
+        ({"data": {"seed": 2**31}}, "data.seed"),
+        ({"fed": {"local_epochs": (2**32,)}}, "fed.local_epochs"),
+        ({"fed": {"lr_decay_epochs": (-3,)}}, "fed.lr_decay_epochs"),
+        ({"data": {"split": {"held_out_pairs": -1}}}, "data.split.held_out_pairs"),
+        ({"fed": {"lr": float("nan")}}, "fed.lr"),
+        ({"loss": {"scale": float("inf")}}, "loss.scale"),
+        (
+            {"method": {"name": "fedprox", "fedprox": {"weight": float("nan")}}},
+            "method.fedprox.weight",
+        ),
+    ],
+)
 def test_numbers_that_nothing_can_be_done_with(change, name):
     with pytest.raises(ConfigError, match=f"^{name} is "):
         resolve(change)

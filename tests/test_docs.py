@@ -1,4 +1,5 @@
 """What the documents show is run."""
+
 import importlib.metadata
 import importlib.util
 import re
@@ -37,8 +38,12 @@ def test_the_example_method_works_as_shown(tmp_path):
     path = tmp_path / "fedperprox.py"
     path.write_text(code)
     done = subprocess.run(
-        [sys.executable, "-c", TRY.format(path=str(path), tests=str(ROOT / "tests"))], cwd=ROOT,
-        capture_output=True, text=True, check=False)
+        [sys.executable, "-c", TRY.format(path=str(path), tests=str(ROOT / "tests"))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0 and "tried" in done.stdout, done.stderr[-2000:]
 
 
@@ -72,8 +77,17 @@ def test_the_example_of_the_interface_runs(tmp_path):
     path = ROOT / "docs" / "example.py"
     assert len(path.read_text().splitlines()) <= 25
     done = subprocess.run(
-        [sys.executable, "-c", EXAMPLE.format(path=str(path), tests=str(ROOT / "tests")),
-         str(tmp_path / "faces")], cwd=ROOT, capture_output=True, text=True, check=False)
+        [
+            sys.executable,
+            "-c",
+            EXAMPLE.format(path=str(path), tests=str(ROOT / "tests")),
+            str(tmp_path / "faces"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     for shown in ("FedAvg", "FedFR", "±", "features under client 3's model:", "round"):
         assert shown in done.stdout, shown
@@ -90,7 +104,8 @@ def code_cells(path):
 def test_notebooks_hold_the_code_of_their_sources(path):
     source, notebook = jupytext.read(path), jupytext.read(path.with_suffix(".ipynb"))
     assert [(c.cell_type, c.source) for c in notebook.cells] == [
-        (c.cell_type, c.source) for c in source.cells]
+        (c.cell_type, c.source) for c in source.cells
+    ]
     assert all(len(c.source.splitlines()) <= 30 for c in source.cells if c.cell_type == "code")
 
 
@@ -118,25 +133,35 @@ def test_notebooks_install_the_package_only_where_it_is_missing(monkeypatch):
     assert not called
     folder = types.SimpleNamespace(origin=None)  # a clone in the working folder is no package
     for missing in (None, folder):
-        monkeypatch.setattr(importlib.util, "find_spec",
-                            lambda name, spec=missing: spec if name == "fedfr_jax" else find(name))
+        monkeypatch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name, spec=missing: spec if name == "fedfr_jax" else find(name),
+        )
         exec(cell, {})
     for command in called:
         assert command[:5] == [sys.executable, "-m", "pip", "install", "-q"]
-        assert command[5:] == ["/content/fedfr_jax", *(
-            f"{name}=={importlib.metadata.version(name)}"
-            for name in ("jax", "jaxlib", "flax", "numpy"))]
+        assert command[5:] == [
+            "/content/fedfr_jax",
+            *(
+                f"{name}=={importlib.metadata.version(name)}"
+                for name in ("jax", "jaxlib", "flax", "numpy")
+            ),
+        ]
     assert len(called) == 2
 
 
 def test_the_quickstart_has_short_cells():
     for cell in jupytext.read(ROOT / "notebooks" / "quickstart_colab.py").cells:
-        assert cell.cell_type != "code" or len([
-            line for line in cell.source.splitlines() if line.strip()]) <= 10, cell.source
+        assert (
+            cell.cell_type != "code"
+            or len([line for line in cell.source.splitlines() if line.strip()]) <= 10
+        ), cell.source
 
 
-@pytest.mark.parametrize("name", ["README.md", *(f"docs/{p.name}" for p in sorted(
-    (ROOT / "docs").glob("*.md")))])
+@pytest.mark.parametrize(
+    "name", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
+)
 def test_links_lead_somewhere(name):
     path = ROOT / name
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):

@@ -1,4 +1,5 @@
 """The interface for notebooks: step by step, in one call, and what comes out."""
+
 import dataclasses
 
 import chex
@@ -23,8 +24,7 @@ def test_settings_of_any_kind():
     assert settings_of(method="moon").method.name == "moon"
     config = default_config()
     config.fed.rounds = 3
-    assert settings_of(config, fed={"lr": 0.5}).fed == settings_of(
-        fed={"lr": 0.5, "rounds": 3}).fed
+    assert settings_of(config, fed={"lr": 0.5}).fed == settings_of(fed={"lr": 0.5, "rounds": 3}).fed
     assert settings_of(resolve({"seed": 3})).seed == 3
     path = ROOT / "configs" / "quickstart.py"
     found = settings_of(path, "fedavg", fed={"rounds": 4})
@@ -73,8 +73,10 @@ def test_a_client_that_never_took_part_has_the_global_model():
         images = experiment.sim.held_out.images[:5]
         shared = experiment.embed(images)
         assert row["clients"] == 1
-        same = [bool(np.array_equal(experiment.embed(images, client=i), shared))
-                for i in range(experiment.config.fed.num_clients)]
+        same = [
+            bool(np.array_equal(experiment.embed(images, client=i), shared))
+            for i in range(experiment.config.fed.num_clients)
+        ]
         assert sorted(same) == [False] + [True] * (len(same) - 1)
         before = make_embed(experiment.sim)(experiment.pretrained, images)
         assert np.abs(before - shared).max() > 1e-6
@@ -94,8 +96,13 @@ def test_rounds_transfer_nothing_unasked(monkeypatch):
         return dataclasses.replace(programs, round=one_round)
 
     monkeypatch.setattr(experiment_module, "compile_programs", compile_programs)
-    with Experiment(SETTINGS, population={"cohort": 2}, data={"images": "stream"},
-                    fed={"rounds": 2}, pretrain={"epochs": 0}) as experiment:
+    with Experiment(
+        SETTINGS,
+        population={"cohort": 2},
+        data={"images": "stream"},
+        fed={"rounds": 2},
+        pretrain={"epochs": 0},
+    ) as experiment:
         experiment.run()
     assert len(guarded) == 2
 
@@ -106,7 +113,8 @@ def test_a_method_in_one_call(tmp_path):
     assert [row["round"] for row in result.history if row["kind"] == "round"] == [1, 2]
     assert {table.title for table in result.tables()} >= {"Cost of a round for a client"}
     assert "**model**" in result.tables()[0]._repr_markdown_() or (
-        "| model |" in result.tables()[0]._repr_markdown_())
+        "| model |" in result.tables()[0]._repr_markdown_()
+    )
     drawn = result.plots()
     assert drawn["loss"]._repr_png_().startswith(b"\x89PNG")
     assert set(result.per_client) and set(result.rocs)
@@ -128,8 +136,9 @@ def test_temporary_folders_go_with_the_experiment():
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("method", ["pretrained", "local", "centralized", "ditto", "fedface",
-                                    "finetune"])
+@pytest.mark.parametrize(
+    "method", ["pretrained", "local", "centralized", "ditto", "fedface", "finetune"]
+)
 def test_methods_from_data_to_report(method, tmp_path):
     result = run(method, SETTINGS, tmp_path / "x", fed={"rounds": 2})
     models = result.summary["models"]
@@ -138,11 +147,13 @@ def test_methods_from_data_to_report(method, tmp_path):
         assert tar["global"] == tar["pretrained"]
     if method == "centralized":  # everybody has the same model
         assert {k: v["mean"] for k, v in tar["global"].items()} == {
-            k: v["mean"] for k, v in tar["personalized"].items()}
+            k: v["mean"] for k, v in tar["personalized"].items()
+        }
         assert result.summary["costs"]["up"] == {}
     if method == "pretrained":
         assert {k: v["mean"] for k, v in tar["personalized"].items()} == {
-            k: v["mean"] for k, v in tar["global"].items()}
+            k: v["mean"] for k, v in tar["global"].items()
+        }
     assert result.summary["run"]["method"] in (tmp_path / "x" / "report.html").read_text()
 
 

@@ -1,4 +1,5 @@
 """What an installed package holds, and what importing it costs."""
+
 import dataclasses
 import os
 import pathlib
@@ -34,9 +35,21 @@ print("installed", fedfr_jax.__version__)
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet",
-         "--wheel-dir", str(folder), str(_copy(tmp_path_factory.mktemp("source")))], check=True,
-        capture_output=True)
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--no-deps",
+            "--no-build-isolation",
+            "--quiet",
+            "--wheel-dir",
+            str(folder),
+            str(_copy(tmp_path_factory.mktemp("source"))),
+        ],
+        check=True,
+        capture_output=True,
+    )
     return next(folder.glob("*.whl"))
 
 
@@ -45,8 +58,7 @@ def _copy(folder):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     for name in ("fedfr_jax", "configs"):
-        shutil.copytree(ROOT / name, folder / name,
-                        ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
@@ -58,37 +70,64 @@ def test_a_wheel_works_in_an_empty_folder(wheel, tmp_path):
         [points] = [n for n in names if n.endswith("entry_points.txt")]
         commands = archive.read(points).decode()
     assert {pathlib.Path(n).name for n in names if n.startswith("fedfr_jax/configs/")} == (
-        CONFIGURATIONS)
+        CONFIGURATIONS
+    )
     assert "fedfr_jax/py.typed" in names
-    assert all(f"fedfr-{c}=fedfr_jax.{c}:command" in commands.replace(" ", "")
-               for c in ("train", "evaluate", "ablate"))
-    done = subprocess.run([sys.executable, "-c", INSTALLED.format(site=str(site))], cwd=tmp_path,
-                          env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True,
-                          text=True, check=False)
+    assert all(
+        f"fedfr-{c}=fedfr_jax.{c}:command" in commands.replace(" ", "")
+        for c in ("train", "evaluate", "ablate")
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", INSTALLED.format(site=str(site))],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout == f"installed {fedfr_jax.__version__}\n", done.stderr[-2000:]
 
 
 def test_a_source_distribution_is_complete(tmp_path):
     parts = ("fedfr_jax", "configs", "tests", "docs", "notebooks", "benchmarks")
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "Makefile",
-                 "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"):
+    for name in (
+        "setup.py",
+        "pyproject.toml",
+        "MANIFEST.in",
+        "README.md",
+        "LICENSE",
+        "Makefile",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "CITATION.cff",
+    ):
         shutil.copy(ROOT / name, tmp_path)
     for name in parts:
-        shutil.copytree(ROOT / name, tmp_path / name,
-                        ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    subprocess.run([sys.executable, "setup.py", "--quiet", "sdist"], cwd=tmp_path, check=True,
-                   capture_output=True)
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".*")
+        )
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "sdist"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
     with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as archive:
         packed = {pathlib.Path(*pathlib.Path(name).parts[1:]) for name in archive.getnames()}
-    here = {path.relative_to(tmp_path) for part in parts for path in (tmp_path / part).rglob("*")
-            if path.is_file()}
+    here = {
+        path.relative_to(tmp_path)
+        for part in parts
+        for path in (tmp_path / part).rglob("*")
+        if path.is_file()
+    }
     assert len(here) > 200 and not here - packed
 
 
 def test_importing_the_package_starts_nothing():
     code = "import sys, fedfr_jax; fedfr_jax.__version__; print('jax' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "False\n"
     assert all(getattr(fedfr_jax, name) is not None for name in fedfr_jax.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -100,10 +139,22 @@ def test_configurations_are_found_by_name():
     assert config_path(ROOT / "configs" / "lfw.py") == ROOT / "configs" / "lfw.py"
     with pytest.raises(InputError, match=r"nowhere is not there.*quickstart"):
         config_path("nowhere")
-    found = with_config_files(["train", "--config=quickstart:fedavg", "--config.fed.rounds=1",
-                               "--config=nowhere.py", "--workdir=quickstart"])
-    assert found == ["train", f"--config={config_path('quickstart')}:fedavg",
-                     "--config.fed.rounds=1", "--config=nowhere.py", "--workdir=quickstart"]
+    found = with_config_files(
+        [
+            "train",
+            "--config=quickstart:fedavg",
+            "--config.fed.rounds=1",
+            "--config=nowhere.py",
+            "--workdir=quickstart",
+        ]
+    )
+    assert found == [
+        "train",
+        f"--config={config_path('quickstart')}:fedavg",
+        "--config.fed.rounds=1",
+        "--config=nowhere.py",
+        "--workdir=quickstart",
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

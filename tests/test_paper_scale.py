@@ -1,4 +1,5 @@
 """The paper's settings fit together at their real shapes, without the data or the memory."""
+
 import dataclasses
 import importlib.util
 
@@ -32,20 +33,26 @@ def paper_config():
 def shapes(config):
     clients, side = config.fed.num_clients, config.data.image_size
     array = jax.ShapeDtypeStruct
-    public = PublicData(array((PUBLIC_IMAGES, side, side, 3), jnp.uint8),
-                        array((PUBLIC_IMAGES,), jnp.int32),
-                        config.data.split.public_identities)
+    public = PublicData(
+        array((PUBLIC_IMAGES, side, side, 3), jnp.uint8),
+        array((PUBLIC_IMAGES,), jnp.int32),
+        config.data.split.public_identities,
+    )
     total = clients * IMAGES_PER_CLIENT
     per_client = array((clients,), jnp.int32)
     return public, CohortData(
-        images=array((total, side, side, 3), jnp.uint8), table_rows=array((total,), jnp.int32),
-        used=array((1,), jnp.int32), rows=array((clients, IMAGES_PER_CLIENT), jnp.int32),
-        labels=array((clients, IMAGES_PER_CLIENT), jnp.int32), sizes=per_client,
-        identities=per_client, clients=per_client)
+        images=array((total, side, side, 3), jnp.uint8),
+        table_rows=array((total,), jnp.int32),
+        used=array((1,), jnp.int32),
+        rows=array((clients, IMAGES_PER_CLIENT), jnp.int32),
+        labels=array((clients, IMAGES_PER_CLIENT), jnp.int32),
+        sizes=per_client,
+        identities=per_client,
+        clients=per_client,
+    )
 
 
-@pytest.mark.parametrize("dtype", [
-    "float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_round_at_the_papers_shapes(dtype):
     config = paper_config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
@@ -57,14 +64,25 @@ def test_a_round_at_the_papers_shapes(dtype):
     assert round(parameters / 1e6, 1) == 49.7
     assert server.public_embeddings.shape == (6000, 512)
     heads = jax.eval_shape(
-        lambda v, p, c: initial_heads(method, layout, v, p, c, jax.random.key(0),
-                                      most_identities=100), server.backbone, public, cohort)
+        lambda v, p, c: initial_heads(
+            method, layout, v, p, c, jax.random.key(0), most_identities=100
+        ),
+        server.backbone,
+        public,
+        cohort,
+    )
     assert heads.class_embeddings.shape == (40, 100, 512)
     new_server, new_heads, metrics = jax.eval_shape(
         lambda *state: run_round(method, layout, *state),
-        server, heads, public, cohort, jax.random.key(0))
-    for new, old in zip(jax.tree.leaves((new_server, new_heads)),
-                        jax.tree.leaves((server, heads)), strict=True):
+        server,
+        heads,
+        public,
+        cohort,
+        jax.random.key(0),
+    )
+    for new, old in zip(
+        jax.tree.leaves((new_server, new_heads)), jax.tree.leaves((server, heads)), strict=True
+    ):
         assert (new.shape, new.dtype) == (old.shape, old.dtype)
     assert metrics["loss"].shape == (40,)
     assert config.fed.rounds == 20 and config.fed.local_epochs == (10, 8, 6, 4)

@@ -3,6 +3,7 @@
 It reads the plain dictionaries of the runs' ``summary.json``
 (see :mod:`fedfr_jax.reporting.tables`).
 """
+
 from __future__ import annotations
 
 import csv
@@ -55,9 +56,12 @@ class Comparison:
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dictionary per row and seed, as pandas and ``table.csv`` take them."""
-        return [{"method": row, "seed": seed, **{m: float(v[i]) for m, v in metrics.items()}}
-                for row, metrics in self.values.items() for i, seed in enumerate(self.seeds)
-                if not all(np.isnan(v[i]) for v in metrics.values())]
+        return [
+            {"method": row, "seed": seed, **{m: float(v[i]) for m, v in metrics.items()}}
+            for row, metrics in self.values.items()
+            for i, seed in enumerate(self.seeds)
+            if not all(np.isnan(v[i]) for v in metrics.values())
+        ]
 
 
 def metrics_of(summary: Summary) -> dict[str, dict[str, float]]:
@@ -68,27 +72,41 @@ def metrics_of(summary: Summary) -> dict[str, dict[str, float]]:
     """
     models, costs = summary["models"], summary.get("costs", {"down": {}, "up": {}, "flops": 0})
     own, shared = models["personalized"]["personalized"], models["global"]["personalized"]
-    accuracy = {f"{name}: accuracy": 100 * found["accuracy"]
-                for name, found in models["global"].get("generic", {}).items()}
+    accuracy = {
+        f"{name}: accuracy": 100 * found["accuracy"]
+        for name, found in models["global"].get("generic", {}).items()
+    }
     fairness: dict[str, float] = {}
     for label, short, key, aim in (
-            ("1:1 TAR @ FAR", "1:1", "verification_tar", HEADLINE_FAR),
-            ("1:N open set TPIR @ FPIR", "1:N", "identification_openset", HEADLINE_FPIR),
-            ("1:N pair rule TPIR @ FPIR", "", "identification_pair", HEADLINE_FPIR)):
+        ("1:1 TAR @ FAR", "1:1", "verification_tar", HEADLINE_FAR),
+        ("1:N open set TPIR @ FPIR", "1:N", "identification_openset", HEADLINE_FPIR),
+        ("1:N pair rule TPIR @ FPIR", "", "identification_pair", HEADLINE_FPIR),
+    ):
         rate = headline_rate(own[key], aim)
         accuracy[f"{label} {tables.rate_label(rate)}"] = 100 * _number(own[key][rate]["mean"])
         if short:
-            fairness |= {f"{short}: {name}": 100 * _number(own[key][rate].get(part))
-                         for name, part in (("std over clients", "std"),
-                                            ("worst tenth", "worst10"), ("worse off", "worse"))}
+            fairness |= {
+                f"{short}: {name}": 100 * _number(own[key][rate].get(part))
+                for name, part in (
+                    ("std over clients", "std"),
+                    ("worst tenth", "worst10"),
+                    ("worse off", "worse"),
+                )
+            }
     accuracy["rank-1"] = 100 * _number(own["rank1"]["mean"])
     rate = headline_rate(shared["verification_tar"], HEADLINE_FAR)
-    accuracy[f"global model, 1:1 TAR @ FAR {tables.rate_label(rate)}"] = (
-        100 * _number(shared["verification_tar"][rate]["mean"]))
-    return {"Accuracy": accuracy, "Fairness: how the clients differ": fairness,
-            "Cost of a round for a client": {
-                RECEIVED: sum(costs["down"].values()) / 1e6,
-                SENT: sum(costs["up"].values()) / 1e6, FLOPS: costs["flops"] / 1e9}}
+    accuracy[f"global model, 1:1 TAR @ FAR {tables.rate_label(rate)}"] = 100 * _number(
+        shared["verification_tar"][rate]["mean"]
+    )
+    return {
+        "Accuracy": accuracy,
+        "Fairness: how the clients differ": fairness,
+        "Cost of a round for a client": {
+            RECEIVED: sum(costs["down"].values()) / 1e6,
+            SENT: sum(costs["up"].values()) / 1e6,
+            FLOPS: costs["flops"] / 1e9,
+        },
+    }
 
 
 def _number(value) -> float:
@@ -103,19 +121,28 @@ def compare(summaries: Mapping[str, Mapping[int, Summary]], reference: str) -> C
       reference: a row, which need not be there yet.
     """
     seeds = tuple(sorted({seed for runs in summaries.values() for seed in runs}))
-    found = {row: {seed: metrics_of(s) for seed, s in runs.items()}
-             for row, runs in summaries.items()}
+    found = {
+        row: {seed: metrics_of(s) for seed, s in runs.items()} for row, runs in summaries.items()
+    }
     groups: dict[str, dict[str, None]] = {}
     for runs in found.values():
         for run in runs.values():
             for title, metrics in run.items():
                 groups.setdefault(title, {}).update(dict.fromkeys(metrics))
-    values = {row: {metric: np.array([runs.get(seed, {}).get(title, {}).get(metric, np.nan)
-                                      for seed in seeds])
-                    for title, metrics in groups.items() for metric in metrics}
-              for row, runs in found.items()}
-    sent = {row: ", ".join(next(iter(runs.values())).get("costs", {}).get("up", {})) or "nothing"
-            for row, runs in summaries.items()}
+    values = {
+        row: {
+            metric: np.array(
+                [runs.get(seed, {}).get(title, {}).get(metric, np.nan) for seed in seeds]
+            )
+            for title, metrics in groups.items()
+            for metric in metrics
+        }
+        for row, runs in found.items()
+    }
+    sent = {
+        row: ", ".join(next(iter(runs.values())).get("costs", {}).get("up", {})) or "nothing"
+        for row, runs in summaries.items()
+    }
     return Comparison(reference, values, seeds, {t: tuple(m) for t, m in groups.items()}, sent)
 
 
@@ -152,8 +179,9 @@ def is_beyond_noise(found: Comparison, row: str, metric: str) -> bool:
 
 def _label(found: Comparison, row: str) -> str:
     """A row's name, and how many seeds it has where that is not all of them."""
-    there = sum(not all(np.isnan(v[i]) for v in found.values[row].values())
-                for i in range(len(found.seeds)))
+    there = sum(
+        not all(np.isnan(v[i]) for v in found.values[row].values()) for i in range(len(found.seeds))
+    )
     return row if there == len(found.seeds) else f"{row} ({there} of {len(found.seeds)} seeds)"
 
 
@@ -180,8 +208,11 @@ def _best(found: Comparison, metric: str) -> set[str]:
     It does not of costs, nor of how much clients differ, where a model that is equally bad for all
     would win, nor of losers, of which a model that is the same for all has none.
     """
-    means = {row: round(spread[0], 2) for row, m in found.values.items()
-             if (spread := _mean_std(m[metric])) is not None}
+    means = {
+        row: round(spread[0], 2)
+        for row, m in found.values.items()
+        if (spread := _mean_std(m[metric])) is not None
+    }
     if metric in _COST or metric.endswith(_NOT_RANKED) or len(set(means.values())) < 2:
         return set()
     best = max(means.values())
@@ -191,27 +222,39 @@ def _best(found: Comparison, metric: str) -> set[str]:
 def result_tables(found: Comparison) -> list[tables.ResultTable]:
     """One table per group of metrics, rows in the order of the grid."""
     result = []
-    spread = (f"Mean ± standard deviation over {len(found.seeds)} seeds; in brackets the "
-              f"difference to {found.reference}, seed by seed; * beyond their noise (paired "
-              "t-test, 5 %). ")
-    notes = {"Accuracy": spread + "In percent. Accuracy is that of the global model on people "
-                         "nobody trained on, and so is the last column; the others are of the "
-                         "personalized models.",
-             "Cost of a round for a client": "By the tensors' sizes in float32 and the passes of "
-                                             "the backbone, mean over rounds and clients."}
+    spread = (
+        f"Mean ± standard deviation over {len(found.seeds)} seeds; in brackets the "
+        f"difference to {found.reference}, seed by seed; * beyond their noise (paired "
+        "t-test, 5 %). "
+    )
+    notes = {
+        "Accuracy": spread + "In percent. Accuracy is that of the global model on people "
+        "nobody trained on, and so is the last column; the others are of the "
+        "personalized models.",
+        "Cost of a round for a client": "By the tensors' sizes in float32 and the passes of "
+        "the backbone, mean over rounds and clients.",
+    }
     fairness = spread + "In percent. Worse off: clients whose own model is below the global one."
     for title, metrics in found.groups.items():
         best = {metric: _best(found, metric) for metric in metrics}
-        rows = {row: tuple(_cell(found, row, metric, best[metric]) for metric in metrics)
-                for row in found.values}
+        rows = {
+            row: tuple(_cell(found, row, metric, best[metric]) for metric in metrics)
+            for row in found.values
+        }
         columns = metrics
         if SENT in metrics:
             columns = (*metrics, "what is sent")
-            rows = {row: (*cells, tables.Cell(found.sent.get(row, "")))
-                    for row, cells in rows.items()}
-        result.append(tables.ResultTable(
-            title, columns, tuple((_label(found, row), cells) for row, cells in rows.items()),
-            (notes.get(title, fairness),)))
+            rows = {
+                row: (*cells, tables.Cell(found.sent.get(row, ""))) for row, cells in rows.items()
+            }
+        result.append(
+            tables.ResultTable(
+                title,
+                columns,
+                tuple((_label(found, row), cells) for row, cells in rows.items()),
+                (notes.get(title, fairness),),
+            )
+        )
     return result
 
 
@@ -221,23 +264,31 @@ def csv_text(found: Comparison) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["method", "seed"])
     writer.writeheader()
-    writer.writerows({k: "" if isinstance(v, float) and np.isnan(v) else v
-                      for k, v in row.items()} for row in rows)
+    writer.writerows(
+        {k: "" if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()}
+        for row in rows
+    )
     return text.getvalue()
 
 
 def markdown(found: Comparison) -> str:
     """``table.md``: all tables under their titles."""
-    return "\n".join(f"### {table.title}\n\n{tables.markdown(table)}"
-                     for table in result_tables(found))
+    return "\n".join(
+        f"### {table.title}\n\n{tables.markdown(table)}" for table in result_tables(found)
+    )
 
 
 @plots.styled
 def drawings(found: Comparison) -> list[plots.Plot]:
     """One plot per metric of accuracy and fairness."""
-    drawn = [plots.comparison(metric, {row: m[metric] for row, m in found.values.items()},
-                              found.reference)
-             for metrics in found.groups.values() for metric in metrics if metric not in _COST]
+    drawn = [
+        plots.comparison(
+            metric, {row: m[metric] for row, m in found.values.items()}, found.reference
+        )
+        for metrics in found.groups.values()
+        for metric in metrics
+        if metric not in _COST
+    ]
     return [plot for plot in drawn if plot is not None]
 
 
@@ -249,8 +300,13 @@ def write_tables(found: Comparison, folder: str | os.PathLike) -> None:
     write_text(folder / "table.md", markdown(found))
 
 
-def write_report(found: Comparison, folder: str | os.PathLike, title: str,
-                 changes: Mapping[str, str], failures: Mapping[str, str]) -> None:
+def write_report(
+    found: Comparison,
+    folder: str | os.PathLike,
+    title: str,
+    changes: Mapping[str, str],
+    failures: Mapping[str, str],
+) -> None:
     """Writes ``report.html`` and ``plots/``.
 
     Args:
@@ -260,9 +316,14 @@ def write_report(found: Comparison, folder: str | os.PathLike, title: str,
     folder = pathlib.Path(folder)
     drawn = drawings(found)
     text = report.template("ablation.html.j2").render(
-        title=title, lead=f"{len(found.values)} rows, {len(found.seeds)} seeds, compared with "
-        f"{found.reference}.", tables=result_tables(found), figures=report.with_svg(drawn),
-        changes=list(changes.items()), failures=list(failures.items()))
+        title=title,
+        lead=f"{len(found.values)} rows, {len(found.seeds)} seeds, compared with "
+        f"{found.reference}.",
+        tables=result_tables(found),
+        figures=report.with_svg(drawn),
+        changes=list(changes.items()),
+        failures=list(failures.items()),
+    )
     write_text(folder / "report.html", text)
     (folder / "plots").mkdir(exist_ok=True)
     for plot in drawn:

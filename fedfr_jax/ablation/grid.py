@@ -8,6 +8,7 @@ and ``reference`` (the row that the others are compared with). Every cell is a r
 of its own; cells that are finished are not run again, and one that fails does not stop the
 others. Cells that start from the same pretrained backbone share it.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -61,8 +62,12 @@ def _nested(setting: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def make_cells(base: Mapping[str, Any], rows: Sequence[tuple[str, Mapping[str, Any]]],
-               seeds: Sequence[int], vary: Sequence[str] = ("seed", "data.seed")) -> list[Cell]:
+def make_cells(
+    base: Mapping[str, Any],
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+    seeds: Sequence[int],
+    vary: Sequence[str] = ("seed", "data.seed"),
+) -> list[Cell]:
     """All runs of a grid, seed after seed, so that whole tables come early.
 
     Raises:
@@ -71,8 +76,10 @@ def make_cells(base: Mapping[str, Any], rows: Sequence[tuple[str, Mapping[str, A
     names = [slug(name) for name, _ in rows]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"rows: two of them would be in the folder {name!r}; give them names "
-                              "that differ in their letters a to z or digits")
+            raise ConfigError(
+                f"rows: two of them would be in the folder {name!r}; give them names "
+                "that differ in their letters a to z or digits"
+            )
     if not rows or not seeds:
         raise ConfigError("rows and seeds: an ablation needs at least one of each")
     cells = []
@@ -101,8 +108,10 @@ def is_finished(cell: Cell, folder: pathlib.Path) -> bool:
     changed = {k: v for k, v in changed.items() if not k.startswith(_RESETTLED)}
     if changed:
         what = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
-        raise InputError(f"{folder} holds a run with other settings ({what}); choose "
-                         "another --workdir, or delete that folder to run it again")
+        raise InputError(
+            f"{folder} holds a run with other settings ({what}); choose "
+            "another --workdir, or delete that folder to run it again"
+        )
     # The report is the last that a run writes.
     return (folder / "report.html").exists() and _summary(folder) is not None
 
@@ -130,8 +139,8 @@ def pretrained_folder(root: pathlib.Path, config: Config) -> pathlib.Path:
 def _source(config: DataConfig) -> ImageSource:
     """The data of a seed's cells, read once where it may stay in memory."""
     source = open_source(config)
-    size = len(source.labels) * source.image_size ** 2 * 3
-    return remembering(source) if size <= config.resident_gib * 2 ** 30 else source
+    size = len(source.labels) * source.image_size**2 * 3
+    return remembering(source) if size <= config.resident_gib * 2**30 else source
 
 
 @contextlib.contextmanager
@@ -149,8 +158,10 @@ def _cell_folder(cell: Cell, root: pathlib.Path):
 
 @contextlib.contextmanager
 def _output(folder: pathlib.Path):
-    with open(folder / "output.txt", "a", encoding="utf-8") as output, \
-            contextlib.redirect_stdout(output):
+    with (
+        open(folder / "output.txt", "a", encoding="utf-8") as output,
+        contextlib.redirect_stdout(output),
+    ):
         yield
 
 
@@ -191,8 +202,13 @@ def run_side_by_side(cells: Sequence[Cell], root: pathlib.Path) -> None:
         for cell in cells:
             folder = stack.enter_context(_cell_folder(cell, root))
             with _output(folder):
-                experiments.append(stack.enter_context(Experiment(
-                    cell.config, folder, resume=True, source=_source(cell.config.data))))
+                experiments.append(
+                    stack.enter_context(
+                        Experiment(
+                            cell.config, folder, resume=True, source=_source(cell.config.data)
+                        )
+                    )
+                )
         experiment.run_side_by_side(experiments)
         for one in experiments:
             with _output(one.folder):
@@ -205,8 +221,13 @@ def mates(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
     As many as fit into the lanes that one cohort leaves empty; how many lanes pay is measured
     unless ``engine.lanes`` says it. On a CPU they do not, and nothing is measured.
     """
-    others = [c for c in cells if c.row == cell.row and c.seed != cell.seed and c.config ==
-              dataclasses.replace(cell.config, seed=c.config.seed)]
+    others = [
+        c
+        for c in cells
+        if c.row == cell.row
+        and c.seed != cell.seed
+        and c.config == dataclasses.replace(cell.config, seed=c.config.seed)
+    ]
     unmeasured = not cell.config.engine.lanes and jax.default_backend() == "cpu"
     fed, population = cell.config.fed, cell.config.population
     # Seeds draw other cohorts, unless everybody takes part.
@@ -214,11 +235,12 @@ def mates(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
     if not others or not cell.config.rounds or unmeasured or drawn:
         return [cell]
     settled = settle(cell.config, seeds=1 + len(others), report=lambda line: None)
-    return [cell, *others][:seeds_at_once(settled)]
+    return [cell, *others][: seeds_at_once(settled)]
 
 
-def run_with_mates(cell: Cell, cells: Sequence[Cell], root: pathlib.Path,
-                   report=print) -> str | None:
+def run_with_mates(
+    cell: Cell, cells: Sequence[Cell], root: pathlib.Path, report=print
+) -> str | None:
     """Runs a cell, side by side with others that fit; returns what went wrong with it, or None.
 
     Args:
@@ -235,8 +257,15 @@ def run_with_mates(cell: Cell, cells: Sequence[Cell], root: pathlib.Path,
     return run_cell(cell, root)
 
 
-def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str = "",
-             only: str = "", title: str = "Ablation", report=print) -> comparison.Comparison:
+def run_grid(
+    cells: Sequence[Cell],
+    root: str | os.PathLike,
+    *,
+    reference: str = "",
+    only: str = "",
+    title: str = "Ablation",
+    report=print,
+) -> comparison.Comparison:
     """Runs what is not finished yet; writes tables after every cell, the report after a seed.
 
     Args:
@@ -260,8 +289,9 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
     names = list(dict.fromkeys(cell.row for cell in cells))
     reference = reference or names[0]
     if reference not in names:
-        raise ConfigError(f"reference is {reference!r}, which is none of the rows: "
-                          f"{', '.join(names)}")
+        raise ConfigError(
+            f"reference is {reference!r}, which is none of the rows: {', '.join(names)}"
+        )
     try:
         wanted = [c for c in cells if c.row == reference or re.search(only, c.row)]
     except re.error as error:
@@ -295,8 +325,9 @@ def run_grid(cells: Sequence[Cell], root: str | os.PathLike, *, reference: str =
     return dataclasses.replace(found, failures=failures)
 
 
-def compare(cells: Sequence[Cell], root: pathlib.Path, reference: str = "") -> (
-        comparison.Comparison):
+def compare(
+    cells: Sequence[Cell], root: pathlib.Path, reference: str = ""
+) -> comparison.Comparison:
     """The cells that are finished, compared; ``reference`` as for :func:`run_grid`."""
     summaries: dict[str, dict[int, Any]] = {}
     for cell in cells:
@@ -304,12 +335,18 @@ def compare(cells: Sequence[Cell], root: pathlib.Path, reference: str = "") -> (
         if summary is not None:
             summaries.setdefault(cell.row, {})[cell.seed] = summary
     rows = list(dict.fromkeys(cell.row for cell in cells))
-    return comparison.compare({row: summaries[row] for row in rows if row in summaries},
-                              reference or rows[0])
+    return comparison.compare(
+        {row: summaries[row] for row in rows if row in summaries}, reference or rows[0]
+    )
 
 
-def write_report(found: comparison.Comparison, cells: Sequence[Cell], root: pathlib.Path,
-                 failures: Mapping[str, str], title: str) -> None:
+def write_report(
+    found: comparison.Comparison,
+    cells: Sequence[Cell],
+    root: pathlib.Path,
+    failures: Mapping[str, str],
+    title: str,
+) -> None:
     """``report.html`` and ``plots/`` of a comparison."""
     comparison.write_report(found, root, title, _changes(cells, found.reference), failures)
 
@@ -318,8 +355,13 @@ def _changes(cells: Sequence[Cell], reference: str) -> dict[str, str]:
     """Per row, the settings in which it differs from the reference."""
     first = {cell.row: to_dict(cell.config) for cell in reversed(cells)}
     base = first.get(reference, {})
-    return {row: ", ".join(f"{k} = {new}" for k, (_, new) in workdir.changed_settings(
-        base, settings).items()) or "–" for row, settings in reversed(first.items())}
+    return {
+        row: ", ".join(
+            f"{k} = {new}" for k, (_, new) in workdir.changed_settings(base, settings).items()
+        )
+        or "–"
+        for row, settings in reversed(first.items())
+    }
 
 
 def grid_of(config: ConfigDict) -> tuple[list[Cell], str]:
@@ -334,5 +376,6 @@ def grid_of(config: ConfigDict) -> tuple[list[Cell], str]:
     missing = [name for name in ("base", "rows", "seeds") if name not in config]
     if missing:
         raise ConfigError(f"{missing[0]} is missing; an ablation has base, rows and seeds")
-    return make_cells(config.base.to_dict(), config.rows, config.seeds,
-                      config.get("vary", ("seed", "data.seed"))), config.get("reference", "")
+    return make_cells(
+        config.base.to_dict(), config.rows, config.seeds, config.get("vary", ("seed", "data.seed"))
+    ), config.get("reference", "")

@@ -1,4 +1,5 @@
 """Several methods over several seeds in one call."""
+
 from __future__ import annotations
 
 import os
@@ -13,9 +14,14 @@ from fedfr_jax.config import Settings, nested_settings
 from fedfr_jax.methods import METHODS
 
 
-def compare_methods(methods: Sequence[str], config: Settings | None = None,
-                    folder: str | os.PathLike | None = None, *, seeds: Sequence[int] = (0, 1, 2),
-                    **changes: Any) -> Comparison:
+def compare_methods(
+    methods: Sequence[str],
+    config: Settings | None = None,
+    folder: str | os.PathLike | None = None,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    **changes: Any,
+) -> Comparison:
     """Runs methods over seeds, which draw data, split and training, and compares them.
 
     Runs that are finished are kept: with the same folder, a call with one more method or seed

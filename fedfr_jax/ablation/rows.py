@@ -2,6 +2,7 @@
 
 They are plain nested dictionaries for :mod:`fedfr_jax.ablate`; combine them as needed.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -22,8 +23,9 @@ def _fedfr(**options: Any) -> dict[str, Any]:
 FEDFR: Row = _method("fedfr")
 
 # The baselines, in their papers' default settings.
-BASELINES: tuple[Row, ...] = tuple(_method(name) for name, recipe in METHODS.items()
-                                   if name not in ("fedfr", "fedbn"))
+BASELINES: tuple[Row, ...] = tuple(
+    _method(name) for name, recipe in METHODS.items() if name not in ("fedfr", "fedbn")
+)
 # FedFR without each of its parts (AAAI 2022, section 4.3).
 PARTS: tuple[Row, ...] = (
     ("FedFR, all public data", {"fed": {"public_data": "all"}}),
@@ -41,8 +43,10 @@ SWITCHES: tuple[Row, ...] = (
     ("FedFR, ArcFace", {"loss": {"identification": "arcface"}}),
     ("FedFR, balanced classes", {"loss": {"balanced": True}}),
     ("FedFR, uniform weights", {"fed": {"aggregation": "uniform"}}),
-    ("FedFR, server momentum", {"fed": {"server_optimizer": "momentum", "server_lr": 0.5,
-                                        "server_momentum": 0.5}}),
+    (
+        "FedFR, server momentum",
+        {"fed": {"server_optimizer": "momentum", "server_lr": 0.5, "server_momentum": 0.5}},
+    ),
     ("FedFR, server Adam", {"fed": {"server_optimizer": "adam", "server_lr": 1e-3}}),
 )
 
@@ -59,5 +63,7 @@ def batch_norm(widths: tuple[int, ...]) -> tuple[Row, ...]:
       widths: channels of the four stages of iresnet-18.
     """
     network = {"model": {"name": "iresnet", "depth": 18, "widths": tuple(widths)}}
-    return tuple((f"{METHODS[name].title}, iresnet", {"method": {"name": name}, **network})
-                 for name in ("fedfr", "fedavg", "fedbn"))
+    return tuple(
+        (f"{METHODS[name].title}, iresnet", {"method": {"name": name}, **network})
+        for name in ("fedfr", "fedavg", "fedbn")
+    )

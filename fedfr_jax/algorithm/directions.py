@@ -3,6 +3,7 @@
 They depend on two frozen backbones only, so they are computed once per image and mirror and
 looked up in every epoch, unless the layout asks for the published way: in every step.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -20,16 +21,19 @@ from fedfr_jax.engine import Lane
 from fedfr_jax.engine.layout import Layout
 
 
-def direction(spec: RoundSpec, server: ServerState, head: Heads,
-              images: UInt8[Array, "B S S 3"]) -> Float[Array, "B d"]:
+def direction(
+    spec: RoundSpec, server: ServerState, head: Heads, images: UInt8[Array, "B S S 3"]
+) -> Float[Array, "B d"]:
     """(B, d) direction of the contrastive term for uint8 images."""
     previous = jax.tree.map(lambda v, own: own.astype(v.dtype), server.backbone, head.previous)
-    return losses.contrastive_direction(features(spec.backbone, server.backbone, images),
-                                        features(spec.backbone, previous, images))
+    return losses.contrastive_direction(
+        features(spec.backbone, server.backbone, images), features(spec.backbone, previous, images)
+    )
 
 
-def contrastive_directions(spec: RoundSpec, layout: Layout, lane: Lane, shared: Shared,
-                           head: Heads, pool: Pool, epochs) -> Callable[..., jax.Array | None]:
+def contrastive_directions(
+    spec: RoundSpec, layout: Layout, lane: Lane, shared: Shared, head: Heads, pool: Pool, epochs
+) -> Callable[..., jax.Array | None]:
     """What gives ``(positions (B,), flip (B,), images (B, S, S, 3)) -> (B, d)`` or None."""
     if not spec.uses_contrastive:
         return lambda positions, flip, images: None
@@ -37,11 +41,13 @@ def contrastive_directions(spec: RoundSpec, layout: Layout, lane: Lane, shared: 
         return lambda positions, flip, images: direction(spec, shared.server, head, images)
     table = _table(spec, layout, lane, shared, head, pool, epochs)
     return lambda positions, flip, images: table[
-        flip.astype(int) if pool.mirrored else 0, positions]
+        flip.astype(int) if pool.mirrored else 0, positions
+    ]
 
 
-def _table(spec: RoundSpec, layout: Layout, lane: Lane, shared: Shared, head: Heads, pool: Pool,
-           epochs) -> jax.Array:
+def _table(
+    spec: RoundSpec, layout: Layout, lane: Lane, shared: Shared, head: Heads, pool: Pool, epochs
+) -> jax.Array:
     """(V, P, d): :func:`direction` of the views that some epoch will show, once per round.
 
     V = 2 with mirrors and 1 without.

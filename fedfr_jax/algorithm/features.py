@@ -1,4 +1,5 @@
 """Images, where they lie during a round, and their features under frozen backbones."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -40,12 +41,15 @@ class Device:
 def where_images_are(server, public: PublicData, cohort: CohortData, key):
     """(what all devices share, what each device has)."""
     in_table = cohort.table_rows is not None
-    return (Shared(server, public, cohort.images if in_table else None, key),
-            Device(None if in_table else cohort.images, cohort.table_rows))
+    return (
+        Shared(server, public, cohort.images if in_table else None, key),
+        Device(None if in_table else cohort.images, cohort.table_rows),
+    )
 
 
-def own_images(shared: Shared, device: Device,
-               positions: Int[Array, " B"]) -> UInt8[Array, "B S S 3"]:
+def own_images(
+    shared: Shared, device: Device, positions: Int[Array, " B"]
+) -> UInt8[Array, "B S S 3"]:
     """Images at some positions of a device's list."""
     if shared.table is not None:
         return shared.table[device.table_rows[positions]]
@@ -67,31 +71,42 @@ def mirror(images: UInt8[Array, "*B H W 3"]) -> UInt8[Array, "*B H W 3"]:
     return images[..., ::-1, :]
 
 
-def features(backbone: Backbone, variables: PyTree,
-             images: UInt8[Array, "B S S 3"]) -> Float[Array, "B d"]:
+def features(
+    backbone: Backbone, variables: PyTree, images: UInt8[Array, "B S S 3"]
+) -> Float[Array, "B d"]:
     """(B, d) features of uint8 images under a frozen backbone."""
     return backbone.apply(variables, to_input(images, type_of(variables)), False)[0]
 
 
-def list_features(backbone: Backbone, variables: PyTree, shared: Shared, device: Device, used,
-                  block: int) -> Float[Array, "R d"]:
+def list_features(
+    backbone: Backbone, variables: PyTree, shared: Shared, device: Device, used, block: int
+) -> Float[Array, "R d"]:
     """(R, d) features of a device's list of images; those after ``used`` mean nothing."""
     size = len(device.images if shared.table is None else device.table_rows)
     return engine.loop_blocks(
         lambda p: features(backbone, variables, own_images(shared, device, p)),
-        jnp.arange(size), used, block=block)
+        jnp.arange(size),
+        used,
+        block=block,
+    )
 
 
-def public_features(spec: RoundSpec, layout: Layout, variables: PyTree,
-                    public: PublicData) -> Float[Array, "N_0 d"]:
+def public_features(
+    spec: RoundSpec, layout: Layout, variables: PyTree, public: PublicData
+) -> Float[Array, "N_0 d"]:
     """(N_0, d) features of the public images, computed by all devices together."""
     return engine.map_blocks(
-        lambda s, p: features(spec.backbone, s[0], s[1][p]), (variables, public.images),
-        len(public.labels), mesh=layout.mesh, block=layout.feature_batch)
+        lambda s, p: features(spec.backbone, s[0], s[1][p]),
+        (variables, public.images),
+        len(public.labels),
+        mesh=layout.mesh,
+        block=layout.feature_batch,
+    )
 
 
-def personal_features(spec: RoundSpec, backbone: PyTree, transform: PyTree,
-                      images: UInt8[Array, "B S S 3"]) -> Float[Array, "B d"]:
+def personal_features(
+    spec: RoundSpec, backbone: PyTree, transform: PyTree, images: UInt8[Array, "B S S 3"]
+) -> Float[Array, "B d"]:
     """Features under a client's personalized model, transform after its own backbone.
 
     Args:

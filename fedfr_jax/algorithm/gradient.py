@@ -1,4 +1,5 @@
 """A gradient taken over parts of a mini-batch."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 PyTree = Any
 
 
-def gradient_in_parts(loss: Callable[..., tuple[jax.Array, PyTree]], trained: PyTree,
-                      batch: PyTree, part: int = 0) -> tuple[PyTree, PyTree]:
+def gradient_in_parts(
+    loss: Callable[..., tuple[jax.Array, PyTree]], trained: PyTree, batch: PyTree, part: int = 0
+) -> tuple[PyTree, PyTree]:
     """(gradient, auxiliary results) of a loss that is a mean over images.
 
     Args:
@@ -20,6 +22,7 @@ def gradient_in_parts(loss: Callable[..., tuple[jax.Array, PyTree]], trained: Py
       part: images per pass, a divisor of B, for networks without batch norm: the parts'
         gradients and auxiliary results are averaged. 0: all at once.
     """
+
     def one_part(batch):
         return jax.grad(loss, has_aux=True)(trained, batch)
 

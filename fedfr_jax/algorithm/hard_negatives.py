@@ -1,4 +1,5 @@
 """The features that hard negatives are found with, for all clients of a cohort."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -22,8 +23,14 @@ def all_or_nothing(spec: RoundSpec, shared: Shared, cohort: CohortData) -> Bool[
     return jnp.broadcast_to((cohort.sizes > 0)[:, None], (slots, len(shared.public.labels)))
 
 
-def compare_with_public(choose: Callable[..., jax.Array], spec: RoundSpec, layout: Layout,
-                        shared: Shared, device: Device, cohort: CohortData) -> Bool[Array, "C N_0"]:
+def compare_with_public(
+    choose: Callable[..., jax.Array],
+    spec: RoundSpec,
+    layout: Layout,
+    shared: Shared,
+    device: Device,
+    cohort: CohortData,
+) -> Bool[Array, "C N_0"]:
     """(C, N_0) bool: ``choose`` of each client's features and those of the public images.
 
     Args:
@@ -35,8 +42,9 @@ def compare_with_public(choose: Callable[..., jax.Array], spec: RoundSpec, layou
     def on_one_device(shared, device):
         shared, public = shared
         device, used, rows, sizes = device
-        features = list_features(spec.backbone, shared.server.backbone, shared, device, used[0],
-                                 layout.feature_batch)
+        features = list_features(
+            spec.backbone, shared.server.backbone, shared, device, used[0], layout.feature_batch
+        )
 
         def one_client(client):
             rows, size = client
@@ -45,5 +53,8 @@ def compare_with_public(choose: Callable[..., jax.Array], spec: RoundSpec, layou
         return jax.lax.map(one_client, (rows, sizes))
 
     return engine.on_each_device(
-        on_one_device, (shared, everybody),
-        (device, cohort.used, cohort.rows, cohort.sizes), mesh=layout.mesh)
+        on_one_device,
+        (shared, everybody),
+        (device, cohort.used, cohort.rows, cohort.sizes),
+        mesh=layout.mesh,
+    )

@@ -1,4 +1,5 @@
 """From a pretrained backbone to the state before a client's and the server's first round."""
+
 from __future__ import annotations
 
 import functools
@@ -8,12 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedfr_jax import engine
-from fedfr_jax.algorithm.features import (
-    list_features,
-    public_features,
-    type_of,
-    where_images_are,
-)
+from fedfr_jax.algorithm.features import list_features, public_features, type_of, where_images_are
 from fedfr_jax.algorithm.server import server_optimizer, server_trained
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
@@ -29,8 +25,13 @@ def previous_type(setting: str, dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.bfloat16) if setting == "bfloat16" else dtype
 
 
-def initial_server(spec: RoundSpec, layout: Layout, backbone: PyTree,
-                   public_embeddings: jax.Array | None, public: PublicData) -> ServerState:
+def initial_server(
+    spec: RoundSpec,
+    layout: Layout,
+    backbone: PyTree,
+    public_embeddings: jax.Array | None,
+    public: PublicData,
+) -> ServerState:
     """The server before the first round (FedFR, section 3.4).
 
     Args:
@@ -42,16 +43,22 @@ def initial_server(spec: RoundSpec, layout: Layout, backbone: PyTree,
     """
     if public_embeddings is None:
         public_embeddings = jax.jit(functools.partial(_public_means, spec, layout))(
-            backbone, public)
+            backbone, public
+        )
     public_embeddings = jnp.asarray(public_embeddings)
-    return ServerState(jnp.int32(0), backbone, public_embeddings,
-                       _optimizer_state(spec, backbone, public_embeddings))
+    return ServerState(
+        jnp.int32(0),
+        backbone,
+        public_embeddings,
+        _optimizer_state(spec, backbone, public_embeddings),
+    )
 
 
 def _optimizer_state(spec, backbone, public_embeddings):
     optimizer = server_optimizer(spec.fed)
-    return None if optimizer is None else optimizer.init(
-        server_trained(backbone, public_embeddings))
+    return (
+        None if optimizer is None else optimizer.init(server_trained(backbone, public_embeddings))
+    )
 
 
 def _public_means(spec, layout, backbone, public):
@@ -69,9 +76,17 @@ def _class_means(features, labels, mask, classes):
     return sums / jnp.maximum(counts, 1)[:, None]
 
 
-def initial_heads(spec: RoundSpec, layout: Layout, pretrained: PyTree,
-                  public: PublicData, cohort: CohortData, key: jax.Array, *,
-                  most_identities: int, previous: str = "full") -> Heads:
+def initial_heads(
+    spec: RoundSpec,
+    layout: Layout,
+    pretrained: PyTree,
+    public: PublicData,
+    cohort: CohortData,
+    key: jax.Array,
+    *,
+    most_identities: int,
+    previous: str = "full",
+) -> Heads:
     """The heads of clients that have not taken part yet (FedFR, section 3.4).
 
     A class embedding starts as the mean of its identity's features under the pretrained
@@ -88,27 +103,46 @@ def initial_heads(spec: RoundSpec, layout: Layout, pretrained: PyTree,
       previous: type of the previous backbone, "full", "bfloat16" or "off".
     """
     shared, device = where_images_are(
-        ServerState(jnp.int32(0), pretrained,
-                    jnp.zeros((0, spec.backbone.embedding), type_of(pretrained))),
-        public, cohort, key)
+        ServerState(
+            jnp.int32(0), pretrained, jnp.zeros((0, spec.backbone.embedding), type_of(pretrained))
+        ),
+        public,
+        cohort,
+        key,
+    )
 
     def on_one_device(shared, device):
         device, cohort = device
-        own = list_features(spec.backbone, shared.server.backbone, shared, device,
-                                  cohort.used[0], layout.feature_batch)
+        own = list_features(
+            spec.backbone,
+            shared.server.backbone,
+            shared,
+            device,
+            cohort.used[0],
+            layout.feature_batch,
+        )
         return jax.lax.map(
             lambda client: _initial_head(spec, own, client, shared.key, most_identities),
-            (cohort.rows, cohort.labels, cohort.sizes, cohort.identities, cohort.clients))
+            (cohort.rows, cohort.labels, cohort.sizes, cohort.identities, cohort.clients),
+        )
 
-    heads = engine.on_each_device(on_one_device, shared,
-                                  (device, cohort.replace(images=None, table_rows=None)),
-                                  mesh=layout.mesh)
+    heads = engine.on_each_device(
+        on_one_device,
+        shared,
+        (device, cohort.replace(images=None, table_rows=None)),
+        mesh=layout.mesh,
+    )
     if previous == "off":
         return heads
     slots = cohort.sizes.shape[0]
-    return heads.replace(previous=jax.tree.map(
-        lambda v: jnp.broadcast_to(v.astype(previous_type(previous, v.dtype)), (slots, *v.shape)),
-        pretrained))
+    return heads.replace(
+        previous=jax.tree.map(
+            lambda v: jnp.broadcast_to(
+                v.astype(previous_type(previous, v.dtype)), (slots, *v.shape)
+            ),
+            pretrained,
+        )
+    )
 
 
 def _initial_head(spec, own, client, key, most):
@@ -117,15 +151,18 @@ def _initial_head(spec, own, client, key, most):
     d = spec.backbone.embedding
     if spec.fed.class_embedding_init == "random":
         exists = jnp.arange(most) < identities
-        embeddings = 0.01 * jax.random.normal(
-            embedding_key, (most, d), own.dtype) * exists[:, None]
+        embeddings = 0.01 * jax.random.normal(embedding_key, (most, d), own.dtype) * exists[:, None]
     else:
         embeddings = _class_means(own[rows], labels, jnp.arange(len(rows)) < size, most)
-    return Heads(class_embeddings=embeddings,
-                 transform=TRANSFORMS[spec.terms.transform].init(transform_key, d, own.dtype),
-                 binary_weight=embeddings, binary_bias=jnp.zeros(most, own.dtype),
-                 previous=None, has_trained=jnp.array(False),
-                 copy_embeddings=embeddings if spec.recipe.copy_penalty is not None else None)
+    return Heads(
+        class_embeddings=embeddings,
+        transform=TRANSFORMS[spec.terms.transform].init(transform_key, d, own.dtype),
+        binary_weight=embeddings,
+        binary_bias=jnp.zeros(most, own.dtype),
+        previous=None,
+        has_trained=jnp.array(False),
+        copy_embeddings=embeddings if spec.recipe.copy_penalty is not None else None,
+    )
 
 
 def fill_in_new(stored: Heads, known: jax.Array, initial: Heads) -> Heads:
@@ -136,7 +173,8 @@ def fill_in_new(stored: Heads, known: jax.Array, initial: Heads) -> Heads:
       known: (C,) bool.
     """
     return jax.tree.map(
-        lambda s, i: jnp.where(known.reshape(-1, *[1] * (s.ndim - 1)), s, i), stored, initial)
+        lambda s, i: jnp.where(known.reshape(-1, *[1] * (s.ndim - 1)), s, i), stored, initial
+    )
 
 
 def head_shapes(spec: RoundSpec, most_identities: int, previous: str) -> Heads:
@@ -145,23 +183,33 @@ def head_shapes(spec: RoundSpec, most_identities: int, previous: str) -> Heads:
     array = jax.ShapeDtypeStruct
     variables = jax.eval_shape(spec.backbone.init, jax.random.key(0))
     dtype = type_of(variables)
-    backbone = None if previous == "off" else jax.tree.map(
-        lambda v: array(v.shape, previous_type(previous, v.dtype)), variables)
+    backbone = (
+        None
+        if previous == "off"
+        else jax.tree.map(lambda v: array(v.shape, previous_type(previous, v.dtype)), variables)
+    )
     return Heads(
         class_embeddings=array((k, d), dtype),
-        transform=jax.eval_shape(lambda key: TRANSFORMS[spec.terms.transform].init(key, d, dtype),
-                                 jax.random.key(0)),
-        binary_weight=array((k, d), dtype), binary_bias=array((k,), dtype),
-        previous=backbone, has_trained=array((), jnp.bool_),
-        copy_embeddings=(array((k, d), dtype) if spec.recipe.copy_penalty is not None
-                         else None))
+        transform=jax.eval_shape(
+            lambda key: TRANSFORMS[spec.terms.transform].init(key, d, dtype), jax.random.key(0)
+        ),
+        binary_weight=array((k, d), dtype),
+        binary_bias=array((k,), dtype),
+        previous=backbone,
+        has_trained=array((), jnp.bool_),
+        copy_embeddings=(array((k, d), dtype) if spec.recipe.copy_penalty is not None else None),
+    )
 
 
 def server_shapes(spec: RoundSpec, public_identities: int) -> ServerState:
     """Shapes and types of the server's state."""
     backbone = jax.eval_shape(spec.backbone.init, jax.random.key(0))
-    embeddings = jax.ShapeDtypeStruct((public_identities, spec.backbone.embedding),
-                                      type_of(backbone))
+    embeddings = jax.ShapeDtypeStruct(
+        (public_identities, spec.backbone.embedding), type_of(backbone)
+    )
     return ServerState(
-        jax.ShapeDtypeStruct((), jnp.int32), backbone, embeddings,
-        jax.eval_shape(functools.partial(_optimizer_state, spec), backbone, embeddings))
+        jax.ShapeDtypeStruct((), jnp.int32),
+        backbone,
+        embeddings,
+        jax.eval_shape(functools.partial(_optimizer_state, spec), backbone, embeddings),
+    )

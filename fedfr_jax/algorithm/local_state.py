@@ -1,4 +1,5 @@
 """A client in training: what it starts a round with, whose turn it is, what it hands back."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -45,8 +46,9 @@ def local_optimizer(fed: FedConfig) -> optax.GradientTransformation:
     return optax.chain(optax.add_decayed_weights(fed.weight_decay), optax.trace(fed.momentum))
 
 
-def against_received(spec: RoundSpec, server: ServerState,
-                     penalty: Callable[..., jax.Array] | None) -> Callable[..., Any] | None:
+def against_received(
+    spec: RoundSpec, server: ServerState, penalty: Callable[..., jax.Array] | None
+) -> Callable[..., Any] | None:
     """A method's penalty as a function of all that a client trains; None stays None."""
     if penalty is None:
         return None
@@ -54,11 +56,13 @@ def against_received(spec: RoundSpec, server: ServerState,
     if spec.uses_public:
         received["public_embeddings"] = server.public_embeddings
     return lambda trained: penalty(
-        spec.options, {name: trained[name] for name in received}, received)
+        spec.options, {name: trained[name] for name in received}, received
+    )
 
 
 def starting_backbone(spec: RoundSpec, server: ServerState, head: Heads) -> PyTree:
     """Variables that a client starts a round with: the server's, and its own where they stay."""
+
     def choose(private, received, own):
         if not private:
             return received
@@ -71,8 +75,12 @@ def starting_backbone(spec: RoundSpec, server: ServerState, head: Heads) -> PyTr
 
 def start_training(spec: RoundSpec, trained: PyTree, batch_stats: PyTree) -> LocalState:
     """A client before its first step."""
-    return LocalState(trained, batch_stats, local_optimizer(spec.fed).init(trained),
-                      {term: jnp.zeros((), type_of(trained)) for term in LOSS_TERMS})
+    return LocalState(
+        trained,
+        batch_stats,
+        local_optimizer(spec.fed).init(trained),
+        {term: jnp.zeros((), type_of(trained)) for term in LOSS_TERMS},
+    )
 
 
 def initial_state(spec: RoundSpec, server: ServerState, head: Heads) -> LocalState:
@@ -85,17 +93,22 @@ def initial_state(spec: RoundSpec, server: ServerState, head: Heads) -> LocalSta
     if spec.uses_public:
         trained["public_embeddings"] = server.public_embeddings
     if spec.uses_binary:
-        trained.update(transform=head.transform, binary_weight=head.binary_weight,
-                       binary_bias=head.binary_bias)
+        trained.update(
+            transform=head.transform, binary_weight=head.binary_weight, binary_bias=head.binary_bias
+        )
     return start_training(spec, trained, backbone["batch_stats"])
 
 
 def initial_copy(spec: RoundSpec, server: ServerState, head: Heads) -> LocalState:
     """The personal copy before its first step: as the client left it (``Recipe.copy_penalty``)."""
-    own = jax.tree.map(lambda v, s: jnp.where(head.has_trained, v.astype(s.dtype), s),
-                       head.previous, server.backbone)
-    return initial_state(spec, server.replace(backbone=own),
-                         head.replace(class_embeddings=head.copy_embeddings))
+    own = jax.tree.map(
+        lambda v, s: jnp.where(head.has_trained, v.astype(s.dtype), s),
+        head.previous,
+        server.backbone,
+    )
+    return initial_state(
+        spec, server.replace(backbone=own), head.replace(class_embeddings=head.copy_embeddings)
+    )
 
 
 def take_turns(spec: RoundSpec, epoch, epochs, old: LocalState, new: LocalState) -> LocalState:
@@ -104,11 +117,13 @@ def take_turns(spec: RoundSpec, epoch, epochs, old: LocalState, new: LocalState)
         return new
     heads_turn = spec.recipe.heads_turn(spec.options, epoch, epochs)
     private = spec.private({"params": old.trained["backbone"], "batch_stats": old.batch_stats})
-    is_head = {k: jax.tree.map(lambda _, k=k: k != "public_embeddings", v)
-               for k, v in old.trained.items()} | {"backbone": private["params"]}
+    is_head = {
+        k: jax.tree.map(lambda _, k=k: k != "public_embeddings", v) for k, v in old.trained.items()
+    } | {"backbone": private["params"]}
     # The optimizer's state has a leaf for every trained tensor, and no other leaves.
     is_head_state = optax.tree_utils.tree_map_params(
-        local_optimizer(spec.fed), lambda _, head: head, old.optimizer, is_head)
+        local_optimizer(spec.fed), lambda _, head: head, old.optimizer, is_head
+    )
 
     def choose(head, new, old):
         return jnp.where(heads_turn == head, new, old)
@@ -116,24 +131,42 @@ def take_turns(spec: RoundSpec, epoch, epochs, old: LocalState, new: LocalState)
     return LocalState(
         jax.tree.map(choose, is_head, new.trained, old.trained),
         jax.tree.map(choose, private["batch_stats"], new.batch_stats, old.batch_stats),
-        jax.tree.map(choose, is_head_state, new.optimizer, old.optimizer), new.losses)
+        jax.tree.map(choose, is_head_state, new.optimizer, old.optimizer),
+        new.losses,
+    )
 
 
-def hand_back(spec: RoundSpec, server: ServerState, client: Client, head: Heads,
-              state: LocalState, copy: LocalState | None, images, steps):
+def hand_back(
+    spec: RoundSpec,
+    server: ServerState,
+    client: Client,
+    head: Heads,
+    state: LocalState,
+    copy: LocalState | None,
+    images,
+    steps,
+):
     """Divides a trained client into what is averaged, its weight, and what it keeps.
 
     What is private is zero in what the client sends, of no size.
     """
     trained = state.trained
     backbone = {"params": trained["backbone"], "batch_stats": state.batch_stats}
-    sent = {"backbone": jax.tree.map(lambda private, v: jnp.zeros((), v.dtype) if private else v,
-                                     spec.private(backbone), backbone),
-            "public_embeddings": trained.get("public_embeddings", server.public_embeddings)}
+    sent = {
+        "backbone": jax.tree.map(
+            lambda private, v: jnp.zeros((), v.dtype) if private else v,
+            spec.private(backbone),
+            backbone,
+        ),
+        "public_embeddings": trained.get("public_embeddings", server.public_embeddings),
+    }
     previous = head.previous
     if previous is not None:
-        own = backbone if copy is None else {"params": copy.trained["backbone"],
-                                             "batch_stats": copy.batch_stats}
+        own = (
+            backbone
+            if copy is None
+            else {"params": copy.trained["backbone"], "batch_stats": copy.batch_stats}
+        )
         previous = jax.tree.map(lambda new, old: new.astype(old.dtype), own, previous)
     kept = Heads(
         class_embeddings=trained["class_embeddings"],
@@ -141,7 +174,9 @@ def hand_back(spec: RoundSpec, server: ServerState, client: Client, head: Heads,
         transform=trained.get("transform", head.transform),
         binary_weight=trained.get("binary_weight", head.binary_weight),
         binary_bias=trained.get("binary_bias", head.binary_bias),
-        previous=previous, has_trained=jnp.array(True))
+        previous=previous,
+        has_trained=jnp.array(True),
+    )
     means = {term: total / jnp.maximum(steps, 1) for term, total in state.losses.items()}
     metrics = means | dict(hard_negatives=client.kept_public.sum(), images=images, steps=steps)
     weight = images if spec.fed.aggregation == "images" else jnp.ones_like(images)

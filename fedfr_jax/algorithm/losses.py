@@ -5,6 +5,7 @@ All functions take one batch of one client. Clients may hold fewer identities
 than the arrays have rows (stacked clients are padded to the largest one): a
 boolean mask names the rows that exist, and the others take no part.
 """
+
 from __future__ import annotations
 
 import math
@@ -28,8 +29,7 @@ def normalize(x: Float[Array, ...], axis: int = -1) -> Float[Array, ...]:
     return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-12))
 
 
-def cosine_logits(features: Float[Array, "B d"],
-                  class_embeddings: Float[Array, "K d"]) -> Logits:
+def cosine_logits(features: Float[Array, "B d"], class_embeddings: Float[Array, "K d"]) -> Logits:
     """Cosines of features with class embeddings.
 
     Args:
@@ -68,7 +68,7 @@ def arcface_logits(cosine: Logits, labels: Labels, *, scale: float, margin: floa
     Returns:
       (B, K) logits.
     """
-    sine = jnp.sqrt(jnp.maximum(1.0 - cosine ** 2, 1e-12))
+    sine = jnp.sqrt(jnp.maximum(1.0 - cosine**2, 1e-12))
     turned = cosine * math.cos(margin) - sine * math.sin(margin)
     turned = jnp.where(cosine > -math.cos(margin), turned, cosine - margin * math.sin(margin))
     is_label = jnp.arange(cosine.shape[-1]) == labels[:, None]
@@ -78,10 +78,18 @@ def arcface_logits(cosine: Logits, labels: Labels, *, scale: float, margin: floa
 MARGINS = {"cosface": cosface_logits, "arcface": arcface_logits}
 
 
-def margin_loss(features: Float[Array, "B d"], class_embeddings: Float[Array, "K d"],
-                labels: Labels, *, scale: float, margin: float, kind: str = "cosface",
-                class_mask: Bool[Array, " K"] | None = None,
-                weights: Float[Array, " B"] | None = None, positive_margin: float = 0.0) -> Loss:
+def margin_loss(
+    features: Float[Array, "B d"],
+    class_embeddings: Float[Array, "K d"],
+    labels: Labels,
+    *,
+    scale: float,
+    margin: float,
+    kind: str = "cosface",
+    class_mask: Bool[Array, " K"] | None = None,
+    weights: Float[Array, " B"] | None = None,
+    positive_margin: float = 0.0,
+) -> Loss:
     """Softmax cross-entropy of logits with a margin, mean over the batch.
 
     Args:
@@ -109,8 +117,9 @@ def margin_loss(features: Float[Array, "B d"], class_embeddings: Float[Array, "K
     return jnp.mean(loss if weights is None else weights * loss)
 
 
-def class_weights(labels: Int[Array, " P"], valid: Bool[Array, " P"], classes: int,
-                  dtype: Any = jnp.float32) -> Float[Array, " P"]:
+def class_weights(
+    labels: Int[Array, " P"], valid: Bool[Array, " P"], classes: int, dtype: Any = jnp.float32
+) -> Float[Array, " P"]:
     """Weights with which every class counts the same, 1 on average over the valid images.
 
     Args:
@@ -124,8 +133,9 @@ def class_weights(labels: Int[Array, " P"], valid: Bool[Array, " P"], classes: i
     return jnp.where(valid, valid.sum() / (present * jnp.maximum(counts[labels], 1)), 0.0)
 
 
-def contrastive_direction(global_features: Float[Array, "B d"],
-                          previous_features: Float[Array, "B d"]) -> Float[Array, "B d"]:
+def contrastive_direction(
+    global_features: Float[Array, "B d"], previous_features: Float[Array, "B d"]
+) -> Float[Array, "B d"]:
     """What the contrastive term turns features away from: unit previous minus unit global.
 
     The term needs no more of these two than their difference, which is what is looked up in
@@ -140,8 +150,9 @@ def contrastive_direction(global_features: Float[Array, "B d"],
     return jax.lax.stop_gradient(normalize(previous_features) - normalize(global_features))
 
 
-def contrastive_loss(features: Float[Array, "B d"], direction: Float[Array, "B d"], *,
-                     temperature: float) -> Loss:
+def contrastive_loss(
+    features: Float[Array, "B d"], direction: Float[Array, "B d"], *, temperature: float
+) -> Loss:
     """Pulls features to the global model's, away from the previous local model's.
 
     ``-log(e^{cos(f,g)/tau} / (e^{cos(f,g)/tau} + e^{cos(f,p)/tau}))`` (after MOON,
@@ -156,9 +167,16 @@ def contrastive_loss(features: Float[Array, "B d"], direction: Float[Array, "B d
     return jnp.mean(nn.softplus(turned / temperature))
 
 
-def binary_logits(personal_features: Float[Array, "B d"], binary_weight: Float[Array, "K d"],
-                  binary_bias: Float[Array, " K"], labels: Labels, *, scale: float,
-                  margin: float, power: float = 3.0) -> tuple[Logits, Bool[Array, "B K"]]:
+def binary_logits(
+    personal_features: Float[Array, "B d"],
+    binary_weight: Float[Array, "K d"],
+    binary_bias: Float[Array, " K"],
+    labels: Labels,
+    *,
+    scale: float,
+    margin: float,
+    power: float = 3.0,
+) -> tuple[Logits, Bool[Array, "B K"]]:
     """One-vs-all logits of the decoupled feature customization (DFC) branch.
 
     ``r (q(z) - m) + c`` at an image's own identity, ``r (q(z) + m) + c`` elsewhere,
@@ -181,10 +199,18 @@ def binary_logits(personal_features: Float[Array, "B d"], binary_weight: Float[A
     return scale * (q + jnp.where(is_positive, -margin, margin)) + binary_bias, is_positive
 
 
-def binary_loss(personal_features: Float[Array, "B d"], binary_weight: Float[Array, "K d"],
-                binary_bias: Float[Array, " K"], labels: Labels, *, scale: float,
-                margin: float, balance: float, power: float = 3.0,
-                class_mask: Bool[Array, " K"] | None = None) -> Loss:
+def binary_loss(
+    personal_features: Float[Array, "B d"],
+    binary_weight: Float[Array, "K d"],
+    binary_bias: Float[Array, " K"],
+    labels: Labels,
+    *,
+    scale: float,
+    margin: float,
+    balance: float,
+    power: float = 3.0,
+    class_mask: Bool[Array, " K"] | None = None,
+) -> Loss:
     """``mean[lambda/r softplus(-a) + (1 - lambda)/r sum_{k != y} softplus(b_k)]``.
 
     Args:
@@ -193,10 +219,17 @@ def binary_loss(personal_features: Float[Array, "B d"], binary_weight: Float[Arr
       Others as in :func:`binary_logits`.
     """
     logits, is_positive = binary_logits(
-        personal_features, binary_weight, binary_bias, labels,
-        scale=scale, margin=margin, power=power)
-    terms = jnp.where(is_positive, balance * nn.softplus(-logits),
-                      (1.0 - balance) * nn.softplus(logits))
+        personal_features,
+        binary_weight,
+        binary_bias,
+        labels,
+        scale=scale,
+        margin=margin,
+        power=power,
+    )
+    terms = jnp.where(
+        is_positive, balance * nn.softplus(-logits), (1.0 - balance) * nn.softplus(logits)
+    )
     if class_mask is not None:
         terms = jnp.where(class_mask, terms, 0.0)
     return jnp.mean(jnp.sum(terms, axis=-1)) / scale

@@ -1,4 +1,5 @@
 """Rounds on plain arrays: the pure core, without data sources, files or evaluation."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,7 +28,8 @@ def place(cohort: CohortData, layout: Layout) -> CohortData:
     """Divides a cohort over the devices; a table of images lies on every one."""
     divide = engine.replicate if cohort.table_rows is not None else engine.spread
     return engine.spread(cohort.replace(images=None), layout.mesh).replace(
-        images=divide(cohort.images, layout.mesh))
+        images=divide(cohort.images, layout.mesh)
+    )
 
 
 def round_function(spec: RoundSpec, layout: Layout) -> tuple[Callable[..., tuple], tuple]:
@@ -37,7 +39,10 @@ def round_function(spec: RoundSpec, layout: Layout) -> tuple[Callable[..., tuple
     """
     everywhere = NamedSharding(layout.mesh, P())
     return functools.partial(run_round, spec, layout), (
-        everywhere, NamedSharding(layout.mesh, P(engine.AXIS)), everywhere)
+        everywhere,
+        NamedSharding(layout.mesh, P(engine.AXIS)),
+        everywhere,
+    )
 
 
 def compile_round(spec: RoundSpec, layout: Layout) -> Callable[..., tuple]:
@@ -74,16 +79,31 @@ class PlainRounds:
         most = max(1, int(np.max(self.cohort.identities, initial=0)))
 
         def heads_at_start(variables, public, cohort, key, previous):
-            return initial_heads(spec, layout, variables, public, cohort, key,
-                                 most_identities=most, previous=previous)
+            return initial_heads(
+                spec,
+                layout,
+                variables,
+                public,
+                cohort,
+                key,
+                most_identities=most,
+                previous=previous,
+            )
 
         by_client = NamedSharding(layout.mesh, P(engine.AXIS))
-        return (jax.jit(heads_at_start, static_argnums=4, out_shardings=by_client),
-                compile_round(spec, layout))
+        return (
+            jax.jit(heads_at_start, static_argnums=4, out_shardings=by_client),
+            compile_round(spec, layout),
+        )
 
-    def start(self, variables: PyTree, key: jax.Array, *,
-              public_embeddings: jax.Array | None = None,
-              previous: str = "full") -> tuple[ServerState, Heads]:
+    def start(
+        self,
+        variables: PyTree,
+        key: jax.Array,
+        *,
+        public_embeddings: jax.Array | None = None,
+        previous: str = "full",
+    ) -> tuple[ServerState, Heads]:
         """The server and the clients' heads before the first round (FedFR, section 3.4).
 
         Args:
@@ -100,8 +120,9 @@ class PlainRounds:
         heads = self._compiled[0](variables, public, cohort, key, previous)
         return engine.replicate(server, self.layout.mesh), heads
 
-    def step(self, server: ServerState, heads: Heads, key: jax.Array
-             ) -> tuple[ServerState, Heads, dict[str, jax.Array]]:
+    def step(
+        self, server: ServerState, heads: Heads, key: jax.Array
+    ) -> tuple[ServerState, Heads, dict[str, jax.Array]]:
         """One round, see :func:`fedfr_jax.algorithm.round.run_round`.
 
         Server and heads are donated: use the new ones.

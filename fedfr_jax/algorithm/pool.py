@@ -1,4 +1,5 @@
 """What a client trains on in a round: its pool of images, and the mini-batches drawn from it."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -81,15 +82,17 @@ class Pool:
             return jnp.zeros(self.valid.shape, bool)
         return _bits(self._keys(epoch)[1], self.valid.shape) < jnp.uint32(2**31)
 
-    def views(self, positions: Int[Array, " B"],
-              flip: Bool[Array, " B"]) -> UInt8[Array, "B S S 3"]:
+    def views(
+        self, positions: Int[Array, " B"], flip: Bool[Array, " B"]
+    ) -> UInt8[Array, "B S S 3"]:
         """(B, S, S, 3) uint8 images at (B,) positions, mirrored where (B,) ``flip`` says so."""
         images = self.images(positions)
         return jnp.where(flip[:, None, None, None], mirror(images), images)
 
 
-def make_pool(spec: RoundSpec, shared: Shared, device: Device, client: Client,
-              most_identities: int) -> Pool:
+def make_pool(
+    spec: RoundSpec, shared: Shared, device: Device, client: Client, most_identities: int
+) -> Pool:
     """The pool of one client; the key of its round is the run's, with both folded in."""
     own, public = client.rows.shape[0], client.kept_public.shape[0]
 
@@ -102,9 +105,16 @@ def make_pool(spec: RoundSpec, shared: Shared, device: Device, client: Client,
 
     labels = jnp.concatenate([client.labels, most_identities + shared.public.labels[:public]])
     valid = jnp.concatenate([jnp.arange(own) < client.size, client.kept_public])
-    weights = (losses.class_weights(labels, valid, most_identities + shared.public.identities,
-                                    type_of(shared.server.backbone))
-               if spec.loss.balanced else None)
+    weights = (
+        losses.class_weights(
+            labels,
+            valid,
+            most_identities + shared.public.identities,
+            type_of(shared.server.backbone),
+        )
+        if spec.loss.balanced
+        else None
+    )
     key = jax.random.fold_in(jax.random.fold_in(shared.key, shared.server.round), client.number)
     return Pool(labels, valid, weights, key, images, spec.fed.mirror)
 

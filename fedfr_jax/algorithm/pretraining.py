@@ -1,4 +1,5 @@
 """Training the backbone on the public identities, before there are any clients."""
+
 from __future__ import annotations
 
 import math
@@ -29,11 +30,19 @@ class _State:
     optimizer: PyTree
 
 
-def pretrain(backbone: Backbone, images, labels: np.ndarray, config: PretrainConfig, *,
-             variables: PyTree, mesh, seed: int, augment: bool = True,
-             on_epoch: Callable[[dict], None] = lambda row: None,
-             on_step: Callable[[int, float], None] = lambda images, loss: None,
-             ) -> tuple[PyTree, jax.Array]:
+def pretrain(
+    backbone: Backbone,
+    images,
+    labels: np.ndarray,
+    config: PretrainConfig,
+    *,
+    variables: PyTree,
+    mesh,
+    seed: int,
+    augment: bool = True,
+    on_epoch: Callable[[dict], None] = lambda row: None,
+    on_step: Callable[[int, float], None] = lambda images, loss: None,
+) -> tuple[PyTree, jax.Array]:
     """CosFace classification of the public identities with SGD.
 
     Args:
@@ -68,39 +77,55 @@ def pretrain(backbone: Backbone, images, labels: np.ndarray, config: PretrainCon
         order = rng.permutation(len(labels))
         totals = []
         for i in range(per_epoch):
-            chosen = order[i * batch:(i + 1) * batch]
+            chosen = order[i * batch : (i + 1) * batch]
             flip = rng.random(batch) < 0.5
-            inputs = jax.device_put((chosen.astype(np.int32), labels[chosen].astype(np.int32),
-                                     flip), spread)
+            inputs = jax.device_put(
+                (chosen.astype(np.int32), labels[chosen].astype(np.int32), flip), spread
+            )
             state, metrics = step(state, images, *inputs)
             totals.append(metrics)
             if i % 8 == 7 or i + 1 == per_epoch:
                 on_step(batch * (i % 8 + 1), _finite(totals[-1][0], epoch))
         loss, accuracy = np.mean(jax.device_get(totals), axis=0)
         done = (epoch + 1) * per_epoch
-        on_epoch({"kind": "pretrain", "epoch": epoch + 1, "step": done, "loss": float(loss),
-                  "accuracy": float(accuracy), "lr": float(rate(done))})
+        on_epoch(
+            {
+                "kind": "pretrain",
+                "epoch": epoch + 1,
+                "step": done,
+                "loss": float(loss),
+                "accuracy": float(accuracy),
+                "lr": float(rate(done)),
+            }
+        )
     # One device's copy: the round shards for itself.
     state = jax.device_get(state)
-    return ({"params": state.trained["backbone"], "batch_stats": state.batch_stats},
-            jnp.asarray(state.trained["class_embeddings"]))
+    return (
+        {"params": state.trained["backbone"], "batch_stats": state.batch_stats},
+        jnp.asarray(state.trained["class_embeddings"]),
+    )
 
 
 def _optimizer(config: PretrainConfig, steps_per_epoch: int):
     total = max(1, config.epochs * steps_per_epoch)
     warmup = min(int(config.warmup_epochs * steps_per_epoch), total - 1)
     rate = optax.warmup_cosine_decay_schedule(
-        config.lr if warmup == 0 else 0.0, config.lr, warmup, total)
-    return optax.chain(optax.add_decayed_weights(config.weight_decay),
-                       optax.sgd(rate, momentum=config.momentum)), rate
+        config.lr if warmup == 0 else 0.0, config.lr, warmup, total
+    )
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, momentum=config.momentum)
+    ), rate
 
 
 def _initial(backbone, variables, optimizer, classes, seed) -> _State:
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    trained = {"backbone": variables["params"],
-               "class_embeddings": jax.random.normal(
-                   key, (classes, backbone.embedding), type_of(variables))
-               / math.sqrt(backbone.embedding)}  # rows of length about 1
+    trained = {
+        "backbone": variables["params"],
+        "class_embeddings": jax.random.normal(
+            key, (classes, backbone.embedding), type_of(variables)
+        )
+        / math.sqrt(backbone.embedding),
+    }  # rows of length about 1
     return _State(trained, variables["batch_stats"], optimizer.init(trained))
 
 
@@ -118,10 +143,13 @@ def _make_step(backbone, config, optimizer, augment):
         if augment:
             images = jnp.where(flip[:, None, None, None], mirror(images), images)
         (loss, (stats, accuracy)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.trained, state.batch_stats, to_input(images, type_of(state.trained)), labels)
+            state.trained, state.batch_stats, to_input(images, type_of(state.trained)), labels
+        )
         updates, opt = optimizer.update(gradient, state.optimizer, state.trained)
-        return (_State(optax.apply_updates(state.trained, updates), stats, opt),
-                jnp.stack([loss, accuracy]))
+        return (
+            _State(optax.apply_updates(state.trained, updates), stats, opt),
+            jnp.stack([loss, accuracy]),
+        )
 
     return jax.jit(step, donate_argnums=0)
 
@@ -131,5 +159,6 @@ def _finite(loss, epoch) -> float:
     if not np.isfinite(loss):
         raise FloatingPointError(
             f"the pretraining loss is {loss} in epoch {epoch + 1}; lower pretrain.lr or raise "
-            "pretrain.warmup_epochs")
+            "pretrain.warmup_epochs"
+        )
     return loss

@@ -1,4 +1,5 @@
 """What the server does with an average, and with class embeddings that it is sent."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -20,8 +21,9 @@ def server_optimizer(fed: FedConfig) -> optax.GradientTransformation | None:
     if fed.server_optimizer == "momentum":
         return optax.sgd(fed.server_lr or 1.0, momentum=fed.server_momentum)
     if fed.server_optimizer == "adam":
-        return optax.adam(fed.server_lr or 1e-3, fed.server_momentum, fed.server_beta2,
-                          fed.server_epsilon)
+        return optax.adam(
+            fed.server_lr or 1e-3, fed.server_momentum, fed.server_beta2, fed.server_epsilon
+        )
     return None
 
 
@@ -49,6 +51,8 @@ def embeddings_at_server(spec: RoundSpec, heads: Heads, cohort: CohortData) -> H
     embeddings = heads.class_embeddings
     exists = jnp.arange(embeddings.shape[1]) < cohort.identities[:, None]
     rows = spec.recipe.server_embeddings(
-        spec.options, embeddings.reshape(-1, embeddings.shape[-1]), exists.reshape(-1))
-    return heads.replace(class_embeddings=jnp.where(
-        exists[..., None], rows.reshape(embeddings.shape), embeddings))
+        spec.options, embeddings.reshape(-1, embeddings.shape[-1]), exists.reshape(-1)
+    )
+    return heads.replace(
+        class_embeddings=jnp.where(exists[..., None], rows.reshape(embeddings.shape), embeddings)
+    )

@@ -1,4 +1,5 @@
 """What a round is made of and does not change: the static part of the program."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -70,13 +71,13 @@ def epochs_of_round(spec: RoundSpec, round_index) -> tuple[jax.Array, jax.Array]
     Where head and body take turns there is no decay: it would fall on the last turn alone.
     """
     fed = spec.fed
-    epochs = jnp.asarray(fed.local_epochs)[
-        jnp.minimum(round_index, len(fed.local_epochs) - 1)]
+    epochs = jnp.asarray(fed.local_epochs)[jnp.minimum(round_index, len(fed.local_epochs) - 1)]
     if spec.recipe.epochs is not None:
         epochs = spec.recipe.epochs(spec.options, round_index, spec.rounds, epochs)
     if spec.recipe.heads_turn is not None:
         return epochs, epochs
     later = jnp.maximum(1, (0.75 * epochs).astype(int))
     first = jnp.asarray((*fed.lr_decay_epochs, 0))[
-        jnp.minimum(round_index, len(fed.lr_decay_epochs))]
+        jnp.minimum(round_index, len(fed.lr_decay_epochs))
+    ]
     return epochs, jnp.where(round_index < len(fed.lr_decay_epochs), first, later)

@@ -4,6 +4,7 @@ Both are pytrees of arrays. A round's clients fill C *slots*, the same number on
 D devices; every leaf of :class:`Heads` has a leading axis C, divided over the devices.
 A slot may be empty. What they train on is in :mod:`fedfr_jax.population.cohort_data`.
 """
+
 from __future__ import annotations
 
 from typing import Any

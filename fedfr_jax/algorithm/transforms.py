@@ -4,6 +4,7 @@ A transform is ``(init, apply)``; to add one, write the two functions and a line
 in ``TRANSFORMS`` and the name in
 ``TRANSFORM_NAMES`` of config/checks.py. Every transform starts as the identity.
 """
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple

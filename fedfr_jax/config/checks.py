@@ -1,4 +1,5 @@
 """What values settings may have, alone and together."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,18 +28,47 @@ _CHOICES = {
     "engine.conv": ("auto", "grouped", "patches", "custom"),
 }
 _POSITIVE = (
-    "data.image_size", "data.max_megapixels", "model.embedding", "loss.scale",
-    "pretrain.batch_size", "pretrain.lr", "pretrain.scale",
-    "fed.num_clients", "fed.batch_size", "fed.lr",
-    "fed.server_epsilon", "eval.batch_size", "eval.block", "engine.feature_batch",
-    "checkpoint.every", "checkpoint.keep")
+    "data.image_size",
+    "data.max_megapixels",
+    "model.embedding",
+    "loss.scale",
+    "pretrain.batch_size",
+    "pretrain.lr",
+    "pretrain.scale",
+    "fed.num_clients",
+    "fed.batch_size",
+    "fed.lr",
+    "fed.server_epsilon",
+    "eval.batch_size",
+    "eval.block",
+    "engine.feature_batch",
+    "checkpoint.every",
+    "checkpoint.keep",
+)
 _NOT_NEGATIVE = (
-    "fed.rounds", "fed.server_momentum", "fed.server_beta2", "data.workers", "loss.margin",
-    "pretrain.epochs", "pretrain.momentum", "pretrain.weight_decay",
-    "pretrain.warmup_epochs", "pretrain.margin", "fed.momentum", "fed.weight_decay",
-    "fed.lr_decay", "fed.server_lr", "data.resident_gib", "population.cohort", "eval.clients",
-    "eval.every", "eval.examples", "engine.lanes", "engine.cpu_devices",
-    "engine.gradient_batch")
+    "fed.rounds",
+    "fed.server_momentum",
+    "fed.server_beta2",
+    "data.workers",
+    "loss.margin",
+    "pretrain.epochs",
+    "pretrain.momentum",
+    "pretrain.weight_decay",
+    "pretrain.warmup_epochs",
+    "pretrain.margin",
+    "fed.momentum",
+    "fed.weight_decay",
+    "fed.lr_decay",
+    "fed.server_lr",
+    "data.resident_gib",
+    "population.cohort",
+    "eval.clients",
+    "eval.every",
+    "eval.examples",
+    "engine.lanes",
+    "engine.cpu_devices",
+    "engine.gradient_batch",
+)
 
 
 def _get(config: Config, name: str) -> Any:
@@ -61,8 +91,8 @@ def _numbers(group: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
 def check(config: Config) -> None:
     """Raises for values that are out of range or contradict each other."""
     for name, number in _numbers(config):
-        if isinstance(number, int) and not 0 <= number < 2 ** 31:
-            raise ConfigError(f"{name} is {number}; whole numbers are between 0 and {2 ** 31 - 1}")
+        if isinstance(number, int) and not 0 <= number < 2**31:
+            raise ConfigError(f"{name} is {number}; whole numbers are between 0 and {2**31 - 1}")
         if not math.isfinite(number):
             raise ConfigError(f"{name} is {number}; give a finite number")
     for name, choices in {"method.name": tuple(METHODS), **_CHOICES}.items():
@@ -81,8 +111,10 @@ def check(config: Config) -> None:
 def _check_ranges(config: Config) -> None:
     fed = config.fed
     if not fed.local_epochs or min(fed.local_epochs) < 1:
-        raise ConfigError(f"fed.local_epochs is {fed.local_epochs}; give at least one epoch "
-                          "for each round, such as (10, 8, 6, 4)")
+        raise ConfigError(
+            f"fed.local_epochs is {fed.local_epochs}; give at least one epoch "
+            "for each round, such as (10, 8, 6, 4)"
+        )
     for name in ("fed.momentum", "pretrain.momentum", "fed.server_momentum", "fed.server_beta2"):
         if not _get(config, name) < 1:  # at 1 nothing is forgotten: the sums grow without end
             raise ConfigError(f"{name} is {_get(config, name)}; it must be below 1")
@@ -98,19 +130,24 @@ def _check_contradictions(config: Config) -> None:
     data = config.data
     for name in DEGRADATIONS:
         if not 0 <= getattr(data.degrade, name) <= 1:
-            raise ConfigError(f"data.degrade.{name} is {getattr(data.degrade, name)}; it is a "
-                              "strength, 0 to 1")
+            raise ConfigError(
+                f"data.degrade.{name} is {getattr(data.degrade, name)}; it is a strength, 0 to 1"
+            )
     if data.images == "render" and data.degrade.is_active:
-        raise ConfigError("data.images is 'render', but images are degraded on the host "
-                          "(data.degrade); use 'resident' or 'stream'")
+        raise ConfigError(
+            "data.images is 'render', but images are degraded on the host "
+            "(data.degrade); use 'resident' or 'stream'"
+        )
     if data.source != "generated" and not data.root and data.source != "tfds":
-        raise ConfigError(f"data.root is empty; data.source={data.source!r} needs the folder "
-                          "the images are in")
-    if data.verification_labels and (
-            len(data.verification_labels) != len(data.verification_sets)):
-        raise ConfigError(f"data.verification_labels has {len(data.verification_labels)} entries "
-                          f"for {len(data.verification_sets)} data.verification_sets; give one "
-                          "each ('' for none)")
+        raise ConfigError(
+            f"data.root is empty; data.source={data.source!r} needs the folder the images are in"
+        )
+    if data.verification_labels and (len(data.verification_labels) != len(data.verification_sets)):
+        raise ConfigError(
+            f"data.verification_labels has {len(data.verification_labels)} entries "
+            f"for {len(data.verification_sets)} data.verification_sets; give one "
+            "each ('' for none)"
+        )
     _check_population(config)
 
 
@@ -126,26 +163,39 @@ def _check_method(config: Config) -> None:
     terms = recipe.terms(options)
     _check_terms(f"method.{name}.", terms)
     if recipe.isolated and config.fed.public_data not in ("auto", "off"):
-        raise ConfigError(f"fed.public_data is {config.fed.public_data!r}, but with method.name="
-                          f"{name!r} nothing is shared, and the class embeddings of public "
-                          "identities would be; set it to 'off'")
+        raise ConfigError(
+            f"fed.public_data is {config.fed.public_data!r}, but with method.name="
+            f"{name!r} nothing is shared, and the class embeddings of public "
+            "identities would be; set it to 'off'"
+        )
     if recipe.private is not None and config.fed.public_data == "hard":
-        raise ConfigError(f"fed.public_data is 'hard', but with method.name={name!r} no client has "
-                          "the server's network, under which hard negatives are found; set it to "
-                          "'all' or 'off'")
+        raise ConfigError(
+            f"fed.public_data is 'hard', but with method.name={name!r} no client has "
+            "the server's network, under which hard negatives are found; set it to "
+            "'all' or 'off'"
+        )
     own = recipe.private is not None or recipe.copy_penalty is not None
     if population.previous == "off" and (terms.contrastive_weight > 0 or own):
-        need = ("keeps part of the backbone with the clients" if own else
-                "has a contrastive term, which needs the clients' previous backbones")
-        raise ConfigError(f"population.previous is 'off', but method.name={name!r} {need}; set "
-                          "population.previous='full' or 'bfloat16'" + (
-                              "" if own else ", or the term's weight to 0"))
+        need = (
+            "keeps part of the backbone with the clients"
+            if own
+            else "has a contrastive term, which needs the clients' previous backbones"
+        )
+        raise ConfigError(
+            f"population.previous is 'off', but method.name={name!r} {need}; set "
+            "population.previous='full' or 'bfloat16'"
+            + ("" if own else ", or the term's weight to 0")
+        )
     if recipe.union and population.cohort > 1:
-        raise ConfigError(f"population.cohort is {population.cohort}, but method.name={name!r} "
-                          "trains one client that holds everybody's images; set it to 0")
+        raise ConfigError(
+            f"population.cohort is {population.cohort}, but method.name={name!r} "
+            "trains one client that holds everybody's images; set it to 0"
+        )
     if recipe.union and population.sampling == "schedule":
-        raise ConfigError(f"population.sampling is 'schedule', but method.name={name!r} trains "
-                          "one client that holds everybody's images; set it to 'uniform'")
+        raise ConfigError(
+            f"population.sampling is 'schedule', but method.name={name!r} trains "
+            "one client that holds everybody's images; set it to 'uniform'"
+        )
 
 
 def _check_terms(prefix: str, terms: Terms) -> None:
@@ -154,29 +204,40 @@ def _check_terms(prefix: str, terms: Terms) -> None:
         if not getattr(terms, name) > 0:
             raise ConfigError(f"{prefix}{name} is {getattr(terms, name)}; it must be above 0")
     if not 0 <= terms.binary_balance <= 1:
-        raise ConfigError(f"{prefix}binary_balance is {terms.binary_balance}; it is a share, "
-                          "0 to 1")
+        raise ConfigError(
+            f"{prefix}binary_balance is {terms.binary_balance}; it is a share, 0 to 1"
+        )
     if terms.transform not in TRANSFORM_NAMES:
-        raise ConfigError(f"{prefix}transform is {terms.transform!r}; use one of "
-                          f"{', '.join(TRANSFORM_NAMES)}")
+        raise ConfigError(
+            f"{prefix}transform is {terms.transform!r}; use one of {', '.join(TRANSFORM_NAMES)}"
+        )
     if terms.binary_detached and terms.binary_weight == 0:
-        raise ConfigError(f"{prefix}binary_detached is set, but {prefix}binary_weight=0 leaves "
-                          "the binary term out")
+        raise ConfigError(
+            f"{prefix}binary_detached is set, but {prefix}binary_weight=0 leaves "
+            "the binary term out"
+        )
 
 
 def _check_population(config: Config) -> None:
     fed, population = config.fed, config.population
     if population.cohort > fed.num_clients:
-        raise ConfigError(f"population.cohort is {population.cohort}, but there are only "
-                          f"fed.num_clients={fed.num_clients} clients")
+        raise ConfigError(
+            f"population.cohort is {population.cohort}, but there are only "
+            f"fed.num_clients={fed.num_clients} clients"
+        )
     if (population.sampling == "schedule") != bool(population.schedule):
-        raise ConfigError(f"population.schedule is {population.schedule!r}; give the file of the "
-                          "rounds' clients with population.sampling='schedule', and only then")
+        raise ConfigError(
+            f"population.schedule is {population.schedule!r}; give the file of the "
+            "rounds' clients with population.sampling='schedule', and only then"
+        )
     _check_method(config)
     if config.data.images == "render" and config.data.source != "generated":
-        raise ConfigError("data.images is 'render', but only generated faces can be rendered; "
-                          "use 'resident' or 'stream'")
+        raise ConfigError(
+            "data.images is 'render', but only generated faces can be rendered; "
+            "use 'resident' or 'stream'"
+        )
     part = config.engine.gradient_batch
     if part and fed.batch_size % part:
-        raise ConfigError(f"engine.gradient_batch is {part}; it must divide "
-                          f"fed.batch_size={fed.batch_size}")
+        raise ConfigError(
+            f"engine.gradient_batch is {part}; it must divide fed.batch_size={fed.batch_size}"
+        )

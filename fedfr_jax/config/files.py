@@ -1,4 +1,5 @@
 """Configuration files: found by path or by name."""
+
 from __future__ import annotations
 
 import os
@@ -32,8 +33,10 @@ def config_path(name: str | os.PathLike) -> pathlib.Path:
             if found.is_file():
                 return found
     known = sorted({f.stem for folder in folders for f in folder.glob("[!_]*.py")})
-    raise InputError(f"{name} is not there; give a file such as configs/quickstart.py, or one of "
-                     f"the names {', '.join(known)}")
+    raise InputError(
+        f"{name} is not there; give a file such as configs/quickstart.py, or one of "
+        f"the names {', '.join(known)}"
+    )
 
 
 def load_config(name: str | os.PathLike, *arguments: Any) -> ConfigDict:

@@ -1,4 +1,5 @@
 """Settings as people give them: a file, its name, dictionaries, and changes of these."""
+
 from __future__ import annotations
 
 import os
@@ -14,8 +15,9 @@ from fedfr_jax.config.whole import Config
 Settings: TypeAlias = Config | ConfigDict | Mapping[str, Any] | str | os.PathLike
 
 
-def settings_of(config: Settings | None = None, method: str | Mapping[str, Any] | None = None,
-                **changes: Any) -> Config:
+def settings_of(
+    config: Settings | None = None, method: str | Mapping[str, Any] | None = None, **changes: Any
+) -> Config:
     """Checked settings.
 
     Args:

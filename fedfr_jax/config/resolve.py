@@ -1,4 +1,5 @@
 """From nested dictionaries to checked settings, and back."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -73,13 +74,18 @@ def resolve(settings: Mapping[str, Any]) -> Config:
 
 def _expanded(config: Config) -> Config:
     """The settings with ``~`` in paths replaced by the home directory."""
+
     def paths(group, *names):
-        return dataclasses.replace(group, **{
-            name: os.path.expanduser(getattr(group, name)) for name in names})
+        return dataclasses.replace(
+            group, **{name: os.path.expanduser(getattr(group, name)) for name in names}
+        )
 
     return dataclasses.replace(
-        config, data=paths(config.data, "root"), model=paths(config.model, "weights"),
-        population=paths(config.population, "schedule", "availability"))
+        config,
+        data=paths(config.data, "root"),
+        model=paths(config.model, "weights"),
+        population=paths(config.population, "schedule", "availability"),
+    )
 
 
 def _as_method_says(config: Config) -> Config:

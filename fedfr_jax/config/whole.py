@@ -1,4 +1,5 @@
 """All settings of a run: the groups, and those of the chosen method."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,16 +28,22 @@ def method_config() -> Any:
     ``method.fedprox.weight`` is used if ``method.name`` is "fedprox". A method that is registered
     later has its group from then on.
     """
-    return _method_config_type(tuple(
-        (name, recipe.options) for name, recipe in METHODS.items()
-        if dataclasses.fields(recipe.options)))()
+    return _method_config_type(
+        tuple(
+            (name, recipe.options)
+            for name, recipe in METHODS.items()
+            if dataclasses.fields(recipe.options)
+        )
+    )()
 
 
 @functools.cache  # equal settings are of one type
 def _method_config_type(groups: tuple[tuple[str, type], ...]) -> type:
     return dataclasses.make_dataclass(
-        "MethodConfig", [("name", str, "fedfr"), *((name, options, options())
-                                                   for name, options in groups)], frozen=True)
+        "MethodConfig",
+        [("name", str, "fedfr"), *((name, options, options()) for name, options in groups)],
+        frozen=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

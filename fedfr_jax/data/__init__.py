@@ -3,6 +3,7 @@
 A source is a module with a function ``open_source(config) -> ImageSource`` and one
 line in :data:`SOURCES`.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -12,14 +13,7 @@ from fedfr_jax.data.types import Client, FederatedSplit, ImageSource, Verificati
 from fedfr_jax.errors import InputError
 from fedfr_jax.settings import DataConfig
 
-__all__ = [
-    "SOURCES",
-    "Client",
-    "FederatedSplit",
-    "ImageSource",
-    "VerificationSet",
-    "open_source",
-]
+__all__ = ["SOURCES", "Client", "FederatedSplit", "ImageSource", "VerificationSet", "open_source"]
 
 
 def _from_module(module: str) -> Callable[[DataConfig], ImageSource]:

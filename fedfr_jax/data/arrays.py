@@ -1,4 +1,5 @@
 """NumPy's files, read without trusting what their headers announce."""
+
 from __future__ import annotations
 
 import io
@@ -21,11 +22,24 @@ _LENGTHS = {1: "<H", 2: "<I", 3: "<I"}  # of the header, by the format's version
 # NumPy hands what stands there to Python's parser, which files can crash.
 _HEADER = re.compile(
     r"\{'descr': '(?P<type>[<>|=][biufcSU]\d{1,9})', 'fortran_order': (?P<fortran>True|False), "
-    r"'shape': \((?P<shape>[\d, ]*)\),? *\}\s*")
+    r"'shape': \((?P<shape>[\d, ]*)\),? *\}\s*"
+)
 _MOST_DIMENSIONS = 32
 # What Python's reader of archives is known to raise, and what is raised here.
-_DAMAGE = (OSError, ValueError, EOFError, TypeError, LookupError, OverflowError, MemoryError,
-           NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def load_array(path: str | os.PathLike, *, in_memory: bool = True) -> np.ndarray:
@@ -39,8 +53,11 @@ def load_array(path: str | os.PathLike, *, in_memory: bool = True) -> np.ndarray
         than the file holds.
     """
     try:
-        return _parse(bytearray(pathlib.Path(path).read_bytes()) if in_memory else
-                      np.memmap(path, np.uint8, "r"))
+        return _parse(
+            bytearray(pathlib.Path(path).read_bytes())
+            if in_memory
+            else np.memmap(path, np.uint8, "r")
+        )
     except _DAMAGE as error:
         raise InputError(f"{path}: cannot be read as an .npy array: {_short(error)}") from error
 
@@ -57,8 +74,10 @@ def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
             size = sum(member.file_size for member in members)
             if size > _FREE_BYTES + _MOST_GROWTH * os.path.getsize(path):
                 raise ValueError(f"it would be {size} bytes unpacked")
-            return {member.filename.removesuffix(".npy"): _parse(_unpack(archive, member))
-                    for member in members}
+            return {
+                member.filename.removesuffix(".npy"): _parse(_unpack(archive, member))
+                for member in members
+            }
     except _DAMAGE as error:
         raise InputError(f"{path}: cannot be read as an .npz archive: {_short(error)}") from error
 
@@ -89,12 +108,17 @@ def _parse(data: bytearray | np.memmap) -> np.ndarray:
     end = start + struct.unpack_from(form, bytes(data[8:start]))[0]
     header = _HEADER.fullmatch(bytes(data[start:end]).decode("utf-8"))
     if not header:
-        raise ValueError(f"its header is damaged or says other than plain numbers and texts: "
-                         f"{bytes(data[start:min(end, start + 80)])!r}")
+        raise ValueError(
+            f"its header is damaged or says other than plain numbers and texts: "
+            f"{bytes(data[start : min(end, start + 80)])!r}"
+        )
     dtype = np.dtype(header["type"])
     shape = tuple(int(n[:20]) for n in header["shape"].replace(" ", "").split(",") if n)
-    if len(shape) > _MOST_DIMENSIONS or not dtype.itemsize or (
-            math.prod(shape) * dtype.itemsize != len(data) - end):
+    if (
+        len(shape) > _MOST_DIMENSIONS
+        or not dtype.itemsize
+        or (math.prod(shape) * dtype.itemsize != len(data) - end)
+    ):
         raise ValueError(f"its header announces the shape {shape[:9]}, which its bytes do not fit")
     flat = np.frombuffer(data, dtype, offset=end) if len(data) > end else np.zeros(0, dtype)
     return flat.reshape(shape, order="F" if header["fortran"] == "True" else "C")

@@ -1,4 +1,5 @@
 """Whether an encoded image is all there, told without decoding it."""
+
 from __future__ import annotations
 
 import struct
@@ -30,8 +31,10 @@ def _png_is_complete(blob: bytes) -> bool:
     while at + 12 <= len(blob):
         length, name = struct.unpack_from(">I4s", blob, at)
         end = at + 8 + length
-        if end + 4 > len(blob) or zlib.crc32(view[at + 4 : end]) != (
-                struct.unpack_from(">I", blob, end)[0]):
+        if (
+            end + 4 > len(blob)
+            or zlib.crc32(view[at + 4 : end]) != (struct.unpack_from(">I", blob, end)[0])
+        ):
             return False
         if name == b"IEND":
             return True

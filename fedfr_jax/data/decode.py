@@ -1,4 +1,5 @@
 """Encoded images to uint8 arrays of one size, on several threads."""
+
 from __future__ import annotations
 
 import io
@@ -40,8 +41,10 @@ def _check_mode(image: Image.Image) -> None:
 
 def _check_size(image: Image.Image, max_megapixels: float) -> None:
     if image.width * image.height > 1e6 * max_megapixels:
-        raise ValueError(f"{image.width} x {image.height} pixels; data.max_megapixels="
-                         f"{max_megapixels:g} allows less")
+        raise ValueError(
+            f"{image.width} x {image.height} pixels; data.max_megapixels="
+            f"{max_megapixels:g} allows less"
+        )
 
 
 def resize(image: Image.Image, image_size: int) -> np.ndarray:
@@ -133,8 +136,11 @@ def decode_lazily(
 
     def one(i: int) -> None:
         image = fetch(i)
-        out[i] = (_from_array(image, image_size) if isinstance(image, np.ndarray)
-                  else decode_image(image, image_size, max_megapixels))
+        out[i] = (
+            _from_array(image, image_size)
+            if isinstance(image, np.ndarray)
+            else decode_image(image, image_size, max_megapixels)
+        )
 
     _on_threads(one, count, workers, name_of)
     return out
@@ -156,6 +162,7 @@ def _on_threads(
     one: Callable[[int], None], count: int, workers: int, name_of: Callable[[int], str]
 ) -> None:
     """Calls ``one`` with 0 to ``count`` - 1; its errors become InputError with the image's name."""
+
     def task(start: int) -> None:
         for i in range(start, min(start + _TASK, count)):
             try:
@@ -187,6 +194,10 @@ def decode_images(
 ) -> np.ndarray:
     """Decodes encoded images to (n, S, S, 3) uint8 RGB; see :func:`decode_lazily`."""
     return decode_lazily(
-        blobs.__getitem__, len(blobs), image_size, workers=workers,
-        max_megapixels=max_megapixels, name_of=name_of
+        blobs.__getitem__,
+        len(blobs),
+        image_size,
+        workers=workers,
+        max_megapixels=max_megapixels,
+        name_of=name_of,
     )

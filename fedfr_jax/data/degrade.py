@@ -4,6 +4,7 @@ It is the same for everybody, a shift of domain that even a strong pretrained ba
 or drawn for each client: then clients differ in their cameras, and personalization has something to
 gain. Training and evaluation see the same degraded images; an image looks the same in every round.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -49,8 +50,9 @@ def camera_of(settings: DegradeConfig, seed: int, client: int) -> Camera:
       client: its number; -1: public and held-out people.
     """
     everybody = client < 0 or not settings.per_client
-    rng = np.random.default_rng(np.random.SeedSequence(
-        seed, spawn_key=(_STREAM, 0 if everybody else 1 + client)))
+    rng = np.random.default_rng(
+        np.random.SeedSequence(seed, spawn_key=(_STREAM, 0 if everybody else 1 + client))
+    )
     cast, drawn = tuple(0.4 * rng.standard_normal(4)), 2 * rng.random(len(DEGRADATIONS))
     set_to = np.array([getattr(settings, name) for name in DEGRADATIONS])
     strengths = set_to if everybody else np.minimum(set_to * drawn, 1.0)
@@ -88,7 +90,7 @@ def _occluded(image, share, rng):
     side = max(1, round(share * len(image)))
     top, left = rng.integers(0, len(image) - side + 1, 2)
     image = image.copy()
-    image[top:top + side, left:left + side] = 96
+    image[top : top + side, left : left + side] = 96
     return image
 
 
@@ -105,11 +107,11 @@ def _developed(image, camera, rng):
     x = image.astype(np.float32) / 255
     if camera.low_light > 0:
         dim = light * x
-        noise = np.sqrt(dim / _FULL_WELL + _READ_NOISE ** 2, dtype=np.float32)
+        noise = np.sqrt(dim / _FULL_WELL + _READ_NOISE**2, dtype=np.float32)
         x = np.clip((dim + noise * rng.standard_normal(x.shape, np.float32)) / light, 0, 1)
     if camera.colour > 0:
         *gains, gamma = np.exp(camera.colour * np.array(camera.cast))
-        x = np.clip(x ** gamma * np.array(gains, np.float32), 0, 1)
+        x = np.clip(x**gamma * np.array(gains, np.float32), 0, 1)
     return np.round(255 * x).astype(np.uint8)
 
 
@@ -120,8 +122,9 @@ def _compressed(image, lost):
     return np.asarray(Image.open(file).convert("RGB"))
 
 
-def degraded(source: ImageSource, settings: DegradeConfig, seed: int,
-             clients: Clients) -> ImageSource:
+def degraded(
+    source: ImageSource, settings: DegradeConfig, seed: int, clients: Clients
+) -> ImageSource:
     """A source whose images are degraded as the settings say; itself where they say nothing.
 
     Args:
@@ -144,7 +147,8 @@ def degraded(source: ImageSource, settings: DegradeConfig, seed: int,
     def read(numbers: np.ndarray) -> np.ndarray:
         images = source.read(numbers)
         every: Iterable[tuple[int, int]] = zip(
-            np.asarray(numbers).tolist(), owners[source.labels[numbers]].tolist(), strict=True)
+            np.asarray(numbers).tolist(), owners[source.labels[numbers]].tolist(), strict=True
+        )
         for k, (number, owner) in enumerate(every):
             images[k] = one(images[k], number, owner)
         return images

@@ -1,4 +1,5 @@
 """Images in one folder per identity: ``root/identity/image.jpg``."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -16,20 +17,35 @@ from fedfr_jax.settings import DataConfig
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp")
 _UNREAD = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".ppm", ".pgm", ".tga")
 # What systems and programs leave between people's photographs; other such names begin with a dot.
-_LITTER = frozenset({"@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found",
-                     "system volume information", "__pycache__"})
+_LITTER = frozenset(
+    {
+        "@eadir",
+        "__macosx",
+        "#recycle",
+        "$recycle.bin",
+        "lost+found",
+        "system volume information",
+        "__pycache__",
+    }
+)
 
 
 def open_source(config: DataConfig) -> ImageSource:
     """Opens the folder tree ``data.root``; see :func:`open_folder`."""
     if not config.root:
         raise InputError("data.root: empty; name the folder that holds one folder per identity")
-    return open_folder(config.root, config.image_size, workers=config.workers,
-                       max_megapixels=config.max_megapixels)
+    return open_folder(
+        config.root, config.image_size, workers=config.workers, max_megapixels=config.max_megapixels
+    )
 
 
-def open_folder(root: str | os.PathLike, image_size: int, *, workers: int = 0,
-                max_megapixels: float = MAX_MEGAPIXELS) -> ImageSource:
+def open_folder(
+    root: str | os.PathLike,
+    image_size: int,
+    *,
+    workers: int = 0,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> ImageSource:
     """Lists ``root/identity/image`` files; folder names, sorted, are the identities.
 
     Hidden folders and files, and what systems leave behind (``@eaDir``, ``__MACOSX``), are no
@@ -52,26 +68,39 @@ def open_folder(root: str | os.PathLike, image_size: int, *, workers: int = 0,
     root = pathlib.Path(root)
     if not root.is_dir():
         raise InputError(f"data.root: {root} is not a folder")
-    people = sorted(entry.name for entry in os.scandir(root)
-                    if entry.is_dir() and not _hidden(entry.name))
+    people = sorted(
+        entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name)
+    )
     found = [_list(root / person) for person in people]
     _report(root, people, found)
-    kept = [(person, listing.images) for person, listing in zip(people, found, strict=True)
-            if listing.images]
+    kept = [
+        (person, listing.images)
+        for person, listing in zip(people, found, strict=True)
+        if listing.images
+    ]
     paths = [root / person / file for person, files in kept for file in files]
     counts = [len(files) for _, files in kept]
 
     def read(images: np.ndarray) -> np.ndarray:
         chosen = [paths[i] for i in np.asarray(images, np.int64)]
         return decode_lazily(
-            lambda i: chosen[i].read_bytes(), len(chosen), image_size, workers=workers,
-            max_megapixels=max_megapixels, name_of=lambda i: str(chosen[i]),
+            lambda i: chosen[i].read_bytes(),
+            len(chosen),
+            image_size,
+            workers=workers,
+            max_megapixels=max_megapixels,
+            name_of=lambda i: str(chosen[i]),
         )
 
     def check(images: np.ndarray) -> None:
         chosen = [paths[i] for i in np.asarray(images, np.int64)]
-        check_lazily(lambda i: chosen[i].read_bytes(), len(chosen), workers=workers,
-                     max_megapixels=max_megapixels, name_of=lambda i: str(chosen[i]))
+        check_lazily(
+            lambda i: chosen[i].read_bytes(),
+            len(chosen),
+            workers=workers,
+            max_megapixels=max_megapixels,
+            name_of=lambda i: str(chosen[i]),
+        )
 
     return ImageSource(
         name=f"folder {root}",
@@ -90,13 +119,18 @@ def _report(root: pathlib.Path, people: list[str], found: list[_Listing]) -> Non
         f"of {len(people)} identity folders hold no image and are left out": empty,
         "images outside an identity folder are ignored": _list(root, deep=False).images,
         "images in folders within an identity's are ignored": [
-            name for listing in found for name in listing.deeper],
+            name for listing in found for name in listing.deeper
+        ],
         f"images are neither of {', '.join(SUFFIXES)} and are ignored; convert them": [
-            name for listing in found for name in listing.unread],
+            name for listing in found for name in listing.unread
+        ],
     }
     if len(empty) == len(people):
-        more = "; ".join(f"{len(names)} {what}" for what, names in ignored.items()
-                         if names and names is not empty)
+        more = "; ".join(
+            f"{len(names)} {what}"
+            for what, names in ignored.items()
+            if names and names is not empty
+        )
         raise InputError(
             f"data.root: no images in {root}; expected {root}/<identity>/<image> "
             f"with one of the suffixes {', '.join(SUFFIXES)}" + (f" ({more})" if more else "")

@@ -1,4 +1,5 @@
 """The folds of the verification protocol: how pairs are divided, and whether they can be."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -44,8 +45,10 @@ def make_folds(is_same: np.ndarray, folds: int = FOLDS) -> Folds:
         raise InputError(f"folds must be at least 2, got {folds}")
     genuine, impostor = np.flatnonzero(is_same), np.flatnonzero(~is_same)
     if min(len(genuine), len(impostor)) < folds:
-        raise InputError(f"{len(genuine)} genuine and {len(impostor)} impostor pairs are too few "
-                         f"for {folds} folds, each of which needs a pair of either kind")
+        raise InputError(
+            f"{len(genuine)} genuine and {len(impostor)} impostor pairs are too few "
+            f"for {folds} folds, each of which needs a pair of either kind"
+        )
     parts = np.array_split(np.arange(len(is_same)), folds)
     if all(0 < is_same[part].sum() < len(part) for part in parts):
         return Folds(tuple(parts), mixed=False)
@@ -68,5 +71,6 @@ def scorable(pairs: VerificationSet) -> VerificationSet:
         raise InputError(
             f"verification set {pairs.name}: {error}; take it out of data.verification_sets, or "
             "leave more pairs in it (data.verification_labels drops those of people who are "
-            "trained on: raise data.split.held_out_identities)") from error
+            "trained on: raise data.split.held_out_identities)"
+        ) from error
     return pairs

@@ -1,4 +1,5 @@
 """The held-out images on which the clients' models are compared."""
+
 from __future__ import annotations
 
 import dataclasses

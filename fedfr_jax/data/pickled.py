@@ -4,6 +4,7 @@ Python's own unpickler runs what a file asks for, allocates what a file announce
 bytes grow to gigabytes. Here an operation makes at most one small object, bytes are only cut out
 of the file, and the look-alikes of NumPy's functions do not copy.
 """
+
 from __future__ import annotations
 
 import codecs
@@ -62,9 +63,14 @@ def _text(value: Any) -> str:
 
 
 def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    good = (isinstance(raw, bytes) and isinstance(dtype, Dtype) and isinstance(shape, tuple)
-            and len(shape) <= _MOST_DIMENSIONS and order in ("C", "F")
-            and all(type(n) is int and 0 <= n <= len(raw) for n in shape))
+    good = (
+        isinstance(raw, bytes)
+        and isinstance(dtype, Dtype)
+        and isinstance(shape, tuple)
+        and len(shape) <= _MOST_DIMENSIONS
+        and order in ("C", "F")
+        and all(type(n) is int and 0 <= n <= len(raw) for n in shape)
+    )
     if not good or math.prod(shape) * dtype.dtype.itemsize != len(raw):
         raise PickleError("an array whose shape does not fit its bytes")
     return np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
@@ -105,8 +111,12 @@ for _core in ("numpy.core", "numpy._core"):
     _KNOWN[f"{_core}.numeric", "_frombuffer"] = _buffer
 
 _MARK = object()
-_SIZES = {1: struct.Struct("<B"), 2: struct.Struct("<H"), 4: struct.Struct("<I"),
-          8: struct.Struct("<Q")}
+_SIZES = {
+    1: struct.Struct("<B"),
+    2: struct.Struct("<H"),
+    4: struct.Struct("<I"),
+    8: struct.Struct("<Q"),
+}
 _PUTS = {b"q": 1, b"r": 4}  # by the size of the index
 _SKIPPED = {b"\x80": 1, b"\x95": 8}  # the protocol's number, the length of a frame
 
@@ -225,14 +235,19 @@ class _Machine:
     def known(self, module: Any, name: Any) -> Callable[..., Any]:
         module, name = _text(module), _text(name)
         if (module, name) not in _KNOWN:
-            raise PickleError(f"it asks for {module[:80]}.{name[:80]}, which a verification set "
-                              "does not need; the file may be hostile")
+            raise PickleError(
+                f"it asks for {module[:80]}.{name[:80]}, which a verification set "
+                "does not need; the file may be hostile"
+            )
         return _KNOWN[module, name]
 
     def call(self) -> Any:
         arguments, function = self.pop(), self.pop()
-        if not any(function is known for known in _KNOWN.values()) or function is Array or (
-                not isinstance(arguments, tuple)):
+        if (
+            not any(function is known for known in _KNOWN.values())
+            or function is Array
+            or (not isinstance(arguments, tuple))
+        ):
             raise PickleError("it calls what is no function")
         try:
             result = function(*arguments)
@@ -256,17 +271,26 @@ def _text_after_length(machine: _Machine, size: int) -> str:
 def _values() -> dict[bytes, Callable[[_Machine], Any]]:
     """The operations that put a value on the stack."""
     table: dict[bytes, Callable[[_Machine], Any]] = {
-        b"N": lambda m: None, b"\x88": lambda m: True, b"\x89": lambda m: False,
-        b"]": lambda m: [], b")": lambda m: (),
-        b"l": lambda m: m.pop_to_mark(), b"t": lambda m: tuple(m.pop_to_mark()),
-        b"K": lambda m: m.number(1), b"M": lambda m: m.number(2),
+        b"N": lambda m: None,
+        b"\x88": lambda m: True,
+        b"\x89": lambda m: False,
+        b"]": lambda m: [],
+        b")": lambda m: (),
+        b"l": lambda m: m.pop_to_mark(),
+        b"t": lambda m: tuple(m.pop_to_mark()),
+        b"K": lambda m: m.number(1),
+        b"M": lambda m: m.number(2),
         b"J": lambda m: int.from_bytes(m.take(4), "little", signed=True),
         b"\x8a": lambda m: int.from_bytes(m.take(m.number(1)), "little", signed=True),
-        b"I": _Machine.truth_or_number, b"L": _Machine.digits, b"S": _Machine.quoted,
+        b"I": _Machine.truth_or_number,
+        b"L": _Machine.digits,
+        b"S": _Machine.quoted,
         b"V": lambda m: m.line().decode("raw-unicode-escape"),
-        b"g": lambda m: m.get(m.digits()), b"h": lambda m: m.get(m.number(1)),
+        b"g": lambda m: m.get(m.digits()),
+        b"h": lambda m: m.get(m.number(1)),
         b"j": lambda m: m.get(m.number(4)),
-        b"c": lambda m: m.known(m.line(), m.line()), b"\x93": lambda m: m.known(*m.items(2)),
+        b"c": lambda m: m.known(m.line(), m.line()),
+        b"\x93": lambda m: m.known(*m.items(2)),
         b"R": _Machine.call,
     }
     for count, code in enumerate((b"\x85", b"\x86", b"\x87"), 1):

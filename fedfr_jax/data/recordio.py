@@ -6,6 +6,7 @@ dropped. The payload of an image record is ``flag, label, id, id2``, then ``flag
 if ``flag > 0``, then the encoded image. Record 0 of an insightface data set is a header whose two
 labels are the key of the first identity record and the key after the last one.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -78,13 +79,18 @@ def open_source(config: DataConfig) -> ImageSource:
     """Opens the data set in ``data.root``; see :func:`open_recordio`."""
     if not config.root:
         raise InputError("data.root: empty; name the folder of train.rec or the .rec file")
-    return open_recordio(config.root, config.image_size, workers=config.workers,
-                         max_megapixels=config.max_megapixels)
+    return open_recordio(
+        config.root, config.image_size, workers=config.workers, max_megapixels=config.max_megapixels
+    )
 
 
 def open_recordio(
-    root: str | os.PathLike, image_size: int, *, workers: int = 0, check_images: bool = True,
-    max_megapixels: float = MAX_MEGAPIXELS
+    root: str | os.PathLike,
+    image_size: int,
+    *,
+    workers: int = 0,
+    check_images: bool = True,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> ImageSource:
     """Opens an insightface RecordIO data set; labels are read without decoding images.
 
@@ -114,7 +120,10 @@ def open_recordio(
     if missing:
         logging.warning(
             "%s: %d of the labels 0 to %d have no image; the other %d are renumbered without gaps",
-            records.path, missing, originals[-1], len(originals),
+            records.path,
+            missing,
+            originals[-1],
+            len(originals),
         )
 
     limits: dict[str, Any] = {"workers": workers, "max_megapixels": max_megapixels}
@@ -124,13 +133,22 @@ def open_recordio(
 
     def read(images: np.ndarray) -> np.ndarray:
         chosen = np.asarray(images, np.int64)
-        return decode_lazily(lambda i: records.image(chosen[i]), len(chosen), image_size,
-                             name_of=lambda i: name_of(chosen[i]), **limits)
+        return decode_lazily(
+            lambda i: records.image(chosen[i]),
+            len(chosen),
+            image_size,
+            name_of=lambda i: name_of(chosen[i]),
+            **limits,
+        )
 
     def check(images: np.ndarray) -> None:
         chosen = np.asarray(images, np.int64)
-        check_lazily(lambda i: records.image(chosen[i]), len(chosen),
-                     name_of=lambda i: name_of(chosen[i]), **limits)
+        check_lazily(
+            lambda i: records.image(chosen[i]),
+            len(chosen),
+            name_of=lambda i: name_of(chosen[i]),
+            **limits,
+        )
 
     return ImageSource(
         name=f"recordio {records.path}",
@@ -190,8 +208,15 @@ def scan(path: pathlib.Path) -> Records:
             columns["first_words"][i] = int.from_bytes(first, "little")
     _require(image_bytes >= 0, path, keys, "is shorter than its header says")
     return Records(
-        path=path, data=data, keys=keys, offsets=offsets, lengths=lengths, chunked=chunked,
-        flags=flags, image_bytes=image_bytes, **columns,
+        path=path,
+        data=data,
+        keys=keys,
+        offsets=offsets,
+        lengths=lengths,
+        chunked=chunked,
+        flags=flags,
+        image_bytes=image_bytes,
+        **columns,
     )
 
 
@@ -246,7 +271,11 @@ def _gather(data: np.ndarray, offsets: np.ndarray) -> dict[str, np.ndarray]:
         image = np.minimum(where + _FIXED_WORDS + flags[rows], last)
         first_words[rows] = words[image]
     return {
-        "magic": magic, "lrec": lrec, "flags": flags, "labels": labels, "first_words": first_words
+        "magic": magic,
+        "lrec": lrec,
+        "flags": flags,
+        "labels": labels,
+        "first_words": first_words,
     }
 
 
@@ -283,9 +312,7 @@ def _join_chunks(path: pathlib.Path, data: np.ndarray, offset: int, key: int) ->
 def _image_records(records: Records) -> Records:
     """Leaves out the header and the identity records of an insightface data set."""
     # An image record may have several labels too; only a header has nothing behind them.
-    headed = (
-        records.keys[0] == 0 and records.flags[0] >= 2 and records.image_bytes[0] == 0
-    )
+    headed = records.keys[0] == 0 and records.flags[0] >= 2 and records.image_bytes[0] == 0
     if not headed:
         return records
     end = float(records.labels[0])
@@ -315,7 +342,10 @@ def _drop_undecodable(records: Records) -> Records:
         raise InputError(f"{records.path}: none of the {len(good)} records holds a JPEG or PNG")
     logging.warning(
         "%s: %d of %d image records hold no JPEG or PNG and are left out (first: key %d)",
-        records.path, len(bad), len(good), records.keys[bad[0]],
+        records.path,
+        len(bad),
+        len(good),
+        records.keys[bad[0]],
     )
     return records.take(good)
 

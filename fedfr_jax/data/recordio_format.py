@@ -1,4 +1,5 @@
 """The RecordIO format's constants, and the writer of insightface data sets."""
+
 from __future__ import annotations
 
 import io

@@ -3,6 +3,7 @@
 Millions of clients are split in seconds: identities and clients are rows of flat arrays here, and
 nothing loops over them.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -130,7 +131,10 @@ def _check(config: SplitConfig, num_clients: int, seed: int) -> None:
         if len(value) != 2 or not 1 <= value[0] <= value[1]:
             raise InputError(f"data.split.{name}: {value}; must be (fewest, most) with 1 <= fewest")
     for name in (
-        "verification_images", "public_identities", "max_training_images", "held_out_identities",
+        "verification_images",
+        "public_identities",
+        "max_training_images",
+        "held_out_identities",
         "held_out_pairs",
     ):
         if getattr(config, name) < 0:
@@ -165,9 +169,7 @@ def _members(
     return suitable[: sizes.sum()], sizes
 
 
-def _clients(
-    members: np.ndarray, sizes: np.ndarray, table: _Table, config: SplitConfig
-) -> Clients:
+def _clients(members: np.ndarray, sizes: np.ndarray, table: _Table, config: SplitConfig) -> Clients:
     counts, starts, order = table.counts[members], table.starts[members], table.order
     if config.max_training_images:
         counts = np.minimum(counts, config.verification_images + config.max_training_images)
@@ -190,7 +192,8 @@ def _check_clients(clients: Clients, images: np.ndarray, min_images: int) -> Non
     # The client of the first identity without a training image; nobody if there is none.
     number = (
         np.searchsorted(clients.offsets, untrained[0], side="right") - 1
-        if len(untrained) else len(clients)
+        if len(untrained)
+        else len(clients)
     )
     small = np.flatnonzero(clients.sizes[:number] < min_images)
     if len(small):
@@ -296,7 +299,11 @@ def _impostor(
 
 
 _SHARED = (
-    "public_identities", "public_images", "public_labels", "held_out_identities", "pairs",
+    "public_identities",
+    "public_images",
+    "public_labels",
+    "held_out_identities",
+    "pairs",
     "pairs_same",
 )
 _CLIENTS = ("identities", "offsets", "starts", "counts")
@@ -378,6 +385,4 @@ def describe_split(split: FederatedSplit, source_name: str) -> dict[str, object]
 def _range(values: np.ndarray) -> dict[str, float]:
     if not len(values):
         return {"min": 0, "mean": 0.0, "max": 0}
-    return {
-        "min": int(np.min(values)), "mean": float(np.mean(values)), "max": int(np.max(values))
-    }
+    return {"min": int(np.min(values)), "mean": float(np.mean(values)), "max": int(np.max(values))}

@@ -1,4 +1,5 @@
 """Data sets of the TensorFlow Datasets catalog, read without TensorFlow."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,21 +14,37 @@ from fedfr_jax.settings import DataConfig
 
 # Parts of a feature's path that mean identity, most telling first.
 _IDENTITY_WORDS = (
-    "identity", "identity_no", "person", "person_id", "subject", "subject_id", "label", "name"
+    "identity",
+    "identity_no",
+    "person",
+    "person_id",
+    "subject",
+    "subject_id",
+    "label",
+    "name",
 )
 
 
 def open_source(config: DataConfig) -> ImageSource:
     """Opens the catalog's data set ``data.name``; see :func:`open_tfds`."""
     return open_tfds(
-        config.name, config.image_size, data_dir=config.root, label=config.label,
-        workers=config.workers, max_megapixels=config.max_megapixels,
+        config.name,
+        config.image_size,
+        data_dir=config.root,
+        label=config.label,
+        workers=config.workers,
+        max_megapixels=config.max_megapixels,
     )
 
 
 def open_tfds(
-    name: str, image_size: int, *, data_dir: str = "", label: str = "", workers: int = 0,
-    max_megapixels: float = MAX_MEGAPIXELS
+    name: str,
+    image_size: int,
+    *,
+    data_dir: str = "",
+    label: str = "",
+    workers: int = 0,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> ImageSource:
     """Opens a prepared data set, all its splits one after another.
 
@@ -52,9 +69,7 @@ def open_tfds(
     get_image = _getter(*_find_image(name, features), encoded=True)
     label_path, label_feature = _find_label(name, features, label)
     get_label = _getter(label_path, label_feature)
-    values = [
-        get_label(source, i) for source in splits.values() for i in range(len(source))
-    ]
+    values = [get_label(source, i) for source in splits.values() for i in range(len(source))]
     labels, identity_names = _number(name, label_path, label_feature, values)
     split_names, sources = list(splits), list(splits.values())
     ends = np.cumsum([len(source) for source in sources])
@@ -64,8 +79,10 @@ def open_tfds(
         split = np.searchsorted(ends, images, side="right")
         within = images - np.concatenate([[0], ends])[split]
         return {
-            "fetch": lambda i: get_image(sources[split[i]], int(within[i])), "count": len(images),
-            "workers": workers, "max_megapixels": max_megapixels,
+            "fetch": lambda i: get_image(sources[split[i]], int(within[i])),
+            "count": len(images),
+            "workers": workers,
+            "max_megapixels": max_megapixels,
             "name_of": lambda i: f"tfds {name}: {split_names[split[i]]} example {within[i]}",
         }
 

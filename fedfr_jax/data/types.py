@@ -1,4 +1,5 @@
 """What every data source delivers, and what the rest of the program reads."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -55,8 +56,10 @@ def as_images(images: object, image_size: int) -> np.ndarray:
     try:
         array = np.asarray(images)
     except ValueError as error:  # images of several shapes
-        raise InputError(f"images: no array can be made of them ({error}); resize them to "
-                         f"{image_size} x {image_size}") from error
+        raise InputError(
+            f"images: no array can be made of them ({error}); resize them to "
+            f"{image_size} x {image_size}"
+        ) from error
     wanted = (image_size, image_size, 3)
     if array.dtype != np.uint8:
         advice = "give 0 to 255 as uint8 (for shares in [0, 1]: (255 * x).round().astype('uint8'))"
@@ -72,8 +75,10 @@ def as_images(images: object, image_size: int) -> np.ndarray:
         advice = "give at least one"
     else:
         return array
-    raise InputError(f"images are {array.dtype} of shape {array.shape}, but (N, {image_size}, "
-                     f"{image_size}, 3) uint8 is needed; {advice}")
+    raise InputError(
+        f"images are {array.dtype} of shape {array.shape}, but (N, {image_size}, "
+        f"{image_size}, 3) uint8 is needed; {advice}"
+    )
 
 
 def remembering(source: ImageSource) -> ImageSource:

@@ -3,6 +3,7 @@
 A ``.bin`` is a pickle of ``(encoded images, is_same)``: 2P byte strings, P booleans. Python's and
 NumPy's own unpickling code never see the file, see :mod:`fedfr_jax.data.pickled`.
 """
+
 from __future__ import annotations
 
 import os
@@ -25,8 +26,11 @@ _FREE_BYTES, _MOST_GROWTH = 1 << 28, 1000
 
 
 def read_bin(
-    path: str | os.PathLike, image_size: int, workers: int = 0, *,
-    max_megapixels: float = MAX_MEGAPIXELS
+    path: str | os.PathLike,
+    image_size: int,
+    workers: int = 0,
+    *,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> VerificationSet:
     """Reads an insightface verification file (``lfw.bin``, ``cfp_fp.bin``, ...).
 
@@ -51,14 +55,19 @@ def read_bin(
     blobs, is_same = _unpickle(path)
     wanted = len(blobs) * image_size**2 * 3
     if wanted > _FREE_BYTES + _MOST_GROWTH * path.stat().st_size:
-        raise InputError(f"{path}: {len(blobs)} images in {path.stat().st_size} bytes would take "
-                         f"{wanted / 1e9:.1f} GB; the file may be hostile")
+        raise InputError(
+            f"{path}: {len(blobs)} images in {path.stat().st_size} bytes would take "
+            f"{wanted / 1e9:.1f} GB; the file may be hostile"
+        )
     first: dict[int, int] = {}  # position of the first use of a byte string, by its id
     for i, blob in enumerate(blobs):
         first.setdefault(id(blob), i)
     used = list(first.values())
     images = decode_images(
-        [blobs[i] for i in used], image_size, workers=workers, max_megapixels=max_megapixels,
+        [blobs[i] for i in used],
+        image_size,
+        workers=workers,
+        max_megapixels=max_megapixels,
         name_of=lambda i: f"{path}: image {used[i]} of pair {used[i] // 2}",
     )
     if len(used) < len(blobs):
@@ -76,12 +85,16 @@ def set_names(paths: Sequence[str]) -> tuple[str, ...]:
       InputError: a file is named twice, so that one result would replace the other.
     """
     stems = [pathlib.PurePath(path).stem for path in paths]
-    names = [stem if stems.count(stem) == 1 else pathlib.PurePath(path).with_suffix("").as_posix()
-             for stem, path in zip(stems, paths, strict=True)]
+    names = [
+        stem if stems.count(stem) == 1 else pathlib.PurePath(path).with_suffix("").as_posix()
+        for stem, path in zip(stems, paths, strict=True)
+    ]
     twice = [path for path, name in zip(paths, names, strict=True) if names.count(name) > 1]
     if twice:
-        raise InputError(f"data.verification_sets: {twice[0]} has the name of another set there; "
-                         "list each file once, under names that differ without their endings")
+        raise InputError(
+            f"data.verification_sets: {twice[0]} has the name of another set there; "
+            "list each file once, under names that differ without their endings"
+        )
     return tuple(names)
 
 
@@ -100,8 +113,11 @@ def _unpickle(path: pathlib.Path) -> tuple[list[bytes], np.ndarray]:
         raise InputError(
             f"{path}: {len(blobs)} images for {len(answers)} pairs; two images per pair are needed"
         )
-    arrays = {id(blob): blob.value.tobytes() for blob in blobs
-              if isinstance(blob, Array) and blob.value.dtype == np.uint8}
+    arrays = {
+        id(blob): blob.value.tobytes()
+        for blob in blobs
+        if isinstance(blob, Array) and blob.value.dtype == np.uint8
+    }
     encoded = []
     for i, blob in enumerate(arrays.get(id(blob), blob) for blob in blobs):
         if not isinstance(blob, bytes):
@@ -113,7 +129,8 @@ def _unpickle(path: pathlib.Path) -> tuple[list[bytes], np.ndarray]:
 def _answer(path: pathlib.Path, i: int, item: Any) -> bool:
     value = item.value if isinstance(item, Array) else item
     if isinstance(value, (bool, int, np.generic)) or (
-            isinstance(value, np.ndarray) and value.ndim == 0):
+        isinstance(value, np.ndarray) and value.ndim == 0
+    ):
         number = np.asarray(value).item() if isinstance(value, np.ndarray) else value
         if number in (0, 1):
             return bool(number)
@@ -144,8 +161,10 @@ def leave_out(
         raise InputError(f"{error} (data.verification_labels)") from error
     count = len(pairs.is_same)
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count, 2):
-        raise InputError(f"{path}: expected whole numbers of shape ({count}, 2) for {pairs.name}, "
-                         f"found {labels.dtype} {labels.shape}")
+        raise InputError(
+            f"{path}: expected whole numbers of shape ({count}, 2) for {pairs.name}, "
+            f"found {labels.dtype} {labels.shape}"
+        )
     keep = np.flatnonzero(~np.isin(labels, np.asarray(identities, np.int64)).any(axis=1))
     if not len(keep):
         raise InputError(

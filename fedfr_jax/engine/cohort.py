@@ -13,6 +13,7 @@ Clients of unequal size meet in static shapes through :meth:`Lane.repeat`, a loo
 whose length is data: it runs as long as any lane of the chunk has work, and a
 lane that is done keeps its state.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -72,8 +73,9 @@ class Lane:
 
 
 # (lane, shared, device, client, state) -> (sent, weight, state, metrics)
-ClientUpdate = Callable[[Lane, PyTree, PyTree, PyTree, PyTree],
-                        tuple[PyTree, jax.Array, PyTree, PyTree]]
+ClientUpdate = Callable[
+    [Lane, PyTree, PyTree, PyTree, PyTree], tuple[PyTree, jax.Array, PyTree, PyTree]
+]
 
 
 def make_mesh(devices=None) -> Mesh:
@@ -98,11 +100,13 @@ def spread(tree: PyTree, mesh: Mesh) -> PyTree:
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+    )
 
 
 def local_rows(tree: PyTree) -> PyTree:
     """The rows of a spread pytree that this process' devices hold, as NumPy arrays."""
+
     def rows(x):
         if jax.process_count() == 1:
             return np.asarray(x)
@@ -126,6 +130,7 @@ def _chunk_order(work, taken, lanes):
 
 def _side_by_side(update: ClientUpdate, lanes: int) -> Callable[..., tuple]:
     """``update`` for ``lanes`` clients: arguments and results with a leading axis."""
+
     def one(shared, device, client, state, active):
         sent, weight, state, metrics = update(Lane(active, lanes), shared, device, client, state)
         return sent, jnp.where(active, weight, 0).astype(sum_type(sent)), state, metrics
@@ -151,28 +156,42 @@ def _all_of_one_device(side_by_side, lanes, shared, device, clients, state, work
         at = lax.dynamic_slice_in_dim(order, i * lanes, lanes)
         active = (at < slots) & taken.at[at].get(mode="clip")
         sent, weight, new, measured = side_by_side(
-            shared, device, rows(clients, at), rows(state, at), active)
-        total = jax.tree.map(lambda t, s: t + jnp.tensordot(weight, s.astype(t.dtype), 1),
-                             total, sent)
+            shared, device, rows(clients, at), rows(state, at), active
+        )
+        total = jax.tree.map(
+            lambda t, s: t + jnp.tensordot(weight, s.astype(t.dtype), 1), total, sent
+        )
         place = jnp.where(active, at, slots)  # results of empty slots are dropped
-        state, metrics = jax.tree.map(lambda x, n: x.at[place].set(n, mode="drop"),
-                                      (state, metrics), (new, measured))
+        state, metrics = jax.tree.map(
+            lambda x, n: x.at[place].set(n, mode="drop"), (state, metrics), (new, measured)
+        )
         return total, weights + weight.sum(), state, metrics
 
     example = rows((clients, state), jnp.zeros(lanes, int))
-    sent, weight, new, measured = jax.eval_shape(side_by_side, shared, device, *example,
-                                                 jnp.ones(lanes, bool))
+    sent, weight, new, measured = jax.eval_shape(
+        side_by_side, shared, device, *example, jnp.ones(lanes, bool)
+    )
     chex.assert_trees_all_equal_shapes_and_dtypes(new, example[1])  # it is written in place
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape[1:], weight.dtype), sent)
     metrics = jax.tree.map(lambda m: jnp.zeros((slots, *m.shape[1:]), m.dtype), measured)
     total, weights, state, metrics = lax.fori_loop(
-        0, chunks, one_chunk, (zero, jnp.zeros((), weight.dtype), state, metrics))
+        0, chunks, one_chunk, (zero, jnp.zeros((), weight.dtype), state, metrics)
+    )
     return lax.psum((total, weights), AXIS), state, metrics
 
 
-def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, clients: PyTree,
-                    state: PyTree, work: Int[Array, " C"], taken: Bool[Array, " C"], *,
-                    mesh: Mesh, lanes: int) -> tuple[PyTree, jax.Array, PyTree, PyTree]:
+def for_each_client(
+    update: ClientUpdate,
+    shared: PyTree,
+    device: PyTree,
+    clients: PyTree,
+    state: PyTree,
+    work: Int[Array, " C"],
+    taken: Bool[Array, " C"],
+    *,
+    mesh: Mesh,
+    lanes: int,
+) -> tuple[PyTree, jax.Array, PyTree, PyTree]:
     """Runs ``update`` for every client and averages what they send.
 
     Args:
@@ -200,14 +219,19 @@ def for_each_client(update: ClientUpdate, shared: PyTree, device: PyTree, client
     # check_vma=False: with it on, jax.grad inside would sum the gradient of the
     # replicated model over devices, and local training would stop being local.
     (total, weight), state, metrics = jax.shard_map(
-        on_one_device, mesh=mesh, in_specs=(P(), *[P(AXIS)] * 5), out_specs=(P(), P(AXIS), P(AXIS)),
-        check_vma=False)(shared, device, clients, state, work, taken)
+        on_one_device,
+        mesh=mesh,
+        in_specs=(P(), *[P(AXIS)] * 5),
+        out_specs=(P(), P(AXIS), P(AXIS)),
+        check_vma=False,
+    )(shared, device, clients, state, work, taken)
     average = jax.tree.map(lambda t: t / jnp.where(weight > 0, weight, 1), total)
     return average, weight, state, metrics
 
 
-def on_each_device(fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, device: PyTree, *,
-                   mesh: Mesh) -> PyTree:
+def on_each_device(
+    fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, device: PyTree, *, mesh: Mesh
+) -> PyTree:
     """Applies ``fn(shared, a device's part of device)`` on every device, without communication.
 
     Args:
@@ -217,12 +241,14 @@ def on_each_device(fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, devic
     Returns:
       The results with their leading axes put together, divided in the same way.
     """
-    return jax.shard_map(fn, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS),
-                         check_vma=False)(shared, device)
+    return jax.shard_map(
+        fn, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS), check_vma=False
+    )(shared, device)
 
 
-def loop_blocks(fn: Callable[[jax.Array], PyTree], positions: jax.Array, count, *,
-                block: int) -> PyTree:
+def loop_blocks(
+    fn: Callable[[jax.Array], PyTree], positions: jax.Array, count, *, block: int
+) -> PyTree:
     """Fills the first ``count`` of N rows, a block at a time; the work is that of ``count``.
 
     Args:
@@ -242,7 +268,8 @@ def loop_blocks(fn: Callable[[jax.Array], PyTree], positions: jax.Array, count, 
     def one_block(i, table):
         new = fn(lax.dynamic_slice_in_dim(positions, i * block, block))
         return jax.tree.map(
-            lambda t, n: lax.dynamic_update_slice_in_dim(t, n, i * block, 0), table, new)
+            lambda t, n: lax.dynamic_update_slice_in_dim(t, n, i * block, 0), table, new
+        )
 
     shapes = jax.eval_shape(fn, jax.ShapeDtypeStruct((block,), positions.dtype))
     table = jax.tree.map(lambda s: jnp.zeros((padded, *s.shape[1:]), s.dtype), shapes)
@@ -251,8 +278,9 @@ def loop_blocks(fn: Callable[[jax.Array], PyTree], positions: jax.Array, count, 
     return jax.tree.map(lambda t: t[:size], table)
 
 
-def map_blocks(fn: Callable[[PyTree, jax.Array], PyTree], shared: PyTree, count: int, *,
-               mesh: Mesh, block: int) -> PyTree:
+def map_blocks(
+    fn: Callable[[PyTree, jax.Array], PyTree], shared: PyTree, count: int, *, mesh: Mesh, block: int
+) -> PyTree:
     """Applies ``fn`` to the positions 0 ... count - 1, in blocks, spread over the mesh.
 
     Args:
@@ -272,6 +300,7 @@ def map_blocks(fn: Callable[[PyTree, jax.Array], PyTree], shared: PyTree, count:
         positions = jnp.minimum(first + jnp.arange(per_device), count - 1)
         return loop_blocks(lambda p: fn(shared, p), positions, per_device, block=block)
 
-    out = jax.shard_map(on_one_device, mesh=mesh, in_specs=P(), out_specs=P(AXIS),
-                        check_vma=False)(shared)
+    out = jax.shard_map(on_one_device, mesh=mesh, in_specs=P(), out_specs=P(AXIS), check_vma=False)(
+        shared
+    )
     return jax.tree.map(lambda x: x[:count], out)

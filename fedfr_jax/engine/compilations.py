@@ -1,4 +1,5 @@
 """Counts how often XLA compiles, to show that later rounds compile nothing."""
+
 from __future__ import annotations
 
 import jax

@@ -14,6 +14,7 @@ path. Each strategy here computes the same convolution and the same gradients:
   (:mod:`fedfr_jax.engine.winograd`); bfloat16 goes through matrix products where those use AMX.
   Under vmap the clients take turns.
 """
+
 from __future__ import annotations
 
 import functools
@@ -43,8 +44,15 @@ def default_strategy(lanes: int = 1) -> str:
     return "patches" if lanes > 1 else "grouped"
 
 
-def conv2d(x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw _ D"], *, stride: int = 1,
-           padding: int = 1, groups: int = 1, strategy: str = "auto") -> Float[Array, "N h w D"]:
+def conv2d(
+    x: Float[Array, "N H W C"],
+    kernel: Float[Array, "kh kw _ D"],
+    *,
+    stride: int = 1,
+    padding: int = 1,
+    groups: int = 1,
+    strategy: str = "auto",
+) -> Float[Array, "N h w D"]:
     """Two-dimensional convolution.
 
     Args:
@@ -75,15 +83,21 @@ def conv2d(x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw _ D"], *, str
     if kernel.shape[:2] == (1, 1) and padding == 0:
         return _matmul(x[:, ::stride, ::stride], kernel[0, 0])
     if strategy == "patches":
-        return _matmul(_patches(x, kernel.shape[:2], stride, padding),
-                       kernel.reshape(-1, kernel.shape[-1]))
+        return _matmul(
+            _patches(x, kernel.shape[:2], stride, padding), kernel.reshape(-1, kernel.shape[-1])
+        )
     return _custom(x, kernel, stride, padding)
 
 
 def _ordinary(x, kernel, stride, padding, groups=1):
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(padding, padding)] * 2,
-        dimension_numbers=_DIMENSIONS, feature_group_count=groups)
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=groups,
+    )
 
 
 def _matmul(x, w):
@@ -128,8 +142,9 @@ def _taking_turns(op):
         pairs = list(zip((a, b), in_batched, strict=True))
         if axis_size == 1:
             return op(*(v[0] if batched else v for v, batched in pairs))[None], True
-        stacked = [v if batched else jnp.broadcast_to(v, (axis_size, *v.shape))
-                   for v, batched in pairs]
+        stacked = [
+            v if batched else jnp.broadcast_to(v, (axis_size, *v.shape)) for v, batched in pairs
+        ]
         return lax.map(lambda ab: op(*ab), stacked), True
 
     return op
@@ -142,44 +157,61 @@ def _swapped(x, dy, stride, padding):
     because XLA:CPU has a fast path for NHWC only.
     """
     grad = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), (1, 1), padding,
-        rhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS,
-        preferred_element_type=sum_type(x))
+        x.transpose(3, 1, 2, 0),
+        dy.transpose(1, 2, 0, 3),
+        (1, 1),
+        padding,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=_DIMENSIONS,
+        preferred_element_type=sum_type(x),
+    )
     return grad.transpose(1, 2, 0, 3)
 
 
 def _takes_winograd(x, window, stride, shape):
     """Whether the convolution of x with a result of ``shape`` goes by way of Winograd."""
-    return (window == (3, 3) and stride == 1 and x.dtype == jnp.float32
-            and winograd.is_faster(shape, x.shape[-1]))
+    return (
+        window == (3, 3)
+        and stride == 1
+        and x.dtype == jnp.float32
+        and winograd.is_faster(shape, x.shape[-1])
+    )
 
 
 def _plain(x, kernel, stride, padding):
     """Forward convolution; ``padding`` is (before, after) per direction, also negative."""
     window, channels = kernel.shape[:2], x.shape[-1]
-    size = [side + sum(pair) - k + 1
-            for side, pair, k in zip(x.shape[1:3], padding, window, strict=True)]
+    size = [
+        side + sum(pair) - k + 1
+        for side, pair, k in zip(x.shape[1:3], padding, window, strict=True)
+    ]
     if _takes_winograd(x, window, stride, (len(x), *size, kernel.shape[-1])):
         return winograd.forward(x, kernel, padding)
     products = x.dtype == jnp.bfloat16 and channels >= 64
     if channels > 4 and not products:
-        return lax.conv_general_dilated(x, kernel, (stride, stride), padding,
-                                        dimension_numbers=_DIMENSIONS)
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=_DIMENSIONS
+        )
     x = _pad(x, padding)
     if not products:  # an image: too few channels for a convolution to fill vectors
         return _matmul(_patches(x, window, stride, 0), kernel.reshape(-1, kernel.shape[-1]))
     # XLA:CPU has AMX for products of bfloat16 matrices, but not for convolutions. One
     # product per kernel position, as writing patches would take longer than multiplying.
     taps = kernel.reshape(-1, *kernel.shape[2:])
-    return functools.reduce(jnp.add, (
-        jnp.einsum("nhwk,kc->nhwc", v, taps[k], preferred_element_type=jnp.float32)
-        for k, v in enumerate(_windows(x, window, stride, 0)))).astype(x.dtype)
+    return functools.reduce(
+        jnp.add,
+        (
+            jnp.einsum("nhwk,kc->nhwc", v, taps[k], preferred_element_type=jnp.float32)
+            for k, v in enumerate(_windows(x, window, stride, 0))
+        ),
+    ).astype(x.dtype)
 
 
 def _pad(x, padding):
     """Zeros around the maps, or fewer rows and columns where negative."""
-    return lax.pad(x, jnp.zeros((), x.dtype),
-                   [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)])
+    return lax.pad(
+        x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)]
+    )
 
 
 def _phases(dy, kernel, stride, padding, shape):
@@ -189,27 +221,33 @@ def _phases(dy, kernel, stride, padding, shape):
     the kernel, flipped: one plain convolution of dy for each place, then interleaved.
     """
     if _takes_winograd(dy, kernel.shape[:2], stride, shape):
-        pads = [(2 - padding, 2 + side - out - (2 - padding))
-                for side, out in zip(shape[1:3], dy.shape[1:3], strict=True)]
+        pads = [
+            (2 - padding, 2 + side - out - (2 - padding))
+            for side, out in zip(shape[1:3], dy.shape[1:3], strict=True)
+        ]
         return winograd.forward(dy, kernel, pads, backward=True)
     n, *size, c = shape
     blocks = [-(-side // stride) for side in size]
     phases = []
     for place in itertools.product(range(stride), repeat=2):
         first = [(at + padding) % stride for at in place]
-        part = kernel[first[0]::stride, first[1]::stride]
+        part = kernel[first[0] :: stride, first[1] :: stride]
         if part.size == 0:  # between the windows
             phases.append(jnp.zeros((n, *blocks, c), dy.dtype))
             continue
         shift = [(at + padding) // stride for at in place]
-        pads = [(taps - 1 - s, count + s - out) for taps, s, count, out in
-                zip(part.shape[:2], shift, blocks, dy.shape[1:3], strict=True)]
+        pads = [
+            (taps - 1 - s, count + s - out)
+            for taps, s, count, out in zip(
+                part.shape[:2], shift, blocks, dy.shape[1:3], strict=True
+            )
+        ]
         phases.append(_plain(dy, part[::-1, ::-1].swapaxes(2, 3), 1, pads))
     if stride == 1:
         return phases[0]
     dx = jnp.stack(phases, 3).reshape(n, *blocks, stride, stride, c).transpose(0, 1, 3, 2, 4, 5)
     dx = dx.reshape(n, blocks[0] * stride, blocks[1] * stride, c)
-    return dx[:, :size[0], :size[1]]
+    return dx[:, : size[0], : size[1]]
 
 
 def _taps_gradient(x, dy, window, stride, padding):
@@ -220,9 +258,12 @@ def _taps_gradient(x, dy, window, stride, padding):
     n, h, w, c = x.shape
     x = lax.optimization_barrier(x.transpose(3, 0, 1, 2)).reshape(c * n, h, w, 1)
     dy = dy.reshape(-1, dy.shape[-1])
-    grad = [jnp.matmul(lax.optimization_barrier(v.reshape(c, -1)), dy,
-                       preferred_element_type=jnp.float32)
-            for v in _windows(x, window, stride, padding)]
+    grad = [
+        jnp.matmul(
+            lax.optimization_barrier(v.reshape(c, -1)), dy, preferred_element_type=jnp.float32
+        )
+        for v in _windows(x, window, stride, padding)
+    ]
     return jnp.stack(grad).reshape(*window, c, -1).astype(x.dtype)
 
 
@@ -273,8 +314,10 @@ def _ops(window, stride, padding):
             return winograd.weight_gradient(x, dy, [(padding, padding)] * 2)
         images, rows = _piece(*dy.shape[:3])
         # Pixels that the windows of all of dy reach; cut off where they do not.
-        reach = [(out - 1) * stride + k - size - padding
-                 for out, k, size in zip(dy.shape[1:3], window, x.shape[1:3], strict=True)]
+        reach = [
+            (out - 1) * stride + k - size - padding
+            for out, k, size in zip(dy.shape[1:3], window, x.shape[1:3], strict=True)
+        ]
         if (images, rows) == dy.shape[:2]:
             return _swapped(x, dy, stride, [(padding, r) for r in reach]).astype(x.dtype)
         x = _pad(x, [(padding, r) for r in reach])
@@ -282,8 +325,11 @@ def _ops(window, stride, padding):
 
         def add_piece(i, total):
             image, row = i // bands * images, i % bands * rows
-            part = lax.dynamic_slice(x, (image, row * stride, 0, 0), (
-                images, (rows - 1) * stride + window[0], *x.shape[2:]))
+            part = lax.dynamic_slice(
+                x,
+                (image, row * stride, 0, 0),
+                (images, (rows - 1) * stride + window[0], *x.shape[2:]),
+            )
             dy_part = lax.dynamic_slice(dy, (image, row, 0, 0), (images, rows, *dy.shape[2:]))
             return total + _swapped(part, dy_part, stride, [(0, 0)] * 2)
 

@@ -1,4 +1,5 @@
 """Multiply-adds of the convolutions and matrix products in a JAX function."""
+
 from __future__ import annotations
 
 import math
@@ -26,7 +27,11 @@ def _equation(equation) -> int:
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         return out * math.prod(equation.invars[0].aval.shape[k] for k in contracted)
-    inner = [p for v in equation.params.values()
-             for p in (v if isinstance(v, (tuple, list)) else [v])]
-    return sum(_count(getattr(p, "jaxpr", p)) for p in inner
-               if hasattr(p, "eqns") or hasattr(getattr(p, "jaxpr", None), "eqns"))
+    inner = [
+        p for v in equation.params.values() for p in (v if isinstance(v, (tuple, list)) else [v])
+    ]
+    return sum(
+        _count(getattr(p, "jaxpr", p))
+        for p in inner
+        if hasattr(p, "eqns") or hasattr(getattr(p, "jaxpr", None), "eqns")
+    )

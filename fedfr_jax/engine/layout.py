@@ -1,4 +1,5 @@
 """How a round is laid out on the hardware."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,4 +1,5 @@
 """Which type sums are taken in."""
+
 from __future__ import annotations
 
 from typing import Any

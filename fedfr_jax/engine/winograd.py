@@ -11,6 +11,7 @@ F(2x2, 3x3) takes 16 products for 36 and is as exact as a direct sum; F(4x4, 3x3
 Work is done in pieces whose tiles stay near the core. Arrays are (tiles, channels), one per
 place: channels last makes every transform plain vector work and no product has to move data.
 """
+
 from __future__ import annotations
 
 import functools
@@ -20,15 +21,32 @@ import jax.numpy as jnp
 from jax import lax
 
 # Along one direction: outputs = _OUTPUT @ ((_KERNEL @ kernel) * (_INPUT @ inputs)).
-_INPUT = {2: ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
-          4: ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
-              (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))}
-_KERNEL = {2: ((1, 0, 0), (1/2, 1/2, 1/2), (1/2, -1/2, 1/2), (0, 0, 1)),
-           4: ((1/4, 0, 0), (-1/6, -1/6, -1/6), (-1/6, 1/6, -1/6), (1/24, 1/12, 1/6),
-               (1/24, -1/12, 1/6), (0, 0, 1))}
-_OUTPUT = {2: ((1, 1, 1, 0), (0, 1, -1, -1)),
-           4: ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0),
-               (0, 1, -1, 8, -8, 1))}
+_INPUT = {
+    2: ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    4: (
+        (4, 0, -5, 0, 1, 0),
+        (0, -4, -4, 1, 1, 0),
+        (0, 4, -4, -1, 1, 0),
+        (0, -2, -1, 2, 1, 0),
+        (0, 2, -1, -2, 1, 0),
+        (0, 4, 0, -5, 0, 1),
+    ),
+}
+_KERNEL = {
+    2: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+    4: (
+        (1 / 4, 0, 0),
+        (-1 / 6, -1 / 6, -1 / 6),
+        (-1 / 6, 1 / 6, -1 / 6),
+        (1 / 24, 1 / 12, 1 / 6),
+        (1 / 24, -1 / 12, 1 / 6),
+        (0, 0, 1),
+    ),
+}
+_OUTPUT = {
+    2: ((1, 1, 1, 0), (0, 1, -1, -1)),
+    4: ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
+}
 # Tiles per piece at most, as measured: more leave the cache, fewer make the products slow.
 _FORWARD_TILES = 400
 
@@ -56,8 +74,12 @@ def is_faster(shape, channels: int) -> bool:
     # Additions grow with the channels, the products they save with the square; what tiles
     # compute beyond the map is lost (at 6x6 nearly half); fewer pixels do not pay for
     # transforming the kernel.
-    return (min(channels, out_channels) >= 64 and min(height, width) >= 4 and filled >= 0.7
-            and n * height * width >= 512)
+    return (
+        min(channels, out_channels) >= 64
+        and min(height, width) >= 4
+        and filled >= 0.7
+        and n * height * width >= 512
+    )
 
 
 def forward(x, kernel, padding, backward: bool = False):
@@ -92,7 +114,7 @@ def forward(x, kernel, padding, backward: bool = False):
         return pieces.joined(_both_ways(_OUTPUT[side], products))
 
     y = lax.map(one_piece, jnp.arange(pieces.pieces)) if pieces.pieces > 1 else one_piece(0)
-    return y.reshape(-1, *y.shape[-3:])[:len(x), :height, :width]
+    return y.reshape(-1, *y.shape[-3:])[: len(x), :height, :width]
 
 
 def weight_gradient(x, dy, padding):
@@ -134,8 +156,10 @@ class _Pieces(typing.NamedTuple):
         """
         piece = lax.dynamic_slice_in_dim(x, i * self.images, self.images)
         size = (self.rows * self.side + overlap, self.columns * self.side + overlap)
-        pads = [(before, whole - before - s, 0)
-                for s, whole, (before, _) in zip(x.shape[1:3], size, padding, strict=True)]
+        pads = [
+            (before, whole - before - s, 0)
+            for s, whole, (before, _) in zip(x.shape[1:3], size, padding, strict=True)
+        ]
         return lax.pad(piece, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
     def unrolled(self, tiles):
@@ -167,27 +191,42 @@ def _tiles(matrix, x, step, size):
     """``matrix`` along both directions of tiles of size x size pixels, one every ``step``."""
     n, height, width, channels = x.shape
     down, right = (height - size) // step + 1, (width - size) // step + 1
-    lines = [lax.slice(x, (0, a, 0, 0), (n, a + (down - 1) * step + 1, width, channels),
-                       (1, step, 1, 1)) for a in range(size)]
+    lines = [
+        lax.slice(x, (0, a, 0, 0), (n, a + (down - 1) * step + 1, width, channels), (1, step, 1, 1))
+        for a in range(size)
+    ]
     found = []
     for line in _combined(matrix, lines):
-        places = [lax.slice(line, (0, 0, b, 0), (n, down, b + (right - 1) * step + 1, channels),
-                            (1, 1, step, 1)) for b in range(size)]
+        places = [
+            lax.slice(
+                line, (0, 0, b, 0), (n, down, b + (right - 1) * step + 1, channels), (1, 1, step, 1)
+            )
+            for b in range(size)
+        ]
         found.append([p.reshape(-1, channels) for p in _combined(matrix, places)])
     return found
 
 
 def _combined(matrix, arrays):
     """``matrix`` times a vector of arrays, by additions."""
-    return [functools.reduce(jnp.add, (
-        a if c == 1 else -a if c == -1 else a * jnp.asarray(c, a.dtype)
-        for c, a in zip(row, arrays, strict=True) if c)) for row in matrix]
+    return [
+        functools.reduce(
+            jnp.add,
+            (
+                a if c == 1 else -a if c == -1 else a * jnp.asarray(c, a.dtype)
+                for c, a in zip(row, arrays, strict=True)
+                if c
+            ),
+        )
+        for row in matrix
+    ]
 
 
 def _both_ways(matrix, grid):
     """``matrix`` along rows and columns of a grid of arrays."""
-    return _transposed([_combined(matrix, line)
-                        for line in _transposed([_combined(matrix, row) for row in grid])])
+    return _transposed(
+        [_combined(matrix, line) for line in _transposed([_combined(matrix, row) for row in grid])]
+    )
 
 
 def _transposed(rows):
@@ -196,5 +235,7 @@ def _transposed(rows):
 
 def _zip2(function, *grids):
     """``function`` of the arrays at the same place in all grids."""
-    return [[function(*arrays) for arrays in zip(*rows, strict=True)]
-            for rows in zip(*grids, strict=True)]
+    return [
+        [function(*arrays) for arrays in zip(*rows, strict=True)]
+        for rows in zip(*grids, strict=True)
+    ]

@@ -4,6 +4,7 @@ Three models are compared: ``pretrained`` and ``global`` are one backbone for
 everybody; ``personalized`` is each client's own backbone after local training, followed
 by its transform. The result is plain dictionaries and arrays.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -86,17 +87,30 @@ def _client_results(assessor: Assessor, position: int, probes, gallery_features,
     first = held_out.first_identity
     own = held_out.clients == position
     identities = np.arange(first[position], first[position + 1])
-    return (personal_verification(probes, held_out.labels, own, settings.fars,
-                                  block=settings.block),
-            personal_identification(probes, held_out.labels, gallery_features, gallery_labels,
-                                    identities, fpirs=settings.fars, block=settings.block))
+    return (
+        personal_verification(probes, held_out.labels, own, settings.fars, block=settings.block),
+        personal_identification(
+            probes,
+            held_out.labels,
+            gallery_features,
+            gallery_labels,
+            identities,
+            fpirs=settings.fars,
+            block=settings.block,
+        ),
+    )
 
 
 def generic_results(assessor: Assessor, variables: PyTree) -> dict[str, PairResult]:
     """Verification of every pair set with image and mirror."""
-    return {s.name: evaluate_pairs(
-        embed_with_mirror(lambda x: assessor.embed(variables, x), s.images, assessor.batch),
-        s.is_same, assessor.settings.fars) for s in assessor.generic}
+    return {
+        s.name: evaluate_pairs(
+            embed_with_mirror(lambda x: assessor.embed(variables, x), s.images, assessor.batch),
+            s.is_same,
+            assessor.settings.fars,
+        )
+        for s in assessor.generic
+    }
 
 
 def assess_shared(assessor: Assessor, variables: PyTree, tick=lambda: None) -> Assessment:
@@ -110,22 +124,30 @@ def assess_shared(assessor: Assessor, variables: PyTree, tick=lambda: None) -> A
     probes = assessor.embed(variables, held_out.images)
     for position in range(len(held_out.numbers)):
         images, labels = gallery(assessor, position)
-        results.append(_client_results(assessor, position, probes,
-                                       assessor.embed(variables, images), labels))
+        results.append(
+            _client_results(assessor, position, probes, assessor.embed(variables, images), labels)
+        )
         tick()
     return Assessment(generic_results(assessor, variables), *zip(*results, strict=True))
 
 
-def assess_personalized(assessor: Assessor, models: PersonalModels,
-                        tick=lambda: None) -> Assessment:
+def assess_personalized(
+    assessor: Assessor, models: PersonalModels, tick=lambda: None
+) -> Assessment:
     """Each client's own model, under that client's protocol."""
     held_out, results = assessor.held_out, []
     for position, client in enumerate(held_out.numbers):
         model = models(int(client))
         images, labels = gallery(assessor, position)
-        results.append(_client_results(
-            assessor, position, assessor.personal_embed(model, held_out.images),
-            assessor.personal_embed(model, images), labels))
+        results.append(
+            _client_results(
+                assessor,
+                position,
+                assessor.personal_embed(model, held_out.images),
+                assessor.personal_embed(model, images),
+                labels,
+            )
+        )
         tick()
     return Assessment({}, *zip(*results, strict=True))
 
@@ -137,26 +159,36 @@ def _rates(rates, values) -> dict[str, float]:
 def _spreads(rates, values) -> dict[str, dict[str, float]]:
     """(C, F) values as rate -> spread over clients."""
     s = summarize_clients(values)
-    return {f"{r:g}": {k: float(getattr(s, k)[i]) for k in ("mean", "std", "min", "worst10", "max")}
-            for i, r in enumerate(rates)}
+    return {
+        f"{r:g}": {k: float(getattr(s, k)[i]) for k in ("mean", "std", "min", "worst10", "max")}
+        for i, r in enumerate(rates)
+    }
 
 
 def _unresolvable(rates, resolvable) -> list[str]:
     """Rates that not even one client (or set) resolves."""
-    return [f"{r:g}" for r, ok in zip(rates, np.any(np.atleast_2d(resolvable), axis=0),
-                                      strict=True) if not ok]
+    return [
+        f"{r:g}"
+        for r, ok in zip(rates, np.any(np.atleast_2d(resolvable), axis=0), strict=True)
+        if not ok
+    ]
 
 
 def summarize(assessment: Assessment) -> dict[str, Any]:
     """The part of ``summary.json`` that one model fills (see :mod:`fedfr_jax.reporting.tables`)."""
     result: dict[str, Any] = {}
     if assessment.generic:
-        result["generic"] = {name: {
-            "accuracy": r.accuracy, "accuracy_std": r.accuracy_std, "pairs": len(r.scores),
-            "mixed_folds": r.mixed_folds,
-            "tar": _rates(r.fars, r.tar_at_far),
-            "unresolvable": _unresolvable(r.fars, r.resolvable),
-        } for name, r in assessment.generic.items()}
+        result["generic"] = {
+            name: {
+                "accuracy": r.accuracy,
+                "accuracy_std": r.accuracy_std,
+                "pairs": len(r.scores),
+                "mixed_folds": r.mixed_folds,
+                "tar": _rates(r.fars, r.tar_at_far),
+                "unresolvable": _unresolvable(r.fars, r.resolvable),
+            }
+            for name, r in assessment.generic.items()
+        }
     one, many = assessment.verification, assessment.identification
     fars, fpirs = one[0].fars, many[0].fpirs
     rank1 = summarize_clients([m.rank1 for m in many])
@@ -168,7 +200,8 @@ def summarize(assessment: Assessment) -> dict[str, Any]:
         "unresolvable": {
             "verification_tar": _unresolvable(fars, [v.resolvable for v in one]),
             "identification_pair": _unresolvable(fpirs, [m.pair_resolvable for m in many]),
-            "identification_openset": _unresolvable(fpirs, [m.resolvable for m in many])},
+            "identification_openset": _unresolvable(fpirs, [m.resolvable for m in many]),
+        },
     }
     return result
 
@@ -180,21 +213,34 @@ def add_losers(summary: dict[str, Any], own: Assessment, shared: Assessment) -> 
       summary: from :func:`summarize` of ``own``; every spread gets the entry "worse".
       own: personalized models; shared: one model for everybody; the same clients.
     """
+
     def add(spreads, rates, values, others):
         for i, rate in enumerate(rates):
             spreads[f"{rate:g}"]["worse"] = _share_below(
-                [v[i] for v in values], [o[i] for o in others])
+                [v[i] for v in values], [o[i] for o in others]
+            )
 
     found = summary["personalized"]
     one, many = own.verification, own.identification
-    add(found["verification_tar"], one[0].fars, [v.tar for v in one],
-        [v.tar for v in shared.verification])
-    for name, key in (("identification_pair", "pair_tpir"),
-                      ("identification_openset", "open_set_tpir")):
-        add(found[name], many[0].fpirs, [getattr(m, key) for m in many],
-            [getattr(m, key) for m in shared.identification])
-    found["rank1"]["worse"] = _share_below([m.rank1 for m in many],
-                                           [m.rank1 for m in shared.identification])
+    add(
+        found["verification_tar"],
+        one[0].fars,
+        [v.tar for v in one],
+        [v.tar for v in shared.verification],
+    )
+    for name, key in (
+        ("identification_pair", "pair_tpir"),
+        ("identification_openset", "open_set_tpir"),
+    ):
+        add(
+            found[name],
+            many[0].fpirs,
+            [getattr(m, key) for m in many],
+            [getattr(m, key) for m in shared.identification],
+        )
+    found["rank1"]["worse"] = _share_below(
+        [m.rank1 for m in many], [m.rank1 for m in shared.identification]
+    )
 
 
 def _share_below(values, others) -> float:
@@ -212,8 +258,12 @@ def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
         row.update({f"generic/{name}/tar@{rate}": v for rate, v in r["tar"].items()})
     personal = summary["personalized"]
     for metric in ("verification_tar", "identification_pair", "identification_openset"):
-        row.update({f"personal/{metric}@{rate}": spread["mean"]
-                    for rate, spread in personal[metric].items()})
+        row.update(
+            {
+                f"personal/{metric}@{rate}": spread["mean"]
+                for rate, spread in personal[metric].items()
+            }
+        )
     return row | {"personal/rank1": personal["rank1"]["mean"]}
 
 
@@ -237,18 +287,23 @@ def curves(assessments: dict[str, Assessment]) -> tuple[dict, dict]:
         for name, r in a.generic.items():
             rocs.setdefault(f"generic: {name}", {})[model] = r.roc
         rocs.setdefault(VERIFICATION, {})[model] = mean_roc(a.verification)
-        values = {f"verification_tar@{a.verification[0].fars[far_index]:g}":
-                      [v.tar[far_index] for v in a.verification],
-                  f"identification_openset@{a.identification[0].fpirs[fpir_index]:g}":
-                      [m.open_set_tpir[fpir_index] for m in a.identification],
-                  "rank1": [m.rank1 for m in a.identification]}
+        values = {
+            f"verification_tar@{a.verification[0].fars[far_index]:g}": [
+                v.tar[far_index] for v in a.verification
+            ],
+            f"identification_openset@{a.identification[0].fpirs[fpir_index]:g}": [
+                m.open_set_tpir[fpir_index] for m in a.identification
+            ],
+            "rank1": [m.rank1 for m in a.identification],
+        }
         for metric, per in values.items():
             per_client.setdefault(metric, {})[model] = np.array(per)
     return rocs, per_client
 
 
-def hard_negative_examples(assessor: Assessor, variables: PyTree, public_images: np.ndarray,
-                           count: int) -> list[dict]:
+def hard_negative_examples(
+    assessor: Assessor, variables: PyTree, public_images: np.ndarray, count: int
+) -> list[dict]:
     """The public images most like a client's own, one per client in turn.
 
     Args:
@@ -264,13 +319,20 @@ def hard_negative_examples(assessor: Assessor, variables: PyTree, public_images:
         images, _ = gallery(assessor, position)
         cosine = unit_rows(assessor.embed(variables, images)) @ public.T
         local, other = np.unravel_index(cosine.argmax(), cosine.shape)
-        examples.append({"client": int(client), "cosine": float(cosine[local, other]),
-                         "local_image": images[local], "public_image": public_images[other]})
+        examples.append(
+            {
+                "client": int(client),
+                "cosine": float(cosine[local, other]),
+                "local_image": images[local],
+                "public_image": public_images[other],
+            }
+        )
     return examples
 
 
-def mistake_examples(assessor: Assessor, models: PersonalModels, personalized: Assessment,
-                     count: int) -> list[dict]:
+def mistake_examples(
+    assessor: Assessor, models: PersonalModels, personalized: Assessment, count: int
+) -> list[dict]:
     """Each client's worst false accept and false reject, at the threshold of FAR 1e-3."""
     held_out = assessor.held_out
     examples: list[dict] = []
@@ -289,16 +351,23 @@ def _client_mistakes(held_out, position, unit, threshold) -> Iterator[dict]:
     score = on_grid(unit[own] @ unit.T)
     same = held_out.labels[own][:, None] == held_out.labels
     other_image = own[:, None] != np.arange(len(unit))
-    for kind, relevant, sign in (("false accept", ~same, -1), ("false reject",
-                                                               same & other_image, 1)):
+    for kind, relevant, sign in (
+        ("false accept", ~same, -1),
+        ("false reject", same & other_image, 1),
+    ):
         candidates = np.where(relevant, sign * score, np.inf)
         a, b = np.unravel_index(candidates.argmin(), candidates.shape)
-        wrong = (score[a, b] > threshold) if kind == "false accept" else (
-            score[a, b] <= threshold)
+        wrong = (score[a, b] > threshold) if kind == "false accept" else (score[a, b] <= threshold)
         if relevant[a, b] and wrong:
-            yield {"kind": kind, "model": "personalized", "client": int(held_out.numbers[position]),
-                   "image_a": held_out.images[own[a]], "image_b": held_out.images[b],
-                   "score": float(score[a, b]), "threshold": threshold}
+            yield {
+                "kind": kind,
+                "model": "personalized",
+                "client": int(held_out.numbers[position]),
+                "image_a": held_out.images[own[a]],
+                "image_b": held_out.images[b],
+                "score": float(score[a, b]),
+                "threshold": threshold,
+            }
 
 
 def identity_sheet(public: PublicData, rows: int = 6, columns: int = 10) -> np.ndarray | None:
@@ -311,6 +380,7 @@ def identity_sheet(public: PublicData, rows: int = 6, columns: int = 10) -> np.n
         return None
     columns = min(columns, counts[chosen].min())
     first = np.concatenate([[0], np.cumsum(counts)])
-    table = np.stack([order[first[k]:first[k] + columns] for k in np.sort(chosen)])
+    table = np.stack([order[first[k] : first[k] + columns] for k in np.sort(chosen)])
     return np.asarray(public.images[table.reshape(-1)]).reshape(
-        *table.shape, *public.images.shape[1:])
+        *table.shape, *public.images.shape[1:]
+    )

@@ -1,4 +1,5 @@
 """Searching a gallery: what both 1:N protocols (personalized and IJB-C) need."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -9,12 +10,7 @@ from jaxtyping import Float, Int
 
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.scores import padded_blocks, score_block
-from fedfr_jax.evaluation.streaming import (
-    accept_rates,
-    check_rates,
-    rate_times,
-    thresholds_at_far,
-)
+from fedfr_jax.evaluation.streaming import accept_rates, check_rates, rate_times, thresholds_at_far
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +50,23 @@ def rows_of_subjects(subjects, gallery_subjects) -> np.ndarray:
     if not names.size:
         raise InputError("the gallery is empty; 1:N needs at least one identity in it")
     if counts.max() > 1:
-        raise InputError(f"subject {names[counts.argmax()]} stands {counts.max()} times in the "
-                         "gallery; give each one row")
+        raise InputError(
+            f"subject {names[counts.argmax()]} stands {counts.max()} times in the "
+            "gallery; give each one row"
+        )
     order = np.argsort(gallery_subjects)
     place = np.minimum(np.searchsorted(names, subjects), len(names) - 1)
     return np.where(names[place] == subjects, order[place], -1)
 
 
-def search_gallery(probes: Float[np.ndarray, "Q d"], rows_of_probes: Int[np.ndarray, " Q"],
-                   gallery: Float[np.ndarray, "K d"],
-                   keep: int, *, block: int = 4096) -> SearchResult:
+def search_gallery(
+    probes: Float[np.ndarray, "Q d"],
+    rows_of_probes: Int[np.ndarray, " Q"],
+    gallery: Float[np.ndarray, "K d"],
+    keep: int,
+    *,
+    block: int = 4096,
+) -> SearchResult:
     """Compares every probe with every gallery row, a block of probes at a time.
 
     Args:
@@ -78,7 +81,7 @@ def search_gallery(probes: Float[np.ndarray, "Q d"], rows_of_probes: Int[np.ndar
     ((_, width, gallery_rows),) = padded_blocks(gallery, max(block, len(gallery)))
     for start, count, rows in padded_blocks(probes, block):
         scores = np.array(np.asarray(score_block(rows, gallery_rows))[:count, :width])
-        right = rows_of_probes[start:start + count]
+        right = rows_of_probes[start : start + count]
         known = right >= 0
         tops = scores.max(axis=1)
         non_mated.append(tops[~known])

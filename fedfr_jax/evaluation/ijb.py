@@ -1,4 +1,5 @@
 """The IJB-B / IJB-C protocols as insightface distributes them: meta files and evaluation."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -85,8 +86,10 @@ def read_ijb(folder: str | os.PathLike, target: str = "ijbc") -> IJBMeta:
     names, template_ids, media_ids = read_face_media(media_path)
     point_names, landmarks, scores = read_landmarks(points_path)
     if names != point_names:
-        raise InputError(f"{media_path} and {points_path} list different images; both must come "
-                         "from the same release, in the same order")
+        raise InputError(
+            f"{media_path} and {points_path} list different images; both must come "
+            "from the same release, in the same order"
+        )
     pair_1, pair_2, is_same = read_pairs(folder / f"{target}_template_pair_label.txt")
     parts = [*(f"gallery_{part}" for part in _GALLERIES[target]), "probe_mixed"]
     paths = [folder / f"{target}_1N_{part}.csv" for part in parts]
@@ -94,16 +97,29 @@ def read_ijb(folder: str | os.PathLike, target: str = "ijbc") -> IJBMeta:
     if any(path.exists() for path in paths):
         first, second, probes = map(read_subject_templates, paths)
         galleries = (first, second)
-    return IJBMeta(target, names, landmarks, scores, template_ids, media_ids, pair_1, pair_2,
-                   is_same, galleries, probes)
+    return IJBMeta(
+        target,
+        names,
+        landmarks,
+        scores,
+        template_ids,
+        media_ids,
+        pair_1,
+        pair_2,
+        is_same,
+        galleries,
+        probes,
+    )
 
 
 def _lines(path: Path) -> list[str]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; it belongs to the IJB meta "
-                         "folder that insightface distributes") from error
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; it belongs to the IJB meta "
+            "folder that insightface distributes"
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file") from error
     lines = [line for line in text.splitlines() if line.strip()]
@@ -123,8 +139,10 @@ def _split(path, lines, fields: int, what: str, separator: str | None = None) ->
     rows = [line.split(separator) for line in lines]
     for number, row in enumerate(rows):
         if len(row) != fields:
-            raise InputError(f"{path}: entry {number + 1} has {len(row)} fields, expected {fields} "
-                             f"({what}): {lines[number]!r}")
+            raise InputError(
+                f"{path}: entry {number + 1} has {len(row)} fields, expected {fields} "
+                f"({what}): {lines[number]!r}"
+            )
     return rows
 
 
@@ -150,8 +168,10 @@ def read_pairs(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     path = Path(path)
     if not path.is_file() or not path.stat().st_size:
-        raise InputError(f"{path} is missing or empty; it belongs to the IJB meta folder that "
-                         "insightface distributes")
+        raise InputError(
+            f"{path} is missing or empty; it belongs to the IJB meta folder that "
+            "insightface distributes"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file of empty lines, which is refused below
@@ -176,8 +196,9 @@ def read_subject_templates(path) -> SubjectTemplates:
     rows = [line.split(",")[:2] for line in lines]
     short = [number for number, row in enumerate(rows) if len(row) < 2]
     if short:
-        raise InputError(f"{path}: entry {short[0] + 1} has fewer than two fields "
-                         "(template, subject)")
+        raise InputError(
+            f"{path}: entry {short[0] + 1} has fewer than two fields (template, subject)"
+        )
     table = _numbers(path, rows, np.int32)
     templates, first = np.unique(table[:, 0], return_index=True)
     subjects = table[first, 1]
@@ -204,8 +225,9 @@ class IJBResult:
     open_set_tpir: np.ndarray | None
 
 
-def evaluate_ijb(meta: IJBMeta, features, fars, *, ranks=(1, 5, 10), fpirs=(0.01, 0.1),
-                 block: int = 4096) -> IJBResult:
+def evaluate_ijb(
+    meta: IJBMeta, features, fars, *, ranks=(1, 5, 10), fpirs=(0.01, 0.1), block: int = 4096
+) -> IJBResult:
     """Runs the 1:1 and, if there are files for it, the 1:N protocol.
 
     Args:
@@ -220,20 +242,23 @@ def evaluate_ijb(meta: IJBMeta, features, fars, *, ranks=(1, 5, 10), fpirs=(0.01
     Raises:
       InputError: sizes do not fit, or a template in the protocol has no image.
     """
-    ids, pooled = pool_templates(features, meta.detector_scores, meta.template_ids,
-                                 meta.media_ids)
-    verification = template_verification(ids, pooled, meta.pair_1, meta.pair_2, meta.is_same,
-                                         fars=fars)
+    ids, pooled = pool_templates(features, meta.detector_scores, meta.template_ids, meta.media_ids)
+    verification = template_verification(
+        ids, pooled, meta.pair_1, meta.pair_2, meta.is_same, fars=fars
+    )
     if meta.galleries is None or meta.probes is None:
         return IJBResult(verification, None, None)
     probes = pooled[select_templates(ids, pooled, meta.probes.templates)]
 
     def search(templates, subjects):
         gallery = pooled[select_templates(ids, pooled, templates)]
-        return template_identification(probes, meta.probes.subjects, gallery, subjects, ranks=ranks,
-                                       fpirs=fpirs, block=block)
+        return template_identification(
+            probes, meta.probes.subjects, gallery, subjects, ranks=ranks, fpirs=fpirs, block=block
+        )
 
-    both = search(np.concatenate([g.templates for g in meta.galleries]),
-                  np.concatenate([g.subjects for g in meta.galleries]))
+    both = search(
+        np.concatenate([g.templates for g in meta.galleries]),
+        np.concatenate([g.subjects for g in meta.galleries]),
+    )
     alone = [search(g.templates, g.subjects).open_set_tpir for g in meta.galleries]
     return IJBResult(verification, both, np.mean(alone, axis=0))

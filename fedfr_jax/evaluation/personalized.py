@@ -3,6 +3,7 @@
 Every function looks at one client, whose model gives its own features of all images, so
 that clients may differ in their numbers of identities and images.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -55,8 +56,9 @@ class PersonalVerification:
     roc_tar: np.ndarray
 
 
-def personal_verification(features, labels, own, fars, *, block: int = 4096,
-                          on_device: bool | None = None) -> PersonalVerification:
+def personal_verification(
+    features, labels, own, fars, *, block: int = 4096, on_device: bool | None = None
+) -> PersonalVerification:
     """Personalized 1:1 of one client (paper, personalized evaluation).
 
     The pairs are all unordered pairs of verification images with at least one image of the
@@ -78,25 +80,34 @@ def personal_verification(features, labels, own, fars, *, block: int = 4096,
     labels, own = np.asarray(labels), np.asarray(own, bool)
     unit = unit_rows(features, "verification features")
     if labels.shape != (len(unit),) or own.shape != labels.shape:
-        raise InputError(f"{len(unit)} features need as many labels and own flags, got shapes "
-                         f"{labels.shape} and {own.shape}")
+        raise InputError(
+            f"{len(unit)} features need as many labels and own flags, got shapes "
+            f"{labels.shape} and {own.shape}"
+        )
     if not own.any():
-        raise InputError("the client has no verification image of its own identities; raise "
-                         "data.split.verification_images")
+        raise InputError(
+            "the client has no verification image of its own identities; raise "
+            "data.split.verification_images"
+        )
     order = np.argsort(~own, kind="stable")
-    streamed = stream_pairs(unit[order], labels[order], int(own.sum()),
-                            np.concatenate([fars, ROC_FARS]), block=block,
-                            on_device=on_device)
+    streamed = stream_pairs(
+        unit[order],
+        labels[order],
+        int(own.sum()),
+        np.concatenate([fars, ROC_FARS]),
+        block=block,
+        on_device=on_device,
+    )
     tar = accept_rates(streamed.positives, streamed.thresholds)
     seen = far_is_resolvable(ROC_FARS, streamed.num_negatives)
     return PersonalVerification(
         fars=fars,
-        tar=tar[:len(fars)],
-        thresholds=streamed.thresholds[:len(fars)],
+        tar=tar[: len(fars)],
+        thresholds=streamed.thresholds[: len(fars)],
         resolvable=far_is_resolvable(fars, streamed.num_negatives),
         num_positives=len(streamed.positives),
         num_negatives=streamed.num_negatives,
-        roc_tar=np.where(seen, tar[len(fars):], np.nan),
+        roc_tar=np.where(seen, tar[len(fars) :], np.nan),
     )
 
 
@@ -148,15 +159,18 @@ def gallery_rows(features, labels, identities) -> np.ndarray:
     row = rows_of_subjects(labels, identities)
     counts = np.bincount(row[row >= 0], minlength=len(identities))
     if not counts.all():
-        raise InputError(f"identity {identities[counts.argmin()]} has no gallery image; each of a "
-                         "client's identities needs a training image")
+        raise InputError(
+            f"identity {identities[counts.argmin()]} has no gallery image; each of a "
+            "client's identities needs a training image"
+        )
     sums = np.zeros((len(identities), unit.shape[1]))
     np.add.at(sums, row[row >= 0], unit[row >= 0])
     return (sums / counts[:, None]).astype(np.float32)
 
 
-def personal_identification(probes, probe_labels, gallery_features, gallery_labels, identities,
-                            *, fpirs, block: int = 4096) -> PersonalIdentification:
+def personal_identification(
+    probes, probe_labels, gallery_features, gallery_labels, identities, *, fpirs, block: int = 4096
+) -> PersonalIdentification:
     """Personalized 1:N of one client (paper, personalized evaluation), by two rules.
 
     (a) The paper's pair-based rule: gallery rows are means of unit features, not normalized
@@ -183,8 +197,7 @@ def personal_identification(probes, probe_labels, gallery_features, gallery_labe
     rows = rows_of_subjects(probe_labels, identities)
     keep = int(pair_ranks(fpirs, len(unit)).max())
     raw = search_gallery(unit, rows, means, keep, block=block)
-    normalized = search_gallery(unit, rows, unit_rows(means, "gallery rows"), 0,
-                                block=block)
+    normalized = search_gallery(unit, rows, unit_rows(means, "gallery rows"), 0, block=block)
     pair_tpir, pair_thresholds = pair_rule(raw, fpirs, len(unit))
     open_tpir, open_thresholds = open_set_rule(normalized, fpirs)
     num_non_mated = normalized.non_mated_tops.size
@@ -239,7 +252,7 @@ def summarize_clients(values) -> ClientSummary:
 def _summarize(values: np.ndarray) -> tuple[float, ...]:
     if not values.size:
         return (np.nan,) * 5 + (0,)
-    worst = np.sort(values)[:-(-len(values) // 10)]
+    worst = np.sort(values)[: -(-len(values) // 10)]
     return values.mean(), values.std(), values.min(), worst.mean(), values.max(), len(values)
 
 

@@ -1,4 +1,5 @@
 """Blocks of the similarity matrix, with scores that are the same however it is cut into blocks."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -25,9 +26,12 @@ def on_grid(scores: Any) -> Any:
 
 def _product(left: jax.Array, right: jax.Array) -> jax.Array:
     """(a, d), (b, d) -> (a, b) inner products; nothing rounds the inputs on a GPU or TPU."""
-    parts = [jnp.matmul(left[:, k:k + _DEPTH], right[:, k:k + _DEPTH].T,
-                        precision=jax.lax.Precision.HIGHEST)
-             for k in range(0, left.shape[1], _DEPTH)]
+    parts = [
+        jnp.matmul(
+            left[:, k : k + _DEPTH], right[:, k : k + _DEPTH].T, precision=jax.lax.Precision.HIGHEST
+        )
+        for k in range(0, left.shape[1], _DEPTH)
+    ]
     return sum(parts[1:], parts[0])
 
 
@@ -52,8 +56,9 @@ def score_block(rows: Float[Array, "r d"], columns: Float[Array, "c d"]) -> Floa
     return scores.reshape(len(rows), len(columns))
 
 
-def padded_blocks(features: Float[np.ndarray, "n d"], block: int
-                  ) -> list[tuple[int, int, Float[Array, "size d"]]]:
+def padded_blocks(
+    features: Float[np.ndarray, "n d"], block: int
+) -> list[tuple[int, int, Float[Array, "size d"]]]:
     """Cuts rows into device blocks of one shape, so that nothing compiles twice.
 
     Args:
@@ -70,8 +75,8 @@ def padded_blocks(features: Float[np.ndarray, "n d"], block: int
     size = min(-(-block // _TILE) * _TILE, max(_TILE, 1 << max(0, n - 1).bit_length()))
     out = []
     for start in range(0, n, size):
-        part = features[start:start + size]
+        part = features[start : start + size]
         padded = np.zeros((size, features.shape[1]), features.dtype)
-        padded[:len(part)] = part
+        padded[: len(part)] = part
         out.append((start, len(part), jnp.asarray(padded)))
     return out

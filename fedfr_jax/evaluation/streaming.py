@@ -6,6 +6,7 @@ paper compares 632 million negative pairs, so the order statistics are found exa
 passes over blocks of the similarity matrix: a histogram of the upper 16 bits of the float32
 scores, then one of the lower 16 bits within the few bins that hold the wanted ranks.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -99,8 +100,9 @@ def thresholds_at_far(negatives: Float[np.ndarray, " N"], fars: Any) -> Float[np
     return np.partition(negatives, np.unique(places))[places]
 
 
-def accept_rates(scores: Float[np.ndarray, " N"],
-                 thresholds: Float[np.ndarray, " F"]) -> Float[np.ndarray, " F"]:
+def accept_rates(
+    scores: Float[np.ndarray, " N"], thresholds: Float[np.ndarray, " F"]
+) -> Float[np.ndarray, " F"]:
     """Returns (F,) float64, the share of ``scores`` (P,) greater than each threshold.
 
     NaN where a threshold is NaN (there were no negatives) or where there are no scores.
@@ -188,21 +190,23 @@ def _tiles(unit, labels, num_rows, block, cache: _Cache) -> Iterator[_Tile]:
             negative = positive = None
             if c0 < num_rows:
                 once = np.arange(r0, r0 + nr)[:, None] < np.arange(c0, c0 + nc)
-                same = labels[r0:r0 + nr, None] == labels[c0:c0 + nc]
+                same = labels[r0 : r0 + nr, None] == labels[c0 : c0 + nc]
                 negative, positive = once & ~same, once & same
             scores = cache.get(rows, columns, (r0, c0))
             yield _Tile(scores, nr, nc, negative, positive)
 
 
 def _negative_bits(tile: _Tile) -> np.ndarray:
-    scores = np.asarray(tile.scores)[:tile.rows, :tile.columns]
+    scores = np.asarray(tile.scores)[: tile.rows, : tile.columns]
     scores = scores.ravel() if tile.negative is None else scores[tile.negative]
     return scores.view(np.uint32)
 
 
 def _host_high(tiles) -> np.ndarray:
-    return sum((np.bincount(_negative_bits(tile) >> 16, minlength=_BINS) for tile in tiles),
-               np.zeros(_BINS, np.int64))
+    return sum(
+        (np.bincount(_negative_bits(tile) >> 16, minlength=_BINS) for tile in tiles),
+        np.zeros(_BINS, np.int64),
+    )
 
 
 def _host_low(tiles, slots, num_slots) -> np.ndarray:
@@ -216,8 +220,9 @@ def _host_low(tiles, slots, num_slots) -> np.ndarray:
         if held > _PENDING:  # a histogram this long is not worth making for every tile
             total += np.bincount(np.concatenate(pending), minlength=total.size)
             pending, held = [], 0
-    return total + np.bincount(np.concatenate([*pending, np.zeros(0, np.int64)]),
-                               minlength=total.size)
+    return total + np.bincount(
+        np.concatenate([*pending, np.zeros(0, np.int64)]), minlength=total.size
+    )
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -241,7 +246,7 @@ def _keep(tile: _Tile) -> np.ndarray:
     if tile.negative is None and shape == (tile.rows, tile.columns):
         return np.ones((1, 1), bool)
     keep = np.zeros(shape, bool)
-    keep[:tile.rows, :tile.columns] = True if tile.negative is None else tile.negative
+    keep[: tile.rows, : tile.columns] = True if tile.negative is None else tile.negative
     return keep
 
 
@@ -301,9 +306,16 @@ def _resolve(bins, inner_ranks, wanted, low_counts) -> np.ndarray:
     return values
 
 
-def stream_pairs(unit: np.ndarray, labels: np.ndarray, num_rows: int, fars, *,
-                 block: int = 4096, on_device: bool | None = None,
-                 cache_bytes: int = 1 << 30) -> StreamedScores:
+def stream_pairs(
+    unit: np.ndarray,
+    labels: np.ndarray,
+    num_rows: int,
+    fars,
+    *,
+    block: int = 4096,
+    on_device: bool | None = None,
+    cache_bytes: int = 1 << 30,
+) -> StreamedScores:
     """Compares the first rows with all rows, in bounded memory and exactly.
 
     The pairs are all unordered pairs of which at least one is among the first ``num_rows``.
@@ -334,7 +346,7 @@ def stream_pairs(unit: np.ndarray, labels: np.ndarray, num_rows: int, fars, *,
     def first_pass() -> Iterator[_Tile]:
         for tile in _tiles(unit, labels, num_rows, block, cache):
             if tile.positive is not None and tile.positive.any():
-                scores = np.asarray(tile.scores)[:tile.rows, :tile.columns]
+                scores = np.asarray(tile.scores)[: tile.rows, : tile.columns]
                 positives.append(scores[tile.positive])
             yield tile
 

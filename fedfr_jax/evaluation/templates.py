@@ -1,4 +1,5 @@
 """Template protocols: sets of images of one person compared 1:1 and searched 1:N (IJB-C)."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,8 +28,9 @@ from fedfr_jax.evaluation.verification import roc_curve
 _PAIR_BLOCK = 512  # gathered rows should stay in a core's cache
 
 
-def pool_templates(features, detector_scores, template_ids,
-                   media_ids) -> tuple[np.ndarray, np.ndarray]:
+def pool_templates(
+    features, detector_scores, template_ids, media_ids
+) -> tuple[np.ndarray, np.ndarray]:
     """Makes one unit feature per template (paper, IJB-C protocol).
 
     Image features keep their length and are weighted with the detector score; they are
@@ -50,11 +52,12 @@ def pool_templates(features, detector_scores, template_ids,
     scores = np.asarray(detector_scores, np.float32)
     template_ids, media_ids = np.asarray(template_ids), np.asarray(media_ids)
     n = len(features)
-    if features.ndim != 2 or not n or {scores.shape, template_ids.shape,
-                                       media_ids.shape} != {(n,)}:
-        raise InputError(f"features {features.shape} need one detector score, template and "
-                         f"medium per image, got {scores.shape}, {template_ids.shape} and "
-                         f"{media_ids.shape}")
+    if features.ndim != 2 or not n or {scores.shape, template_ids.shape, media_ids.shape} != {(n,)}:
+        raise InputError(
+            f"features {features.shape} need one detector score, template and "
+            f"medium per image, got {scores.shape}, {template_ids.shape} and "
+            f"{media_ids.shape}"
+        )
     order = np.lexsort((media_ids, template_ids))
     templates, media = template_ids[order], media_ids[order]
     new_template = np.append(True, templates[1:] != templates[:-1])
@@ -87,9 +90,11 @@ def select_templates(template_ids, features, wanted) -> np.ndarray:
     place = np.minimum(np.searchsorted(template_ids, wanted), len(template_ids) - 1)
     missing = np.flatnonzero(template_ids[place] != wanted)
     if missing.size:
-        raise InputError(f"template {wanted[missing[0]]} has no images ({missing.size} entries "
-                         "of the protocol name such templates); check that the meta files "
-                         "belong together")
+        raise InputError(
+            f"template {wanted[missing[0]]} has no images ({missing.size} entries "
+            "of the protocol name such templates); check that the meta files "
+            "belong together"
+        )
     return place
 
 
@@ -130,8 +135,9 @@ class TemplateVerification:
     scores: np.ndarray
 
 
-def template_verification(template_ids, features, pair_1, pair_2, is_same, *,
-                          fars) -> TemplateVerification:
+def template_verification(
+    template_ids, features, pair_1, pair_2, is_same, *, fars
+) -> TemplateVerification:
     """Verifies listed template pairs (IJB-C 1:1).
 
     Args:
@@ -149,8 +155,10 @@ def template_verification(template_ids, features, pair_1, pair_2, is_same, *,
     left = select_templates(template_ids, features, pair_1)
     right = select_templates(template_ids, features, pair_2)
     if not left.shape == right.shape == is_same.shape:
-        raise InputError(f"pairs need two templates and a label each, got {left.shape}, "
-                         f"{right.shape} and {is_same.shape}")
+        raise InputError(
+            f"pairs need two templates and a label each, got {left.shape}, "
+            f"{right.shape} and {is_same.shape}"
+        )
     scores = pair_scores(features, left, right)
     genuine, impostor = scores[is_same], scores[~is_same]
     thresholds = thresholds_at_far(impostor, fars)
@@ -188,9 +196,16 @@ class TemplateIdentification:
     num_non_mated: int
 
 
-def template_identification(probes, probe_subjects, gallery, gallery_subjects, *,
-                            ranks=(1, 5, 10), fpirs=(0.01, 0.1),
-                            block: int = 4096) -> TemplateIdentification:
+def template_identification(
+    probes,
+    probe_subjects,
+    gallery,
+    gallery_subjects,
+    *,
+    ranks=(1, 5, 10),
+    fpirs=(0.01, 0.1),
+    block: int = 4096,
+) -> TemplateIdentification:
     """Searches probe templates in a gallery of templates (IJB-C 1:N).
 
     Args:
@@ -210,11 +225,12 @@ def template_identification(probes, probe_subjects, gallery, gallery_subjects, *
     probes, gallery = unit_rows(probes, "probes"), unit_rows(gallery, "gallery")
     probe_subjects = np.asarray(probe_subjects)
     if probe_subjects.shape != (len(probes),) or not len(probes):
-        raise InputError(f"{len(probes)} probes need as many subjects, "
-                         f"got {probe_subjects.shape}")
+        raise InputError(f"{len(probes)} probes need as many subjects, got {probe_subjects.shape}")
     if np.shape(gallery_subjects) != (len(gallery),):
-        raise InputError(f"{len(gallery)} gallery templates need as many subjects, got "
-                         f"{np.shape(gallery_subjects)}")
+        raise InputError(
+            f"{len(gallery)} gallery templates need as many subjects, got "
+            f"{np.shape(gallery_subjects)}"
+        )
     rows = rows_of_subjects(probe_subjects, gallery_subjects)
     keep = int(pair_ranks(fpirs, len(probes)).max())
     found = search_gallery(probes, rows, gallery, keep, block=block)

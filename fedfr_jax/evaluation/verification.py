@@ -1,4 +1,5 @@
 """Generic verification on image pairs: the 10-fold protocol of insightface's .bin sets."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -50,8 +51,12 @@ class PairResult:
     mixed_folds: bool = False
 
 
-def evaluate_pairs(embeddings: Float[np.ndarray, "2P d"], is_same: Bool[np.ndarray, " P"],
-                   fars: Any, folds: int = FOLDS) -> PairResult:
+def evaluate_pairs(
+    embeddings: Float[np.ndarray, "2P d"],
+    is_same: Bool[np.ndarray, " P"],
+    fars: Any,
+    folds: int = FOLDS,
+) -> PairResult:
     """Verifies pairs as published results on LFW, CFP-FP and AgeDB-30 do.
 
     Squared distances of the normalized embeddings are compared with thresholds 0, 0.01, …,
@@ -73,8 +78,10 @@ def evaluate_pairs(embeddings: Float[np.ndarray, "2P d"], is_same: Bool[np.ndarr
     fars = check_rates(fars)
     unit = unit_rows(embeddings, "embeddings").astype(np.float64)
     if is_same.ndim != 1 or len(unit) != 2 * len(is_same):
-        raise InputError(f"{len(unit)} embeddings do not make {is_same.shape} pairs; "
-                         "give two embeddings per pair")
+        raise InputError(
+            f"{len(unit)} embeddings do not make {is_same.shape} pairs; "
+            "give two embeddings per pair"
+        )
     division = make_folds(is_same, folds)
     left, right = unit[0::2], unit[1::2]
     distances = np.square(left - right).sum(axis=1)
@@ -95,10 +102,12 @@ def evaluate_pairs(embeddings: Float[np.ndarray, "2P d"], is_same: Bool[np.ndarr
 
 
 def _fold_accuracies(distances, is_same, parts) -> tuple[np.ndarray, np.ndarray]:
-    right = np.stack([
-        ((distances[part] < DISTANCE_THRESHOLDS[:, None]) == is_same[part]).sum(axis=1)
-        for part in parts
-    ])  # (folds, thresholds) correct decisions
+    right = np.stack(
+        [
+            ((distances[part] < DISTANCE_THRESHOLDS[:, None]) == is_same[part]).sum(axis=1)
+            for part in parts
+        ]
+    )  # (folds, thresholds) correct decisions
     sizes = np.array([len(part) for part in parts])
     others = (right.sum(axis=0) - right) / (len(distances) - sizes)[:, None]
     best = np.argmax(others, axis=1)
@@ -106,8 +115,9 @@ def _fold_accuracies(distances, is_same, parts) -> tuple[np.ndarray, np.ndarray]
     return accuracies, DISTANCE_THRESHOLDS[best]
 
 
-def roc_curve(positives: Float[np.ndarray, " P"], negatives: Float[np.ndarray, " N"]
-              ) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
+def roc_curve(
+    positives: Float[np.ndarray, " P"], negatives: Float[np.ndarray, " N"]
+) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
     """Returns at most about 200 exact points of the curve, dense at low false-accept rates.
 
     Args:
@@ -121,18 +131,23 @@ def roc_curve(positives: Float[np.ndarray, " P"], negatives: Float[np.ndarray, "
     if not positives.size or not negatives.size:
         return np.zeros(0), np.zeros(0)
     n = negatives.size
-    ranks = np.unique(np.concatenate([
-        np.geomspace(1, n, _ROC_POINTS // 2).astype(np.int64) - 1,
-        np.linspace(0, n - 1, _ROC_POINTS // 2).astype(np.int64),
-    ]))
+    ranks = np.unique(
+        np.concatenate(
+            [
+                np.geomspace(1, n, _ROC_POINTS // 2).astype(np.int64) - 1,
+                np.linspace(0, n - 1, _ROC_POINTS // 2).astype(np.int64),
+            ]
+        )
+    )
     cuts = np.sort(negatives)[::-1][ranks]
     far = np.append(accept_rates(negatives, cuts), 1.0)
     tar = np.append(accept_rates(positives, cuts), 1.0)
     return far, tar
 
 
-def embed_with_mirror(embed: Callable[[np.ndarray], np.ndarray], images, batch_size: int,
-                      normalize: bool = True) -> np.ndarray:
+def embed_with_mirror(
+    embed: Callable[[np.ndarray], np.ndarray], images, batch_size: int, normalize: bool = True
+) -> np.ndarray:
     """Embeds images as the sum of the features of an image and of its horizontal mirror.
 
     Args:
@@ -150,11 +165,13 @@ def embed_with_mirror(embed: Callable[[np.ndarray], np.ndarray], images, batch_s
     """
     images = np.asarray(images)
     if images.ndim != 4 or not len(images) or batch_size < 1:
-        raise InputError(f"images must be (N, S, S, 3) with N > 0 and batch_size positive, got "
-                         f"shape {images.shape} and batch_size {batch_size}")
+        raise InputError(
+            f"images must be (N, S, S, 3) with N > 0 and batch_size positive, got "
+            f"shape {images.shape} and batch_size {batch_size}"
+        )
     sums = []
     for start in range(0, len(images), batch_size):
-        batch = images[start:start + batch_size]
+        batch = images[start : start + batch_size]
         count = len(batch)
         if count < batch_size:
             filler = np.zeros((batch_size - count, *batch.shape[1:]), batch.dtype)

@@ -1,4 +1,5 @@
 """The federated methods: one file each, and one line here."""
+
 import re
 
 from fedfr_jax.methods import (
@@ -53,11 +54,15 @@ def register_method(name: str, recipe: Recipe) -> None:
       ValueError: the name cannot be a setting, or the options are no frozen dataclass.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "name":
-        raise ValueError(f"{name!r} cannot name a method; use lower-case letters, digits and _, "
-                         "and not 'name', which is a setting")
+        raise ValueError(
+            f"{name!r} cannot name a method; use lower-case letters, digits and _, "
+            "and not 'name', which is a setting"
+        )
     options = recipe.options
     parameters = getattr(options, "__dataclass_params__", None)
     if parameters is None or not parameters.frozen:
-        raise ValueError(f"the options of method {name!r} must be a frozen dataclass, "
-                         f"@dataclasses.dataclass(frozen=True), not {options!r}")
+        raise ValueError(
+            f"the options of method {name!r} must be a frozen dataclass, "
+            f"@dataclasses.dataclass(frozen=True), not {options!r}"
+        )
     METHODS[name] = recipe

@@ -4,6 +4,7 @@ Li et al., "Ditto: Fair and Robust Federated Learning Through Personalization", 
 equation 2 and algorithm 1: ``v_i`` minimizes ``F_i(v) + weight / 2 ||v - w^t||^2`` and goes on
 from its own last state; ``w`` knows nothing of it. It costs twice the local training.
 """
+
 import dataclasses
 
 from fedfr_jax.methods.recipe import Recipe, half_squared_distance
@@ -15,5 +16,8 @@ class Options:
 
 
 RECIPE = Recipe(
-    title="Ditto", source="Li et al., ICML 2021, equation 2", options=Options,
-    copy_penalty=lambda o, params, received: o.weight * half_squared_distance(params, received))
+    title="Ditto",
+    source="Li et al., ICML 2021, equation 2",
+    options=Options,
+    copy_penalty=lambda o, params, received: o.weight * half_squared_distance(params, received),
+)

@@ -10,6 +10,7 @@ The paper's sum over pairs grows with the clients, and its step shrinks with the
 Here a step is on the rows' directions, which is all that the losses see, and of each row's mean
 over the others, so that ``lr`` means the same at any number of clients.
 """
+
 import dataclasses
 
 import jax
@@ -40,7 +41,7 @@ def spread_out_loss(rows, exists, margin: float):
     unit = _unit(rows)
     pairs = exists[:, None] & exists & ~jnp.eye(len(rows), dtype=bool)
     too_near = jnp.where(pairs, jax.nn.relu(unit @ unit.T - margin), 0.0)
-    return jnp.sum(too_near ** 2) / jnp.maximum(pairs.sum(), 1)
+    return jnp.sum(too_near**2) / jnp.maximum(pairs.sum(), 1)
 
 
 def spread_out(options: Options, rows, exists):
@@ -54,6 +55,10 @@ def spread_out(options: Options, rows, exists):
     return unit * jnp.linalg.norm(rows, axis=1, keepdims=True)
 
 
-RECIPE = Recipe(title="FedFace", source="Aggarwal et al., IJCB 2021, equation 7", options=Options,
-                terms=lambda o: Terms(positive_margin=o.positive_margin),
-                server_embeddings=spread_out)
+RECIPE = Recipe(
+    title="FedFace",
+    source="Aggarwal et al., IJCB 2021, equation 7",
+    options=Options,
+    terms=lambda o: Terms(positive_margin=o.positive_margin),
+    server_embeddings=spread_out,
+)

@@ -5,6 +5,7 @@ Personalized Face Recognition", AAAI 2022: the local loss is equation 6,
 ``L_cos + contrastive_weight L_con + binary_weight L_bin``. What other methods can use, too, are
 the settings ``fed.public_data``, ``fed.hard_threshold`` and ``fed.class_embedding_init``.
 """
+
 import dataclasses
 
 from fedfr_jax.methods.recipe import Recipe, Terms
@@ -17,5 +18,10 @@ class Options(Terms):
     transform: str = "linear"
 
 
-RECIPE = Recipe(title="FedFR", source="Liu et al., AAAI 2022, equation 6", options=Options,
-                public_data="hard", terms=lambda o: o)
+RECIPE = Recipe(
+    title="FedFR",
+    source="Liu et al., AAAI 2022, equation 6",
+    options=Options,
+    public_data="hard",
+    terms=lambda o: o,
+)

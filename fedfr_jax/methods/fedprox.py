@@ -3,6 +3,7 @@
 Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, equation 2:
 ``F_i(w) + weight / 2 ||w - w^t||^2``.
 """
+
 import dataclasses
 
 from fedfr_jax.methods.recipe import Recipe, half_squared_distance
@@ -14,5 +15,8 @@ class Options:
 
 
 RECIPE = Recipe(
-    title="FedProx", source="Li et al., MLSys 2020, equation 2", options=Options,
-    penalty=lambda o, params, received: o.weight * half_squared_distance(params, received))
+    title="FedProx",
+    source="Li et al., MLSys 2020, equation 2",
+    options=Options,
+    penalty=lambda o, params, received: o.weight * half_squared_distance(params, received),
+)

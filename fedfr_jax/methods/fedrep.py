@@ -3,6 +3,7 @@
 Collins et al., "Exploiting Shared Representations for Personalized Federated Learning",
 ICML 2021, algorithm 1.
 """
+
 import dataclasses
 
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ class Options:
 
 
 RECIPE = Recipe(
-    title="FedRep", source="Collins et al., ICML 2021, algorithm 1", options=Options,
+    title="FedRep",
+    source="Collins et al., ICML 2021, algorithm 1",
+    options=Options,
     private=lambda o, backbone, variables: in_output_layer(backbone, variables),
-    heads_turn=lambda o, epoch, epochs: epoch < jnp.maximum(epochs - o.body_epochs, 0))
+    heads_turn=lambda o, epoch, epochs: epoch < jnp.maximum(epochs - o.body_epochs, 0),
+)

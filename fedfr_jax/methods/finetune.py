@@ -5,6 +5,7 @@ Wang et al., "Federated Evaluation of On-device Personalization", arXiv 1910.102
 the server takes nothing of it. With ``population.cohort`` only the clients of that round are
 fine-tuned.
 """
+
 import dataclasses
 
 import jax.numpy as jnp
@@ -18,7 +19,10 @@ class Options:
 
 
 RECIPE = Recipe(
-    title="FedAvg + fine-tuning", source="Wang et al., 2019, section 3", options=Options,
+    title="FedAvg + fine-tuning",
+    source="Wang et al., 2019, section 3",
+    options=Options,
     extra_rounds=1,
     epochs=lambda o, round_, rounds, epochs: jnp.where(round_ + 1 < rounds, epochs, o.epochs),
-    averages=lambda o, round_, rounds: round_ + 1 < rounds)
+    averages=lambda o, round_, rounds: round_ + 1 < rounds,
+)

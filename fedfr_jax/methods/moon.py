@@ -2,6 +2,7 @@
 
 Li, He, Song, "Model-Contrastive Federated Learning", CVPR 2021, equation 3.
 """
+
 import dataclasses
 
 from fedfr_jax.methods.recipe import Recipe, Terms
@@ -13,5 +14,9 @@ class Options:
     temperature: float = 0.5  # tau
 
 
-RECIPE = Recipe(title="MOON", source="Li et al., CVPR 2021, equation 3", options=Options,
-                terms=lambda o: Terms(contrastive_weight=o.weight, temperature=o.temperature))
+RECIPE = Recipe(
+    title="MOON",
+    source="Li et al., CVPR 2021, equation 3",
+    options=Options,
+    terms=lambda o: Terms(contrastive_weight=o.weight, temperature=o.temperature),
+)

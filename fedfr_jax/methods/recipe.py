@@ -5,6 +5,7 @@ where a method departs from its plainest form, federated averaging with private 
 embeddings: every client trains the whole backbone with the identification loss on its own
 images, and the server averages the backbones.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -97,11 +98,16 @@ class Recipe:
 
 def half_squared_distance(params: PyTree, received: PyTree) -> jax.Array:
     """``1/2 ||w - w^t||^2`` over all tensors of two like pytrees."""
-    return 0.5 * jnp.asarray(sum(jnp.sum((a - b) ** 2) for a, b in zip(
-        jax.tree.leaves(params), jax.tree.leaves(received), strict=True)))
+    return 0.5 * jnp.asarray(
+        sum(
+            jnp.sum((a - b) ** 2)
+            for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(received), strict=True)
+        )
+    )
 
 
 def in_output_layer(backbone, variables: PyTree) -> PyTree:
     """Pytree of bool: the tensors of the backbone's last layer, which makes the embedding."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[1].key in backbone.output_layers, variables)
+        lambda path, _: path[1].key in backbone.output_layers, variables
+    )

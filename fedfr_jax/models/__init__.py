@@ -5,6 +5,7 @@ returns a Flax module, called as ``module(images, train)`` and with the names of
 layers in ``output_layers``, and the description of its published weights (or None), plus one
 line in ``MODELS``.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -21,8 +22,16 @@ from fedfr_jax.models.layers import MIN_IMAGE_SIZE, parameter_count
 from fedfr_jax.models.weights import Published, from_torch, load_weights, to_torch
 from fedfr_jax.settings import ModelConfig
 
-__all__ = ["MODELS", "Backbone", "build", "from_torch", "load_weights", "parameter_count",
-           "register_backbone", "to_torch"]
+__all__ = [
+    "MODELS",
+    "Backbone",
+    "build",
+    "from_torch",
+    "load_weights",
+    "parameter_count",
+    "register_backbone",
+    "to_torch",
+]
 
 MODELS: dict[str, Callable[[ModelConfig, int, str], tuple[nn.Module, Published | None]]] = {
     "spherenet": spherenet.build,
@@ -78,19 +87,27 @@ def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
     if config.name not in MODELS:
         raise ConfigError(f"model.name is {config.name!r}; use one of {', '.join(MODELS)}")
     if image_size < MIN_IMAGE_SIZE:
-        raise ConfigError(f"data.image_size is {image_size}; {config.name} halves images four "
-                          f"times and needs at least {MIN_IMAGE_SIZE}")
+        raise ConfigError(
+            f"data.image_size is {image_size}; {config.name} halves images four "
+            f"times and needs at least {MIN_IMAGE_SIZE}"
+        )
     if config.embedding < 1:
         raise ConfigError(f"model.embedding is {config.embedding}; it must be positive")
     module, published = MODELS[config.name](config, image_size, conv)
-    return Backbone(init=_init_function(module, image_size, config.dtype),
-                    apply=_apply_function(module, image_size), embedding=config.embedding,
-                    image_size=image_size, name=config.name, output_layers=module.output_layers,
-                    batch_statistics=config.batch_norm == "batch", published=published)
+    return Backbone(
+        init=_init_function(module, image_size, config.dtype),
+        apply=_apply_function(module, image_size),
+        embedding=config.embedding,
+        image_size=image_size,
+        name=config.name,
+        output_layers=module.output_layers,
+        batch_statistics=config.batch_norm == "batch",
+        published=published,
+    )
 
 
 def register_backbone(
-        name: str, build: Callable[[ModelConfig, int, str], tuple[nn.Module, Published | None]]
+    name: str, build: Callable[[ModelConfig, int, str], tuple[nn.Module, Published | None]]
 ) -> None:
     """Adds a network, which is then chosen by ``model.name``; may be called at any time.
 
@@ -107,8 +124,9 @@ def register_backbone(
     MODELS[name] = build
 
 
-def _init_function(module: nn.Module, image_size: int,
-                   dtype: str) -> Callable[[jax.Array], dict[str, Any]]:
+def _init_function(
+    module: nn.Module, image_size: int, dtype: str
+) -> Callable[[jax.Array], dict[str, Any]]:
     kind = jnp.float64 if dtype == "float64" else jnp.float32  # of the parameters
 
     # Under jit the forward pass of Flax's init is dropped as unused.
@@ -123,11 +141,12 @@ def _init_function(module: nn.Module, image_size: int,
 
 
 def _apply_function(module: nn.Module, image_size: int) -> Callable[..., tuple[jax.Array, Any]]:
-    def apply(variables: dict[str, Any], images: jax.Array,
-              train: bool) -> tuple[jax.Array, Any]:
+    def apply(variables: dict[str, Any], images: jax.Array, train: bool) -> tuple[jax.Array, Any]:
         if images.ndim != 4 or images.shape[1:] != (image_size, image_size, 3):
-            raise ValueError(f"images have shape {images.shape}, this backbone takes "
-                             f"(N, {image_size}, {image_size}, 3)")
+            raise ValueError(
+                f"images have shape {images.shape}, this backbone takes "
+                f"(N, {image_size}, {image_size}, 3)"
+            )
         if not (train and variables["batch_stats"]):
             features: Any = module.apply(variables, images, train=train)
             return features, variables["batch_stats"]

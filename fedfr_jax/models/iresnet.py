@@ -2,6 +2,7 @@
 
 The structure is that of insightface's PyTorch ``iresnet18`` to ``iresnet100``.
 """
+
 from __future__ import annotations
 
 import jax
@@ -23,12 +24,7 @@ from fedfr_jax.models.weights import Published
 from fedfr_jax.settings import ModelConfig
 
 # Blocks per stage, by depth.
-BLOCKS = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 14, 3),
-    100: (3, 13, 30, 3),
-}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
 
 _conv_init = nn.initializers.normal(0.1)
 # PyTorch's default for linear layers: uniform within 1/sqrt(fan_in).
@@ -48,12 +44,19 @@ class _Block(nn.Module):
         y = Conv(self.width, strategy=self.strategy, init=_conv_init, name="conv1")(y)
         y = BatchNorm(name="bn2")(y, train)
         y = PReLU(name="prelu")(y)
-        y = Conv(self.width, stride=self.stride, strategy=self.strategy, init=_conv_init,
-                 name="conv2")(y)
+        y = Conv(
+            self.width, stride=self.stride, strategy=self.strategy, init=_conv_init, name="conv2"
+        )(y)
         y = BatchNorm(name="bn3")(y, train)
         if self.stride != 1:
-            x = Conv(self.width, 1, self.stride, strategy=self.strategy, init=_conv_init,
-                     name="downsample_conv")(x)
+            x = Conv(
+                self.width,
+                1,
+                self.stride,
+                strategy=self.strategy,
+                init=_conv_init,
+                name="downsample_conv",
+            )(x)
             x = BatchNorm(name="downsample_norm")(x, train)
         return x + y
 
@@ -98,17 +101,30 @@ def build(config: ModelConfig, image_size: int, conv: str) -> tuple[nn.Module, P
       ConfigError: if the depth is not a key of ``BLOCKS``, or widths are not four.
     """
     if config.depth not in BLOCKS:
-        raise ConfigError(f"model.depth is {config.depth}; iresnet has "
-                          f"{', '.join(map(str, BLOCKS))}")
+        raise ConfigError(
+            f"model.depth is {config.depth}; iresnet has {', '.join(map(str, BLOCKS))}"
+        )
     check_widths(config.widths)
-    module = IResNet(blocks=BLOCKS[config.depth], widths=tuple(config.widths),
-                     embedding=config.embedding, dtype=compute_dtype(config.dtype), strategy=conv)
-    return module, Published(name=torch_name, map_side=final_map_side(image_size),
-                             ones=("features.weight",))
+    module = IResNet(
+        blocks=BLOCKS[config.depth],
+        widths=tuple(config.widths),
+        embedding=config.embedding,
+        dtype=compute_dtype(config.dtype),
+        strategy=conv,
+    )
+    return module, Published(
+        name=torch_name, map_side=final_map_side(image_size), ones=("features.weight",)
+    )
 
 
-_LEAVES = {"kernel": "weight", "slope": "weight", "scale": "weight", "bias": "bias",
-           "mean": "running_mean", "var": "running_var"}
+_LEAVES = {
+    "kernel": "weight",
+    "slope": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 _MODULES = {"downsample_conv": "downsample.0", "downsample_norm": "downsample.1"}
 
 

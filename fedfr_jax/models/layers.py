@@ -5,6 +5,7 @@ to go through :func:`fedfr_jax.engine.convolutions.conv2d`: with one set of weig
 ``nn.Conv`` under ``jax.vmap`` becomes a grouped convolution, which is slow.
 Activations are kept in the compute type of a backbone; sums are taken in at least float32.
 """
+
 from __future__ import annotations
 
 import functools
@@ -39,8 +40,10 @@ def compute_dtype(name: str) -> Any:
     if name not in DTYPES:
         raise ConfigError(f"model.dtype is {name!r}; use one of {', '.join(DTYPES)}")
     if name == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-        raise ConfigError("model.dtype is 'float64', which JAX leaves out by default; set the "
-                          "environment variable JAX_ENABLE_X64=1")
+        raise ConfigError(
+            "model.dtype is 'float64', which JAX leaves out by default; set the "
+            "environment variable JAX_ENABLE_X64=1"
+        )
     return DTYPES[name]
 
 
@@ -49,8 +52,9 @@ def entering(images: jax.Array, dtype: Any) -> jax.Array:
 
     Images of float64, which come with parameters of that type, keep it.
     """
-    return images.astype(dtype if dtype == jnp.bfloat16
-                         else jnp.promote_types(images.dtype, jnp.float32))
+    return images.astype(
+        dtype if dtype == jnp.bfloat16 else jnp.promote_types(images.dtype, jnp.float32)
+    )
 
 
 def final_map_side(image_size: int) -> int:
@@ -61,8 +65,10 @@ def final_map_side(image_size: int) -> int:
 def check_widths(widths: tuple[int, ...]) -> None:
     """Raises ConfigError unless ``widths`` are channels of four stages, all positive."""
     if len(widths) != 4 or any(width < 1 for width in widths):
-        raise ConfigError(f"model.widths is {tuple(widths)}; give the channels of 4 stages, "
-                          "e.g. (64, 128, 256, 512)")
+        raise ConfigError(
+            f"model.widths is {tuple(widths)}; give the channels of 4 stages, "
+            "e.g. (64, 128, 256, 512)"
+        )
 
 
 class Conv(nn.Module):
@@ -93,10 +99,17 @@ class Conv(nn.Module):
         channels = x.shape[-1]
         groups = channels if self.depthwise else 1
         padding = self.size // 2 if self.padding is None else self.padding
-        kernel = self.param("kernel", self.init,
-                            (self.size, self.size, channels // groups, self.features))
-        y = conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=padding,
-                   groups=groups, strategy=self.strategy).astype(x.dtype)
+        kernel = self.param(
+            "kernel", self.init, (self.size, self.size, channels // groups, self.features)
+        )
+        y = conv2d(
+            x,
+            kernel.astype(x.dtype),
+            stride=self.stride,
+            padding=padding,
+            groups=groups,
+            strategy=self.strategy,
+        ).astype(x.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(y.dtype)

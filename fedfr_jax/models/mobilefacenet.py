@@ -1,6 +1,7 @@
 """MobileFaceNet (Chen et al., 2018): inverted residual bottlenecks of depthwise
 convolutions, a global depthwise convolution and a linear layer.
 """
+
 from __future__ import annotations
 
 import jax
@@ -48,8 +49,16 @@ class _ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = Conv(self.width, self.size, self.stride, self.padding, self.depthwise,
-                 strategy=self.strategy, init=he_normal, name="conv")(x)
+        x = Conv(
+            self.width,
+            self.size,
+            self.stride,
+            self.padding,
+            self.depthwise,
+            strategy=self.strategy,
+            init=he_normal,
+            name="conv",
+        )(x)
         x = BatchNorm(eps=_EPS, name="norm")(x, train)
         return x if self.linear else PReLU(name="prelu")(x)
 
@@ -65,10 +74,12 @@ class _Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = _ConvNorm(self.expanded, strategy=self.strategy, name="conv_sep")(x, train)
-        x = _ConvNorm(self.expanded, 3, self.stride, depthwise=True, strategy=self.strategy,
-                      name="conv_dw")(x, train)
-        return _ConvNorm(self.width, linear=True, strategy=self.strategy,
-                         name="conv_proj")(x, train)
+        x = _ConvNorm(
+            self.expanded, 3, self.stride, depthwise=True, strategy=self.strategy, name="conv_dw"
+        )(x, train)
+        return _ConvNorm(self.width, linear=True, strategy=self.strategy, name="conv_proj")(
+            x, train
+        )
 
 
 class MobileFaceNet(nn.Module):
@@ -101,8 +112,9 @@ class MobileFaceNet(nn.Module):
             for k in range(blocks):
                 x = x + _Bottleneck(expanded, width, stride, way, name=f"{name}_block{k}")(x, train)
         x = _ConvNorm(HEAD, strategy=way, name="conv_6sep")(x, train)
-        x = _ConvNorm(HEAD, x.shape[1], depthwise=True, linear=True, padding=0, strategy=way,
-                      name="conv_6dw")(x, train)
+        x = _ConvNorm(
+            HEAD, x.shape[1], depthwise=True, linear=True, padding=0, strategy=way, name="conv_6dw"
+        )(x, train)
         x = Dense(self.embedding, init=he_normal, name="fc")(x.reshape(x.shape[0], -1))
         return BatchNorm(eps=_LAST_EPS, use_scale=False, name="fc_norm")(x, train)
 
@@ -119,12 +131,19 @@ def build(config: ModelConfig, image_size: int, conv: str) -> tuple[nn.Module, P
     default = ModelConfig()
     for setting in ("depth", "widths"):
         if getattr(config, setting) != getattr(default, setting):
-            raise ConfigError(f"model.{setting} is {getattr(config, setting)}, but mobilefacenet "
-                              "has one structure; leave the setting at its default")
-    module = MobileFaceNet(embedding=config.embedding, dtype=compute_dtype(config.dtype),
-                           strategy=conv)
-    return module, Published(name=mxnet_name, ones=("fc1_gamma",),
-                             input_name="conv_1_conv2d_weight", input_scale=127.5 / 128.0)
+            raise ConfigError(
+                f"model.{setting} is {getattr(config, setting)}, but mobilefacenet "
+                "has one structure; leave the setting at its default"
+            )
+    module = MobileFaceNet(
+        embedding=config.embedding, dtype=compute_dtype(config.dtype), strategy=conv
+    )
+    return module, Published(
+        name=mxnet_name,
+        ones=("fc1_gamma",),
+        input_name="conv_1_conv2d_weight",
+        input_scale=127.5 / 128.0,
+    )
 
 
 _LEAVES = {

@@ -5,6 +5,7 @@ Four stages; each is a 3×3 stride-2 convolution with bias and PReLU, followed b
 units of twice a bias-free 3×3 convolution and PReLU. The map that is left is flattened
 and goes through one linear layer.
 """
+
 from __future__ import annotations
 
 import jax
@@ -28,13 +29,7 @@ from fedfr_jax.settings import ModelConfig
 # Residual units per stage, by depth: SphereFace's table of networks, in which depth
 # counts convolutions. The 64-layer network is FedFR's, with 7 units in its second stage
 # where that table has 8: these are the 49.7 million parameters of pretrained models.
-UNITS = {
-    4: (0, 0, 0, 0),
-    10: (0, 1, 2, 0),
-    20: (1, 2, 4, 1),
-    36: (2, 4, 8, 2),
-    64: (3, 7, 16, 3),
-}
+UNITS = {4: (0, 0, 0, 0), 10: (0, 1, 2, 0), 20: (1, 2, 4, 1), 36: (2, 4, 8, 2), 64: (3, 7, 16, 3)}
 
 # Small weights make a unit start near the identity, so deep networks train without
 # batch norm (SphereFace's choice, as is Xavier for the layers that change the width).
@@ -65,8 +60,14 @@ class _Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = Conv(self.width, stride=2, use_bias=True, strategy=self.strategy,
-                 init=xavier_uniform, name="conv")(x)
+        x = Conv(
+            self.width,
+            stride=2,
+            use_bias=True,
+            strategy=self.strategy,
+            init=xavier_uniform,
+            name="conv",
+        )(x)
         x = PReLU(name="prelu")(x)
         for k in range(1, self.units + 1):
             x = _Unit(self.width, self.strategy, name=f"unit{k}")(x)
@@ -108,12 +109,17 @@ def build(config: ModelConfig, image_size: int, conv: str) -> tuple[nn.Module, P
       ConfigError: if the depth is not a key of ``UNITS``, or widths are not four.
     """
     if config.depth not in UNITS:
-        raise ConfigError(f"model.depth is {config.depth}; spherenet has "
-                          f"{', '.join(map(str, UNITS))}")
+        raise ConfigError(
+            f"model.depth is {config.depth}; spherenet has {', '.join(map(str, UNITS))}"
+        )
     check_widths(config.widths)
-    module = SphereNet(units=UNITS[config.depth], widths=tuple(config.widths),
-                       embedding=config.embedding, dtype=compute_dtype(config.dtype),
-                       strategy=conv)
+    module = SphereNet(
+        units=UNITS[config.depth],
+        widths=tuple(config.widths),
+        embedding=config.embedding,
+        dtype=compute_dtype(config.dtype),
+        strategy=conv,
+    )
     return module, Published(name=torch_name, map_side=final_map_side(image_size))
 
 

@@ -5,6 +5,7 @@ linear layers (out, in) with the input flattened as C, H, W. Ours are (h, w, in,
 (in, out) with H, W, C. Arrays come as ``.npz``, which needs no pickle; a PyTorch state
 dict becomes one with ``numpy.savez(path, **{k: v.numpy() for k, v in state.items()})``.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -67,13 +68,16 @@ def load_weights(path: str | os.PathLike[str], backbone: Backbone) -> dict[str, 
     try:
         arrays = load_arrays(path)
     except InputError as error:
-        raise InputError(f"{error}; model.weights takes plain arrays as numpy.savez writes them, "
-                         "and loads no pickles") from error
+        raise InputError(
+            f"{error}; model.weights takes plain arrays as numpy.savez writes them, "
+            "and loads no pickles"
+        ) from error
     return from_torch(arrays, backbone, source=os.fspath(path))
 
 
-def from_torch(arrays: Mapping[str, np.ndarray], backbone: Backbone,
-               source: str = "weights") -> dict[str, Any]:
+def from_torch(
+    arrays: Mapping[str, np.ndarray], backbone: Backbone, source: str = "weights"
+) -> dict[str, Any]:
     """Converts published arrays (see :func:`load_weights`) to the variables of a backbone.
 
     Args:
@@ -106,7 +110,8 @@ def from_torch(arrays: Mapping[str, np.ndarray], backbone: Backbone,
         if array.shape != shape:
             raise InputError(
                 f"{source}: array {name} has shape {array.shape}, {backbone.name} needs {shape}; "
-                "check model.depth, model.widths, model.embedding and data.image_size")
+                "check model.depth, model.widths, model.embedding and data.image_size"
+            )
         return jnp.asarray(_to_ours(array, published.map_side))
 
     return jax.tree_util.tree_map_with_path(convert, variables)
@@ -126,8 +131,9 @@ def to_torch(variables: Mapping[str, Any], backbone: Backbone) -> dict[str, np.n
     arrays = {}
     for path, leaf in _leaves(variables):
         name = published.name(_keys(path))
-        array = _to_published(np.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32)),
-                              published.map_side)
+        array = _to_published(
+            np.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), published.map_side
+        )
         if name == published.input_name:
             array = array / array.dtype.type(published.input_scale)
         arrays[name] = array
@@ -138,8 +144,10 @@ def to_torch(variables: Mapping[str, Any], backbone: Backbone) -> dict[str, np.n
 
 def _published(backbone: Backbone) -> Published:
     if backbone.published is None:
-        raise InputError(f"{backbone.name} names no published weights; leave model.weights empty "
-                         "or give a checkpoint folder")
+        raise InputError(
+            f"{backbone.name} names no published weights; leave model.weights empty "
+            "or give a checkpoint folder"
+        )
     return backbone.published
 
 
@@ -151,22 +159,33 @@ def _keys(path: Any) -> tuple[str, ...]:
     return tuple(entry.key for entry in path)
 
 
-def _check_names(arrays: Mapping[str, np.ndarray], expected: set[str], published: Published,
-                 backbone: Backbone, source: str) -> None:
+def _check_names(
+    arrays: Mapping[str, np.ndarray],
+    expected: set[str],
+    published: Published,
+    backbone: Backbone,
+    source: str,
+) -> None:
     """Raises InputError for arrays that are missing, unknown, or not 1 where they must be."""
     missing = sorted(expected - set(arrays))
     if missing:
-        raise InputError(f"{source}: {_list(missing)} missing for {backbone.name}; check "
-                         "model.name and model.depth")
+        raise InputError(
+            f"{source}: {_list(missing)} missing for {backbone.name}; check "
+            "model.name and model.depth"
+        )
     unknown = sorted(set(arrays) - expected - set(published.ones))
     if unknown:
-        raise InputError(f"{source}: {_list(unknown)} not part of {backbone.name}; check "
-                         "model.name and model.depth")
+        raise InputError(
+            f"{source}: {_list(unknown)} not part of {backbone.name}; check "
+            "model.name and model.depth"
+        )
     for name in published.ones:
         if name in arrays and not np.allclose(
-                _numeric(arrays[name], name, source, np.dtype(np.float32)), 1.0):
-            raise InputError(f"{source}: array {name} must be all ones, since {backbone.name} "
-                             "has no scale there")
+            _numeric(arrays[name], name, source, np.dtype(np.float32)), 1.0
+        ):
+            raise InputError(
+                f"{source}: array {name} must be all ones, since {backbone.name} has no scale there"
+            )
 
 
 def _list(names: list[str], most: int = 3) -> str:
@@ -181,8 +200,10 @@ def _numeric(array: np.ndarray, name: str, source: str, dtype: np.dtype) -> np.n
     """The array in a floating type; InputError if it has no finite value there."""
     array = np.asarray(array)
     if array.dtype.kind not in "fiu":
-        raise InputError(f"{source}: array {name} has type {array.dtype}; numbers are needed "
-                         "(convert bfloat16 to float32 before saving)")
+        raise InputError(
+            f"{source}: array {name} has type {array.dtype}; numbers are needed "
+            "(convert bfloat16 to float32 before saving)"
+        )
     array = array.astype(dtype)
     if not np.isfinite(array).all():
         raise InputError(f"{source}: array {name} holds infinite or undefined values")

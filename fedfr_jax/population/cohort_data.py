@@ -4,6 +4,7 @@ Both are pytrees of arrays. A round's clients fill C *slots*, the same number on
 D devices; the per-client leaves of :class:`CohortData` have a leading axis C, divided over
 the devices. A slot may be empty.
 """
+
 from __future__ import annotations
 
 from typing import Any

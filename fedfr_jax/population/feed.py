@@ -3,6 +3,7 @@
 Only NumPy here, so that the next round is made ready while the devices work on this one. The
 work is in proportion to the cohort, not to the population.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -87,9 +88,7 @@ def cohort_rows(
     )
 
 
-def needed_capacity(
-    sizes: np.ndarray, assigned_rounds: Iterable[np.ndarray], devices: int
-) -> int:
+def needed_capacity(sizes: np.ndarray, assigned_rounds: Iterable[np.ndarray], devices: int) -> int:
     """Returns the most images that any device holds in any round of a plan.
 
     Args:

@@ -1,4 +1,5 @@
 """Where the clients' training images are: on the devices, streamed there, or rendered there."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -47,8 +48,17 @@ class ClientImages:
         else:
             images = _render(self.source, self.mesh, mine)
         spread = engine.spread(
-            dict(table_rows=table_rows, used=mine.used, rows=mine.rows, labels=mine.labels,
-                 sizes=mine.sizes, identities=mine.identities, clients=mine.clients), self.mesh)
+            dict(
+                table_rows=table_rows,
+                used=mine.used,
+                rows=mine.rows,
+                labels=mine.labels,
+                sizes=mine.sizes,
+                identities=mine.identities,
+                clients=mine.clients,
+            ),
+            self.mesh,
+        )
         return CohortData(images=images, **spread)
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
@@ -64,7 +74,7 @@ def _rows_of_process(rows: CohortRows) -> CohortRows:
 
     def part(x):
         size = len(x) // processes
-        return x[me * size:(me + 1) * size]
+        return x[me * size : (me + 1) * size]
 
     return CohortRows(**{f.name: part(getattr(rows, f.name)) for f in dataclasses.fields(rows)})
 
@@ -92,29 +102,34 @@ def _compiled_render(render, mesh):
         arrays, used = device
         positions = jnp.arange(len(jax.tree.leaves(arrays)[0]))
         return engine.loop_blocks(
-            lambda p: render(**jax.tree.map(lambda x: x[p], arrays)), positions, used[0],
-            block=block)
+            lambda p: render(**jax.tree.map(lambda x: x[p], arrays)),
+            positions,
+            used[0],
+            block=block,
+        )
 
-    return jax.jit(lambda arrays, used: engine.on_each_device(
-        on_one_device, (), (arrays, used), mesh=mesh))
+    return jax.jit(
+        lambda arrays, used: engine.on_each_device(on_one_device, (), (arrays, used), mesh=mesh)
+    )
 
 
 def training_bytes(clients: Clients, image_size: int) -> int:
     """Bytes of all clients' training images."""
-    return int(clients.sizes.sum()) * image_size ** 2 * 3
+    return int(clients.sizes.sum()) * image_size**2 * 3
 
 
 def choose_kind(config: DataConfig, source: ImageSource, clients: Clients) -> str:
     """What ``data.images`` = auto means here."""
     if config.images != "auto":
         return config.images
-    if training_bytes(clients, source.image_size) <= config.resident_gib * 2 ** 30:
+    if training_bytes(clients, source.image_size) <= config.resident_gib * 2**30:
         return "resident"
     return "render" if source.render is not None else "stream"
 
 
-def open_client_images(config: DataConfig, source: ImageSource, clients: Clients,
-                       mesh: Mesh) -> ClientImages:
+def open_client_images(
+    config: DataConfig, source: ImageSource, clients: Clients, mesh: Mesh
+) -> ClientImages:
     """Prepares the clients' images as ``data.images`` says.
 
     Raises:
@@ -122,12 +137,13 @@ def open_client_images(config: DataConfig, source: ImageSource, clients: Clients
     """
     kind = choose_kind(config, source, clients)
     if kind == "render" and source.render is None:
-        raise InputError(f"data.images is 'render', but {source.name} cannot be rendered; "
-                         "use 'resident' or 'stream'")
+        raise InputError(
+            f"data.images is 'render', but {source.name} cannot be rendered; "
+            "use 'resident' or 'stream'"
+        )
     if kind == "stream" and source.check is not None:  # else found out in some later round
         source.check(np.sort(clients.union()[0].train_images))
     if kind != "resident":
         return ClientImages(source, mesh, kind)
     numbers = np.unique(np.concatenate([client.train_images for client in clients]))
-    return ClientImages(source, mesh, kind, numbers,
-                        engine.replicate(source.read(numbers), mesh))
+    return ClientImages(source, mesh, kind, numbers, engine.replicate(source.read(numbers), mesh))

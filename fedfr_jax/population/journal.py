@@ -2,6 +2,7 @@
 
 A small JSON file beside the rows, replaced as a whole, so that it is of one moment.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -39,8 +40,9 @@ def _check(content: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def write_journal(path: pathlib.Path, description: dict[str, Any],
-                  commits: Sequence[Commit]) -> None:
+def write_journal(
+    path: pathlib.Path, description: dict[str, Any], commits: Sequence[Commit]
+) -> None:
     """Writes the journal, all of it or nothing.
 
     Args:
@@ -48,8 +50,11 @@ def write_journal(path: pathlib.Path, description: dict[str, Any],
       description: population and layout of the rows.
       commits: oldest first.
     """
-    content = {"version": VERSION, "description": description,
-               "commits": [dataclasses.asdict(commit) for commit in commits]}
+    content = {
+        "version": VERSION,
+        "description": description,
+        "commits": [dataclasses.asdict(commit) for commit in commits],
+    }
     write_text(path, json.dumps(content | {"check": _check(content)}, indent=1) + "\n")
 
 
@@ -69,15 +74,21 @@ def read_journal(path: pathlib.Path, description: dict[str, Any]) -> list[Commit
                 raise ValueError("checksum")
             other = difference(content["description"], description)
             commits = [Commit(**commit) for commit in content["commits"]]
-            if not all(isinstance(value, int) for commit in commits
-                       for value in dataclasses.astuple(commit)):
+            if not all(
+                isinstance(value, int)
+                for commit in commits
+                for value in dataclasses.astuple(commit)
+            ):
                 raise ValueError("numbers")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"{path}: the journal of the clients' rows is damaged; restore it "
-                           "from a copy") from error
+        raise DamagedError(
+            f"{path}: the journal of the clients' rows is damaged; restore it from a copy"
+        ) from error
     if version != VERSION:
-        raise InputError(f"{path}: a row store of version {str(version)[:40]}, this program reads "
-                         f"version {VERSION}; go on with the program that wrote it")
+        raise InputError(
+            f"{path}: a row store of version {str(version)[:40]}, this program reads "
+            f"version {VERSION}; go on with the program that wrote it"
+        )
     if other:
         raise InputError(f"{path}: holds other rows: {other}")
     return commits

@@ -1,4 +1,5 @@
 """Plain arrays of each client, packed for a round."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -20,12 +21,16 @@ def pack_public(images: np.ndarray, labels: np.ndarray) -> PublicData:
       InputError: shapes, types or labels do not fit.
     """
     _check("the public data", images, labels)
-    return PublicData(np.asarray(images), np.asarray(labels, np.int32),
-                      int(np.max(labels, initial=-1)) + 1)
+    return PublicData(
+        np.asarray(images), np.asarray(labels, np.int32), int(np.max(labels, initial=-1)) + 1
+    )
 
 
-def pack_clients(clients: Sequence[tuple[np.ndarray, np.ndarray]], devices: int = 1,
-                 chosen: Sequence[int] | None = None) -> CohortData:
+def pack_clients(
+    clients: Sequence[tuple[np.ndarray, np.ndarray]],
+    devices: int = 1,
+    chosen: Sequence[int] | None = None,
+) -> CohortData:
     """A cohort for a round, from the images and labels of every client of a population.
 
     Clients are dealt out to the devices in turn: number ``i`` of the cohort is in slot
@@ -44,8 +49,9 @@ def pack_clients(clients: Sequence[tuple[np.ndarray, np.ndarray]], devices: int 
         _check(f"client {i}", images, labels)
     chosen = range(len(clients)) if chosen is None else chosen
     if any(not 0 <= c < len(clients) for c in chosen):
-        raise InputError(f"the chosen clients are {list(chosen)}, but there are clients 0 to "
-                         f"{len(clients) - 1}")
+        raise InputError(
+            f"the chosen clients are {list(chosen)}, but there are clients 0 to {len(clients) - 1}"
+        )
     slots = max(1, -(-len(chosen) // devices))
     most = max((len(labels) for _, labels in clients), default=0)
     placed = np.full((devices, slots), -1, np.int32)
@@ -60,23 +66,32 @@ def pack_clients(clients: Sequence[tuple[np.ndarray, np.ndarray]], devices: int 
         if client < 0:
             continue
         own, found = clients[client][1], lists[at // slots]
-        rows[at, :len(own)] = len(found) + np.arange(len(own))
-        labels[at, :len(own)], sizes[at] = own, len(own)
+        rows[at, : len(own)] = len(found) + np.arange(len(own))
+        labels[at, : len(own)], sizes[at] = own, len(own)
         identities[at] = np.max(own, initial=-1) + 1
         found += range(first[client], first[client + 1])
     longest = max(map(len, lists))
     return CohortData(
         images=np.concatenate([images for images, _ in clients]),
         table_rows=np.array([x + [0] * (longest - len(x)) for x in lists], np.int32).reshape(-1),
-        used=np.array(list(map(len, lists)), np.int32), rows=rows, labels=labels, sizes=sizes,
-        identities=identities, clients=flat)
+        used=np.array(list(map(len, lists)), np.int32),
+        rows=rows,
+        labels=labels,
+        sizes=sizes,
+        identities=identities,
+        clients=flat,
+    )
 
 
 def _check(whose: str, images: np.ndarray, labels: np.ndarray) -> None:
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise InputError(f"the images of {whose} are {images.dtype} of shape {images.shape}; give "
-                         "(N, S, S, 3) uint8 RGB")
+        raise InputError(
+            f"the images of {whose} are {images.dtype} of shape {images.shape}; give "
+            "(N, S, S, 3) uint8 RGB"
+        )
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or (labels < 0).any():
-        raise InputError(f"the labels of {whose} are {labels.dtype} of shape {labels.shape}; give "
-                         f"({len(images)},) whole numbers from 0")
+        raise InputError(
+            f"the labels of {whose} are {labels.dtype} of shape {labels.shape}; give "
+            f"({len(images)},) whole numbers from 0"
+        )

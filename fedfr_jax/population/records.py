@@ -2,6 +2,7 @@
 
 Headers stand apart from rows so that opening reads 32 bytes per record.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -31,7 +32,7 @@ def check_of(client: np.ndarray, round: np.ndarray, crc: np.ndarray) -> np.ndarr
 
 def _mixed(x: np.ndarray) -> np.ndarray:
     """The finalizer of SplitMix64: every bit of the input decides on every bit of the output."""
-    x = (x + np.uint64(0x9E3779B97F4A7C15))
+    x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -62,12 +63,14 @@ class Records:
         self._in_memory = path is None
         with contextlib.ExitStack() as opened:
             try:
-                self._files = [opened.enter_context(self._open(
-                    path and path.with_suffix(suffix))) for suffix in (".table", path.suffix
-                                                                       if path else "")]
+                self._files = [
+                    opened.enter_context(self._open(path and path.with_suffix(suffix)))
+                    for suffix in (".table", path.suffix if path else "")
+                ]
             except OSError as error:
-                raise InputError(f"{self._name}: cannot be opened as a row store: {error}"
-                                 ) from error
+                raise InputError(
+                    f"{self._name}: cannot be opened as a row store: {error}"
+                ) from error
             self._map()
             opened.pop_all()
         owned = np.flatnonzero(self.table["client"])
@@ -80,17 +83,23 @@ class Records:
             return tempfile.TemporaryFile(buffering=0)
         if self._read_only:
             return path.open("rb", buffering=0)
-        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b",
-                         buffering=0)
+        return os.fdopen(
+            os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0
+        )
 
     def _map(self) -> None:
         """Maps both files as they are now; a record counts where both have it."""
         units = (HEADER.itemsize, self._size)
-        capacity = min(os.fstat(file.fileno()).st_size // unit
-                       for file, unit in zip(self._files, units, strict=True))
+        capacity = min(
+            os.fstat(file.fileno()).st_size // unit
+            for file, unit in zip(self._files, units, strict=True)
+        )
         access = mmap.ACCESS_COPY if self._read_only else mmap.ACCESS_WRITE
-        self._mapped = [mmap.mmap(file.fileno(), capacity * unit, access=access)
-                        for file, unit in zip(self._files, units, strict=True) if capacity]
+        self._mapped = [
+            mmap.mmap(file.fileno(), capacity * unit, access=access)
+            for file, unit in zip(self._files, units, strict=True)
+            if capacity
+        ]
         table, rows = self._mapped or (bytearray(), bytearray())
         self.table = np.frombuffer(table, HEADER)
         self.rows = np.frombuffer(rows, np.uint8).reshape(capacity, self._size)
@@ -117,8 +126,10 @@ class Records:
                 for file, unit in zip(self._files, units, strict=True):
                     os.posix_fallocate(file.fileno(), used * unit, (needed - used) * unit)
         except OSError as error:
-            raise InputError(f"{self._name}: no room for {needed - used} more rows of "
-                             f"{self._size} bytes: {error}") from error
+            raise InputError(
+                f"{self._name}: no room for {needed - used} more rows of "
+                f"{self._size} bytes: {error}"
+            ) from error
         self.used = needed
 
     @property

@@ -1,4 +1,5 @@
 """How one client's row, a pytree of arrays, lies in the bytes of a file."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -3,6 +3,7 @@
 Everything here is decided before a run, on the host, from the seed and the number of the round
 alone: a resumed or prolonged run sees the same cohorts.
 """
+
 from __future__ import annotations
 
 import dataclasses

@@ -3,6 +3,7 @@
 It follows from the settings alone, so that its largest round gives shapes that serve
 all rounds, and a resumed run goes on with the same cohorts.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -41,23 +42,31 @@ class Schedule:
 
     def assigned(self, round_index: int) -> np.ndarray:
         """(devices * slots,) client in each slot, -1 = empty."""
-        return _assign(self.cohorts[round_index], self.clients, self.devices, self.slots,
-                       self.processes)
+        return _assign(
+            self.cohorts[round_index], self.clients, self.devices, self.slots, self.processes
+        )
 
     def rows(self, assigned: np.ndarray) -> CohortRows:
         """Which images the clients in these slots train on."""
-        return cohort_rows(self.clients, assigned, devices=self.devices, capacity=self.capacity,
-                           most_images=self.most_images)
+        return cohort_rows(
+            self.clients,
+            assigned,
+            devices=self.devices,
+            capacity=self.capacity,
+            most_images=self.most_images,
+        )
 
 
 def _assign(cohort, clients, devices, slots, processes):
     present = cohort[cohort >= 0]
-    return assign(present, clients.sizes[present], devices=devices, slots=slots,
-                  processes=processes)
+    return assign(
+        present, clients.sizes[present], devices=devices, slots=slots, processes=processes
+    )
 
 
-def make_schedule(settings: PopulationConfig, rounds: int, seed: int, clients: Clients,
-                  devices: int) -> Schedule:
+def make_schedule(
+    settings: PopulationConfig, rounds: int, seed: int, clients: Clients, devices: int
+) -> Schedule:
     """Draws the cohorts of all rounds.
 
     Args:
@@ -71,12 +80,26 @@ def make_schedule(settings: PopulationConfig, rounds: int, seed: int, clients: C
     """
     processes = jax.process_count()
     # Without any round shapes are still needed: those of a first one.
-    cohorts = sample_cohorts(len(clients), max(1, rounds), settings,
-                             seed=seed * 1000 + _SEED_PURPOSE, weights=clients.sizes)
+    cohorts = sample_cohorts(
+        len(clients),
+        max(1, rounds),
+        settings,
+        seed=seed * 1000 + _SEED_PURPOSE,
+        weights=clients.sizes,
+    )
     slots = needed_slots(cohorts, devices, processes)
     # Equal rounds (everybody takes part) are looked at once.
     different = np.unique(cohorts, axis=0)
     capacity = needed_capacity(
-        clients.sizes, (_assign(c, clients, devices, slots, processes) for c in different), devices)
-    return Schedule(cohorts, clients, devices, processes, slots, max(1, capacity),
-                    int(clients.sizes.max()), int(clients.identity_counts.max()))
+        clients.sizes, (_assign(c, clients, devices, slots, processes) for c in different), devices
+    )
+    return Schedule(
+        cohorts,
+        clients,
+        devices,
+        processes,
+        slots,
+        max(1, capacity),
+        int(clients.sizes.max()),
+        int(clients.identity_counts.max()),
+    )

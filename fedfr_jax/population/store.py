@@ -4,6 +4,7 @@ Only a few clients of a large population are on the devices at a time. The rows 
 in a :class:`RowStore`, which survives a kill at any moment and can go back to the rounds whose
 checkpoints are kept.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -44,8 +45,14 @@ class RowStore:
     One process may have them open. Its threads share the store through a lock.
     """
 
-    def __init__(self, example: PyTree, population: int, path: str | os.PathLike | None,
-                 *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        example: PyTree,
+        population: int,
+        path: str | os.PathLike | None,
+        *,
+        read_only: bool = False,
+    ) -> None:
         """Opens or creates a store.
 
         Args:
@@ -150,8 +157,10 @@ class RowStore:
         with self._lock:
             last, newest = self._last(), self._newest_round
             if round <= last or round < newest:
-                raise ValueError(f"commit({round}) comes too late: round {last} is committed, the "
-                                 f"newest row is of round {newest}")
+                raise ValueError(
+                    f"commit({round}) comes too late: round {last} is committed, the "
+                    f"newest row is of round {newest}"
+                )
             self._records.flush()
             self._set_commits([*self._commits, Commit(round, self._count, self._digest)])
 
@@ -162,10 +171,13 @@ class RowStore:
         """
         rounds = set(rounds)
         with self._lock:
-            self._set_commits([
-                dataclasses.replace(commit, kept=commit.kept or commit.round in rounds)
-                for i, commit in enumerate(self._commits, start=1)
-                if commit.round in rounds or i == len(self._commits)])
+            self._set_commits(
+                [
+                    dataclasses.replace(commit, kept=commit.kept or commit.round in rounds)
+                    for i, commit in enumerate(self._commits, start=1)
+                    if commit.round in rounds or i == len(self._commits)
+                ]
+            )
             self._release()
 
     def check(self, round: int) -> None:
@@ -185,13 +197,16 @@ class RowStore:
                     f"{self._name} holds the clients' state of "
                     f"{_rounds_in_words(self.rounds)}, not of round {round}, the server's: files "
                     "are missing or are from another copy; restore them, or start in another "
-                    "work directory")
+                    "work directory"
+                )
             records, _, _ = self._versions(round)
             headers = self._records.table[records]
             found = (len(records), int(headers["check"].sum(dtype=np.uint64)))
             if found != (commit.clients, commit.digest):
-                raise DamagedError(f"{self._name}: the clients' rows of round {round} are damaged "
-                                   f"({found[0]} of {commit.clients} are there)")
+                raise DamagedError(
+                    f"{self._name}: the clients' rows of round {round} are damaged "
+                    f"({found[0]} of {commit.clients} are there)"
+                )
             for record in records[headers["round"] > self._commits[0].round]:
                 self._check_row(record)
 
@@ -209,7 +224,8 @@ class RowStore:
                 raise InputError(
                     f"{self._name} holds the clients' state of {_rounds_in_words(self.rounds)}, "
                     "but no checkpoint of the server is there: restore checkpoints/, or start in "
-                    "another work directory")
+                    "another work directory"
+                )
             self._set_commits([c for c in self._commits if c.round <= round])
             table = self._records.table
             table["client"][table["round"] > round] = 0
@@ -242,8 +258,10 @@ class RowStore:
     def _read_journal(self) -> list[Commit]:
         if self._path is None:
             return []
-        journal, files = self._path.with_suffix(".json"), (self._path,
-                                                           self._path.with_suffix(".table"))
+        journal, files = (
+            self._path.with_suffix(".json"),
+            (self._path, self._path.with_suffix(".table")),
+        )
         try:
             if journal.exists():
                 return read_journal(journal, self._describe())
@@ -274,16 +292,18 @@ class RowStore:
             raise ValueError(f"clients: ids must be in [-1, {self._population}), some are not")
         return clients
 
-    def _versions(self, until: int | None = None
-                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _versions(self, until: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Records by client: (the newest of each, older ones, the rounds that followed those).
 
         Args:
           until: leave out what was written after this round.
         """
         table = self._records.table[: self._records.used]
-        valid = (table["client"] > 0) & (table["client"] <= self._population) & (
-            table["check"] == check_of(table["client"], table["round"], table["crc"]))
+        valid = (
+            (table["client"] > 0)
+            & (table["client"] <= self._population)
+            & (table["check"] == check_of(table["client"], table["round"], table["crc"]))
+        )
         if until is not None:
             valid &= table["round"] <= until
         records = np.flatnonzero(valid)
@@ -327,7 +347,8 @@ class RowStore:
         if round < 0 or round <= last or round < newest:
             raise ValueError(
                 f"round: {round}; round {last} is committed, and no row may be replaced by one of "
-                "an earlier round")
+                "an earlier round"
+            )
 
     def _replace(self, ids: np.ndarray, parts: list[np.ndarray], round: int) -> None:
         """Writes rows of present clients."""
@@ -342,19 +363,24 @@ class RowStore:
         table = self._records.table  # it may have grown
         checks = int(table["check"][before[had]].sum(dtype=np.uint64))
         table["client"][records] = 0
-        crc = np.array([self._put(record, [part[i] for part in parts])
-                        for i, record in enumerate(records)], np.uint64)
+        crc = np.array(
+            [self._put(record, [part[i] for part in parts]) for i, record in enumerate(records)],
+            np.uint64,
+        )
         table["round"][records] = round
         table["crc"][records] = crc
         table["check"][records] = check_of(ids + 1, np.full(len(ids), round), crc)
         table["client"][records] = ids + 1  # last: from here on the rows count
         old = had & ~reuse
-        self._replaced = np.concatenate([self._replaced, np.stack(
-            [before[old], rounds[old], np.full(int(old.sum()), round)])], axis=1)
+        self._replaced = np.concatenate(
+            [self._replaced, np.stack([before[old], rounds[old], np.full(int(old.sum()), round)])],
+            axis=1,
+        )
         self._newest[ids] = records + 1
         self._count += int((~had).sum())
-        self._digest = (self._digest - checks + int(table["check"][records].sum(
-            dtype=np.uint64))) % _WORD
+        self._digest = (
+            self._digest - checks + int(table["check"][records].sum(dtype=np.uint64))
+        ) % _WORD
         if len(ids):
             self._newest_round = max(self._newest_round, round)
 
@@ -386,7 +412,8 @@ class RowStore:
             raise DamagedError(
                 f"{self._name}: the row of client {header['client'] - 1}, written in round "
                 f"{header['round']}, is damaged; restore the file from a copy, or start in another "
-                "work directory")
+                "work directory"
+            )
 
 
 def _rounds_in_words(rounds: list[int]) -> str:

@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito, which people with colour-blindness can tell
 apart; models also differ in line style. :func:`svg` turns the colours into CSS
 variables, so that one drawing suits light and dark pages.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,29 +23,65 @@ from fedfr_jax.atomic import write_file
 
 INK, MUTED, GRID = "#1b1d21", "#6b7078", "#e1e4e9"
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = (
-    "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7")
-_CSS_NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", BLUE: "blue", VERMILLION: "vermillion",
-              GREEN: "green", ORANGE: "orange", SKY: "sky", PURPLE: "purple"}
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#e69f00",
+    "#56b4e9",
+    "#cc79a7",
+)
+_CSS_NAMES = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "grid",
+    BLUE: "blue",
+    VERMILLION: "vermillion",
+    GREEN: "green",
+    ORANGE: "orange",
+    SKY: "sky",
+    PURPLE: "purple",
+}
 _MODELS = {"pretrained": (MUTED, "--"), "global": (BLUE, "-"), "personalized": (VERMILLION, "-")}
 _OTHERS = ((GREEN, "-."), (PURPLE, ":"), (ORANGE, "-."), (SKY, ":"))
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _STYLE = {
-    "font.size": 8.5, "axes.titlesize": 8.5, "axes.titlelocation": "left", "text.color": INK,
-    "axes.titlecolor": INK, "axes.labelcolor": MUTED, "axes.edgecolor": GRID,
-    "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
-    "grid.color": GRID, "grid.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True,
+    "font.size": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "text.color": INK,
+    "axes.titlecolor": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": GRID,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
     "axes.xmargin": 0.03,
-    "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.6,
-    "legend.frameon": False, "legend.labelcolor": INK, "figure.facecolor": "white",
-    "axes.facecolor": "none", "svg.fonttype": "none", "svg.hashsalt": "fedfr_jax",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "figure.facecolor": "white",
+    "axes.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedfr_jax",
     # Names of models and data sets may hold dollar signs.
-    "text.parse_math": False, "figure.constrained_layout.use": True, "savefig.dpi": 160}
+    "text.parse_math": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 160,
+}
 _WIDTH, HEIGHT = 5.3, 3.2  # inches
 _LETTERS = 12.5  # of a title in an inch
 
 
 def styled(draw: Callable) -> Callable:
     """Decorator of what makes or saves figures: they look alike whatever the user's settings."""
+
     @functools.wraps(draw)
     def wrapper(*args, **kwargs):
         with matplotlib.rc_context(_STYLE):
@@ -98,7 +135,8 @@ def model_style(models: Sequence[str]) -> dict[str, dict[str, Any]]:
 def ordered(models: Mapping[str, Any]) -> list[str]:
     """Names of models: those that every run has in their usual order, then the others."""
     return [name for name in _MODELS if name in models] + [
-        name for name in models if name not in _MODELS]
+        name for name in models if name not in _MODELS
+    ]
 
 
 def new_figure(rows: int = 1, columns: int = 1, height: float = HEIGHT):
@@ -111,13 +149,21 @@ def new_figure(rows: int = 1, columns: int = 1, height: float = HEIGHT):
 def svg(plot: Plot) -> str:
     """The figure as an ``<svg>`` element to stand in an HTML page, in its CSS colours."""
     buffer = io.StringIO()
-    plot.figure.savefig(buffer, format="svg", transparent=True, metadata={
-        "Date": None, "Creator": None, "Format": None, "Type": None})
+    plot.figure.savefig(
+        buffer,
+        format="svg",
+        transparent=True,
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    )
     text = buffer.getvalue()
-    text = text[text.index("<svg"):]
+    text = text[text.index("<svg") :]
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
-                  r'<svg viewBox="\1" aria-hidden="true" focusable="false">', text, count=1)
+    text = re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+        r'<svg viewBox="\1" aria-hidden="true" focusable="false">',
+        text,
+        count=1,
+    )
     text = re.sub(r"font-family: [^;\"]*", f"font-family: {_FONT}", text)
     text = text.replace("xlink:href", "href")
     text = re.sub(r'(\bid="|href="#|url\(#)', lambda found: f"{found[1]}{plot.name}-", text)

@@ -1,4 +1,5 @@
 """The report of a run: one HTML file that needs nothing else, and its plots as PNG."""
+
 from __future__ import annotations
 
 import base64
@@ -70,16 +71,22 @@ def load_report_data(directory: str | os.PathLike) -> ReportData:
     summary = workdir.read_summary(directory)
     title = summary.get("run", {}).get("name") or pathlib.Path(directory).resolve().name
     return ReportData(
-        title=str(title), config=workdir.read_config(directory), split=summary.get("split", {}),
-        metrics=workdir.read_metrics(directory), summary=summary,
-        **workdir.read_evaluation(directory))
+        title=str(title),
+        config=workdir.read_config(directory),
+        split=summary.get("split", {}),
+        metrics=workdir.read_metrics(directory),
+        summary=summary,
+        **workdir.read_evaluation(directory),
+    )
 
 
 def _checked_image(image: Any, what: str) -> np.ndarray:
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
-        raise InputError(f"{what} is {array.dtype} of shape {array.shape}; the report takes "
-                         "images of shape (height, width, 3) uint8")
+        raise InputError(
+            f"{what} is {array.dtype} of shape {array.shape}; the report takes "
+            "images of shape (height, width, 3) uint8"
+        )
     return array
 
 
@@ -98,15 +105,16 @@ def _contact_sheet(faces: np.ndarray) -> np.ndarray:
     for row in range(rows):
         for col in range(cols):
             y, x = row * (high + seam), col * (wide + seam)
-            sheet[y:y + high, x:x + wide] = faces[row, col]
+            sheet[y : y + high, x : x + wide] = faces[row, col]
     scale = math.sqrt(_SHEET_PIXELS / (sheet.shape[0] * sheet.shape[1]))
     return _resized(sheet, scale) if scale < 1 else sheet
 
 
 def _resized(image: np.ndarray, scale: float) -> np.ndarray:
     size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(
-        size, Image.Resampling.LANCZOS))
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.LANCZOS)
+    )
 
 
 def _pair(first: Any, second: Any, what: str) -> tuple[str, str]:
@@ -123,11 +131,15 @@ def _number(value: Any, form: str) -> str:
 
 
 def _hard_negative_cards(examples: Sequence[Mapping]) -> list[dict[str, Any]]:
-    return [{"images": _pair(item["local_image"], item["public_image"], "a hard negative"),
-             "alts": ("image of the client", "public image"),
-             "head": f"client {item['client']}",
-             "text": f"cosine {_number(item['cosine'], '.3f')}"}
-            for item in examples[:_PAIRS]]
+    return [
+        {
+            "images": _pair(item["local_image"], item["public_image"], "a hard negative"),
+            "alts": ("image of the client", "public image"),
+            "head": f"client {item['client']}",
+            "text": f"cosine {_number(item['cosine'], '.3f')}",
+        }
+        for item in examples[:_PAIRS]
+    ]
 
 
 def _mistake_cards(examples: Sequence[Mapping]) -> dict[str, list[dict[str, Any]]]:
@@ -135,12 +147,15 @@ def _mistake_cards(examples: Sequence[Mapping]) -> dict[str, list[dict[str, Any]
     for item in examples:
         cards = groups.setdefault(f"{item['kind']}s", [])
         if len(cards) < _PAIRS:
-            cards.append({
-                "images": _pair(item["image_a"], item["image_b"], "a mistake"),
-                "alts": ("first image of the pair", "second image of the pair"),
-                "head": f"{item['model']}, client {item['client']}",
-                "text": f"score {_number(item['score'], '.3f')}; "
-                        f"threshold {_number(item['threshold'], '.3f')}"})
+            cards.append(
+                {
+                    "images": _pair(item["image_a"], item["image_b"], "a mistake"),
+                    "alts": ("first image of the pair", "second image of the pair"),
+                    "head": f"{item['model']}, client {item['client']}",
+                    "text": f"score {_number(item['score'], '.3f')}; "
+                    f"threshold {_number(item['threshold'], '.3f')}",
+                }
+            )
     return groups
 
 
@@ -162,41 +177,67 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
         if key not in ("seconds", "name", "changes"):
             label = "images/s" if key == "images_per_second" else key.replace("_", " ")
             facts.append((label, str(value) if key == "seed" else _shown(value)))
-    facts += [(f"changed after round {change['round']}", ", ".join(
-        f"{name}: {old} → {new}" for name, (old, new) in change["settings"].items()))
-        for change in run.get("changes", ())]
+    facts += [
+        (
+            f"changed after round {change['round']}",
+            ", ".join(f"{name}: {old} → {new}" for name, (old, new) in change["settings"].items()),
+        )
+        for change in run.get("changes", ())
+    ]
     known = {label for label, _ in facts}
-    return facts + [(str(key).replace("_", " "), _shown(value))
-                    for key, value in data.split.items()
-                    if str(key).replace("_", " ") not in known]
+    return facts + [
+        (str(key).replace("_", " "), _shown(value))
+        for key, value in data.split.items()
+        if str(key).replace("_", " ") not in known
+    ]
 
 
 def _phases(data: ReportData) -> list[dict[str, Any]]:
-    seconds = {str(key): float(value) for key, value in
-               (data.summary.get("run", {}).get("seconds") or {}).items() if value is not None}
+    seconds = {
+        str(key): float(value)
+        for key, value in (data.summary.get("run", {}).get("seconds") or {}).items()
+        if value is not None
+    }
     longest = max((value for key, value in seconds.items() if key != "total"), default=0.0)
-    return [{"name": key.replace("_", " "), "time": duration(value),
-             "bar": 100 * value / longest if longest > 0 else 0.0}
-            for key, value in seconds.items() if key != "total"]
+    return [
+        {
+            "name": key.replace("_", " "),
+            "time": duration(value),
+            "bar": 100 * value / longest if longest > 0 else 0.0,
+        }
+        for key, value in seconds.items()
+        if key != "total"
+    ]
 
 
 def _headline_rate(models: Mapping[str, Any], key: str, aim: float) -> str | None:
     """The rate nearest to ``aim`` that every model resolves."""
     found = [model["personalized"] for model in models.values() if model.get("personalized")]
     marks = {float(rate) for part in found for rate in part.get("unresolvable", {}).get(key, ())}
-    rates = {rate for part in found for rate in part.get(key, {})
-             if float(rate) not in marks and float(rate) > 0}
+    rates = {
+        rate
+        for part in found
+        for rate in part.get(key, {})
+        if float(rate) not in marks and float(rate) > 0
+    }
     return tables.headline_rate(rates, aim) if rates else None
 
 
-def _tile(label: str, model: str, new: float | None,
-          baselines: Mapping[str, float | None]) -> dict[str, Any] | None:
+def _tile(
+    label: str, model: str, new: float | None, baselines: Mapping[str, float | None]
+) -> dict[str, Any] | None:
     """A number and how far it is from those of other models, the first of which counts most."""
     if new is None or not math.isfinite(new):
         return None
-    changes = [{"change": f"{100 * (new - old):+.1f} points", "old": f"{name} {100 * old:.1f} %",
-                "sign": "" if new == old else "up" if new > old else "down"}
-               for name, old in baselines.items() if old is not None and math.isfinite(old)]
+    changes = [
+        {
+            "change": f"{100 * (new - old):+.1f} points",
+            "old": f"{name} {100 * old:.1f} %",
+            "sign": "" if new == old else "up" if new > old else "down",
+        }
+        for name, old in baselines.items()
+        if old is not None and math.isfinite(old)
+    ]
     return {"label": label, "model": model, "value": f"{100 * new:.1f} %", "changes": changes}
 
 
@@ -211,19 +252,28 @@ def _tiles(data: ReportData) -> list[dict[str, Any]]:
     generic = {name: models.get(name, {}).get("generic", {}) for name in ("global", "pretrained")}
     for set_name, found in list(generic["global"].items())[:4]:  # the tables below show all sets
         old = generic["pretrained"].get(set_name, {}).get("accuracy")
-        tiles.append(_tile(f"{set_name}: accuracy", "global", found.get("accuracy"),
-                           {"pretrained": old}))
+        tiles.append(
+            _tile(f"{set_name}: accuracy", "global", found.get("accuracy"), {"pretrained": old})
+        )
     personal = {name: models.get(name, {}).get("personalized", {}) for name in tables.MODEL_ORDER}
     for key, aim, label in (
-            ("verification_tar", HEADLINE_FAR, "Personalized 1:1, TAR @ FAR"),
-            ("identification_openset", HEADLINE_FPIR, "Personalized 1:N, TPIR @ FPIR")):
+        ("verification_tar", HEADLINE_FAR, "Personalized 1:1, TAR @ FAR"),
+        ("identification_openset", HEADLINE_FPIR, "Personalized 1:N, TPIR @ FPIR"),
+    ):
         rate = _headline_rate(models, key, aim)
         if rate is not None:
-            means = {name: found.get(key, {}).get(rate, {}).get("mean")
-                     for name, found in personal.items()}
-            tiles.append(_tile(f"{label} {tables.rate_label(rate)}", "personalized",
-                               means["personalized"],
-                               {name: means[name] for name in ("global", "pretrained")}))
+            means = {
+                name: found.get(key, {}).get(rate, {}).get("mean")
+                for name, found in personal.items()
+            }
+            tiles.append(
+                _tile(
+                    f"{label} {tables.rate_label(rate)}",
+                    "personalized",
+                    means["personalized"],
+                    {name: means[name] for name in ("global", "pretrained")},
+                )
+            )
     return [tile for tile in tiles if tile is not None]
 
 
@@ -242,33 +292,43 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 @plots.styled
 def all_plots(data: ReportData) -> dict[str, list[plots.Plot]]:
     """Section -> plots, without the empty ones."""
-    training = [plots.pretraining(data.metrics), plots.loss_terms(data.metrics),
-                plots.hard_negatives(data.metrics), *plots.evaluations(data.metrics)]
+    training = [
+        plots.pretraining(data.metrics),
+        plots.loss_terms(data.metrics),
+        plots.hard_negatives(data.metrics),
+        *plots.evaluations(data.metrics),
+    ]
     curves = [plots.roc(protocol, models) for protocol, models in data.rocs.items()]
     clients = []
     for metric, models in data.per_client.items():
         clients.append(plots.distribution(metric, models))
-        clients += [plots.gains(metric, models[reference], models["personalized"], reference)
-                    for reference in ("global", "pretrained")
-                    if reference in models and "personalized" in models]
+        clients += [
+            plots.gains(metric, models[reference], models["personalized"], reference)
+            for reference in ("global", "pretrained")
+            if reference in models and "personalized" in models
+        ]
     sections = {"training": training, "roc": curves, "clients": clients}
-    found = {name: [plot for plot in drawn if plot is not None]
-             for name, drawn in sections.items()}
+    found = {name: [plot for plot in drawn if plot is not None] for name, drawn in sections.items()}
     names: dict[str, int] = {}
     for name, drawn in found.items():
         for place, plot in enumerate(drawn):
             names[plot.name] = names.get(plot.name, 0) + 1
             if names[plot.name] > 1:  # two metrics whose names differ in punctuation only
                 found[name][place] = dataclasses.replace(
-                    plot, name=f"{plot.name}-{names[plot.name]}")
+                    plot, name=f"{plot.name}-{names[plot.name]}"
+                )
     return found
 
 
 def template(name: str) -> jinja2.Template:
     """One of the package's page templates."""
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("fedfr_jax.reporting"), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined).get_template(name)
+        loader=jinja2.PackageLoader("fedfr_jax.reporting"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template(name)
 
 
 def with_svg(drawn: Sequence[plots.Plot]) -> list[dict[str, Any]]:
@@ -295,11 +355,15 @@ def write_report(path: str | os.PathLike, data: ReportData) -> pathlib.Path:
     if data.faces is not None and np.asarray(data.faces).size:
         faces = np.asarray(data.faces)
         if faces.ndim != 5:
-            raise InputError(f"the contact sheet has shape {faces.shape}; expected "
-                             "(rows, cols, size, size, 3)")
+            raise InputError(
+                f"the contact sheet has shape {faces.shape}; expected (rows, cols, size, size, 3)"
+            )
         _checked_image(faces[0, 0], "a face of the contact sheet")
-        sheet = {"uri": _jpeg(_contact_sheet(faces)), "rows": faces.shape[0],
-                 "cols": faces.shape[1]}
+        sheet = {
+            "uri": _jpeg(_contact_sheet(faces)),
+            "rows": faces.shape[0],
+            "cols": faces.shape[1],
+        }
     folder = path.parent / "plots"
     drawn = all_plots(data)
     text = _html(data, drawn, sheet)
@@ -314,11 +378,21 @@ def write_report(path: str | os.PathLike, data: ReportData) -> pathlib.Path:
     return path
 
 
-def _html(data: ReportData, drawn: Mapping[str, Sequence[plots.Plot]],
-          sheet: Mapping[str, Any] | None) -> str:
+def _html(
+    data: ReportData, drawn: Mapping[str, Sequence[plots.Plot]], sheet: Mapping[str, Any] | None
+) -> str:
     figures = {section: with_svg(found) for section, found in drawn.items()}
     return template("report.html.j2").render(
-        data=data, tiles=_tiles(data), tables=tables.closing_tables(data.summary),
-        spread=tables.spread_table(data.summary), facts=_facts(data), phases=_phases(data),
-        figures=figures, sheet=sheet, hard_negatives=_hard_negative_cards(data.hard_negatives),
-        mistakes=_mistake_cards(data.mistakes), settings=_flat(data.config), limit=_PAIRS)
+        data=data,
+        tiles=_tiles(data),
+        tables=tables.closing_tables(data.summary),
+        spread=tables.spread_table(data.summary),
+        facts=_facts(data),
+        phases=_phases(data),
+        figures=figures,
+        sheet=sheet,
+        hard_negatives=_hard_negative_cards(data.hard_negatives),
+        mistakes=_mistake_cards(data.mistakes),
+        settings=_flat(data.config),
+        limit=_PAIRS,
+    )

@@ -1,4 +1,5 @@
 """The plots of the report: pure functions from rows and arrays to matplotlib figures."""
+
 from __future__ import annotations
 
 import math
@@ -26,8 +27,20 @@ from fedfr_jax.reporting.figures import (
 )
 from fedfr_jax.reporting.tables import metric_label, rate_label
 
-__all__ = ["Plot", "comparison", "distribution", "evaluations", "gains", "hard_negatives",
-           "loss_terms", "png", "pretraining", "roc", "styled", "svg"]
+__all__ = [
+    "Plot",
+    "comparison",
+    "distribution",
+    "evaluations",
+    "gains",
+    "hard_negatives",
+    "loss_terms",
+    "png",
+    "pretraining",
+    "roc",
+    "styled",
+    "svg",
+]
 
 _MANY_POINTS, _MANY_CLIENTS = 600, 150  # above this, averages and outlines are drawn
 
@@ -42,8 +55,10 @@ def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(x) <= _MANY_POINTS:
         return x, y
     parts = np.array_split(np.arange(len(x)), _MANY_POINTS)
-    return (np.array([x[part].mean() for part in parts]),
-            np.array([y[part].mean() for part in parts]))
+    return (
+        np.array([x[part].mean() for part in parts]),
+        np.array([y[part].mean() for part in parts]),
+    )
 
 
 def _rounds_axis(axes: Axes, label: str = "round") -> None:
@@ -62,8 +77,14 @@ def _marker(count: int) -> str | None:
 def pretraining(rows: Sequence[Mapping]) -> Plot | None:
     """Loss and accuracy over the steps of pretraining ("pretrain" rows)."""
     rows = [row for row in rows if row.get("kind") == "pretrain"]
-    panels = [(key, name) for key, name in (("loss", "CosFace loss"), ("accuracy", "accuracy on "
-              "the training batches")) if np.isfinite(_column(rows, key)).sum() > 1]
+    panels = [
+        (key, name)
+        for key, name in (
+            ("loss", "CosFace loss"),
+            ("accuracy", "accuracy on the training batches"),
+        )
+        if np.isfinite(_column(rows, key)).sum() > 1
+    ]
     if not panels:
         return None
     figure, axes = new_figure(1, len(panels), 3.0)
@@ -81,19 +102,30 @@ def pretraining(rows: Sequence[Mapping]) -> Plot | None:
     loss = _column(rows, "loss")
     loss = loss[np.isfinite(loss)]
     ends = f" from {loss[0]:.3g} to {loss[-1]:.3g}" if loss.size else ""
-    return Plot("pretraining", figure, "Pretraining on the public identities",
-                f"Line plot of the pretraining loss over steps{ends}.",
-                "Classification of the public identities with the CosFace margin, on the batches "
-                "trained on. How well the embedding works on people it has not seen is a matter "
-                "of the verification results.")
+    return Plot(
+        "pretraining",
+        figure,
+        "Pretraining on the public identities",
+        f"Line plot of the pretraining loss over steps{ends}.",
+        "Classification of the public identities with the CosFace margin, on the batches "
+        "trained on. How well the embedding works on people it has not seen is a matter "
+        "of the verification results.",
+    )
 
 
 def loss_terms(rows: Sequence[Mapping]) -> Plot | None:
     """The loss of local training and its terms over rounds ("round" rows)."""
     rows = [row for row in rows if row.get("kind") == "round"]
-    panels = [(key, name) for key, name in (
-        ("loss", "total"), ("identification", "identification"), ("contrastive", "contrastive"),
-        ("binary", "binary (one-vs-all)")) if np.isfinite(_column(rows, key)).sum() > 1]
+    panels = [
+        (key, name)
+        for key, name in (
+            ("loss", "total"),
+            ("identification", "identification"),
+            ("contrastive", "contrastive"),
+            ("binary", "binary (one-vs-all)"),
+        )
+        if np.isfinite(_column(rows, key)).sum() > 1
+    ]
     if not panels:
         return None
     lines = -(-len(panels) // 2)
@@ -104,15 +136,19 @@ def loss_terms(rows: Sequence[Mapping]) -> Plot | None:
         panel.set_title(name)
         _rounds_axis(panel)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    for panel in axes[len(panels):]:
+    for panel in axes[len(panels) :]:
         panel.set_visible(False)
     first, last = rows[0].get("loss"), rows[-1].get("loss")
     ends = f"; the total goes from {first:.3g} to {last:.3g}" if first and last else ""
-    return Plot("loss", figure, "Local training, mean over the clients",
-                f"Small line plots of the loss terms over rounds{ends}.",
-                "Each panel has its own scale. The contrastive term pulls a client's features "
-                "towards the global model and away from the client's previous one; it starts once "
-                "clients have trained.")
+    return Plot(
+        "loss",
+        figure,
+        "Local training, mean over the clients",
+        f"Small line plots of the loss terms over rounds{ends}.",
+        "Each panel has its own scale. The contrastive term pulls a client's features "
+        "towards the global model and away from the client's previous one; it starts once "
+        "clients have trained.",
+    )
 
 
 def hard_negatives(rows: Sequence[Mapping]) -> Plot | None:
@@ -123,27 +159,38 @@ def hard_negatives(rows: Sequence[Mapping]) -> Plot | None:
         return None
     figure, (axes,) = new_figure(height=2.6)
     rounds = _column(rows, "round")
-    axes.fill_between(rounds, _column(rows, "hard_negatives_min"),
-                      _column(rows, "hard_negatives_max"), color=BLUE, alpha=0.18, linewidth=0,
-                      label="fewest to most")
+    axes.fill_between(
+        rounds,
+        _column(rows, "hard_negatives_min"),
+        _column(rows, "hard_negatives_max"),
+        color=BLUE,
+        alpha=0.18,
+        linewidth=0,
+        label="fewest to most",
+    )
     axes.plot(rounds, mean, color=BLUE, marker=_marker(len(rows)), markersize=3, label="mean")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("public images kept")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     total = _column(rows, "public_images")
     if np.isfinite(total).all() and total.max() == total.min() > 0:
-        share = axes.secondary_yaxis("right", functions=(lambda n: n / total[0],
-                                                         lambda s: s * total[0]))
+        share = axes.secondary_yaxis(
+            "right", functions=(lambda n: n / total[0], lambda s: s * total[0])
+        )
         _percent_axis(share.yaxis)
         share.set_ylabel("share of all public images")
     axes.legend(loc="best")
     _rounds_axis(axes)
-    return Plot("hard-negatives", figure, "Hard negatives per client",
-                f"Line plot of the public images kept per client: mean {mean[0]:.0f} in the first "
-                f"and {mean[-1]:.0f} in the last round, with a band from fewest to most.",
-                "Public images that look to the global model like one of the client's own images. "
-                "A falling number means that the embedding keeps these people apart better; "
-                "the band spans the clients.")
+    return Plot(
+        "hard-negatives",
+        figure,
+        "Hard negatives per client",
+        f"Line plot of the public images kept per client: mean {mean[0]:.0f} in the first "
+        f"and {mean[-1]:.0f} in the last round, with a band from fewest to most.",
+        "Public images that look to the global model like one of the client's own images. "
+        "A falling number means that the embedding keeps these people apart better; "
+        "the band spans the clients.",
+    )
 
 
 def evaluations(rows: Sequence[Mapping]) -> list[Plot]:
@@ -159,20 +206,29 @@ def evaluations(rows: Sequence[Mapping]) -> list[Plot]:
                 if isinstance(value, (int, float)) and key not in ("round", "kind", "model"):
                     found.setdefault(key, {}).setdefault(row["model"], {})[row["round"]] = value
     keep = [key for key in found if key.startswith("generic/") and key.endswith("/accuracy")]
-    for base, aim in (("verification_tar", 1e-3), ("identification_pair", 1e-2),
-                      ("identification_openset", 1e-2)):
+    for base, aim in (
+        ("verification_tar", 1e-3),
+        ("identification_pair", 1e-2),
+        ("identification_openset", 1e-2),
+    ):
         keys = [key for key in found if key.startswith(f"personal/{base}@")]
         keep += sorted(keys, key=lambda key: abs(math.log(float(key.split("@")[1]) / aim)))[:1]
     keep += [key for key in found if key == "personal/rank1"]
-    return [_evaluation(key, found[key]) for key in keep
-            if max(len(points) for points in found[key].values()) > 1]
+    return [
+        _evaluation(key, found[key])
+        for key in keep
+        if max(len(points) for points in found[key].values()) > 1
+    ]
 
 
 def _evaluation(key: str, models: Mapping[str, Mapping[int, float]]) -> Plot:
     figure, (axes,) = new_figure(height=2.6)
     label = metric_label(key)
-    measured = ("Measured on people whom no model has seen." if key.startswith("generic/") else
-                "Measured on held-out images of each client's own people; mean over the clients.")
+    measured = (
+        "Measured on people whom no model has seen."
+        if key.startswith("generic/")
+        else "Measured on held-out images of each client's own people; mean over the clients."
+    )
     names = ordered(models)
     ends = []
     for name, style in model_style(names).items():
@@ -180,16 +236,25 @@ def _evaluation(key: str, models: Mapping[str, Mapping[int, float]]) -> Plot:
         if len(points) == 1:
             axes.axhline(points[0][1], label=name, **style)
         else:
-            axes.plot(*zip(*points, strict=True), label=name, marker=_marker(len(points)),
-                      markersize=3, **style)
+            axes.plot(
+                *zip(*points, strict=True),
+                label=name,
+                marker=_marker(len(points)),
+                markersize=3,
+                **style,
+            )
         ends.append(f"{name} {100 * points[-1][1]:.1f} %")
     _percent_axis(axes.yaxis)
     _rounds_axis(axes)
     axes.legend(loc="best")
-    return Plot(f"by-round-{slug(key)}", figure, label[:1].upper() + label[1:],
-                f"Line plot of {label} over rounds; in the end {', '.join(ends)}.",
-                f"{measured} Round 0 is before the first; a horizontal line is a model that does "
-                "not change.")
+    return Plot(
+        f"by-round-{slug(key)}",
+        figure,
+        label[:1].upper() + label[1:],
+        f"Line plot of {label} over rounds; in the end {', '.join(ends)}.",
+        f"{measured} Round 0 is before the first; a horizontal line is a model that does "
+        "not change.",
+    )
 
 
 def roc(protocol: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Plot | None:
@@ -218,13 +283,20 @@ def roc(protocol: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> P
     axes.set_xlabel("false accept rate")
     axes.set_ylabel("true accept rate")
     axes.legend(loc="lower right")
-    ends = ", ".join(f"{name} {100 * np.interp(-3, np.log10(far), tar):.1f} %"
-                     for name, (far, tar) in clean.items() if far.min() <= 1e-3)
-    return Plot(f"roc-{slug(protocol)}", figure, protocol,
-                f"ROC curves of {', '.join(clean)}" + (f"; at FAR 1e-3: {ends}." if ends else "."),
-                "Higher and further left is better: the share of genuine pairs that are accepted "
-                "when the threshold lets this share of impostor pairs through. The left end rests "
-                "on the fewest impostor pairs.")
+    ends = ", ".join(
+        f"{name} {100 * np.interp(-3, np.log10(far), tar):.1f} %"
+        for name, (far, tar) in clean.items()
+        if far.min() <= 1e-3
+    )
+    return Plot(
+        f"roc-{slug(protocol)}",
+        figure,
+        protocol,
+        f"ROC curves of {', '.join(clean)}" + (f"; at FAR 1e-3: {ends}." if ends else "."),
+        "Higher and further left is better: the share of genuine pairs that are accepted "
+        "when the threshold lets this share of impostor pairs through. The left end rests "
+        "on the fewest impostor pairs.",
+    )
 
 
 def distribution(metric: str, models: Mapping[str, np.ndarray]) -> Plot | None:
@@ -240,28 +312,52 @@ def distribution(metric: str, models: Mapping[str, np.ndarray]) -> Plot | None:
     for place, (name, style) in enumerate(reversed(model_style(list(values)).items())):
         color, array = style["color"], values[name]
         line = {"color": color, "linewidth": 1.2}
-        axes.boxplot(array, positions=[place], orientation="horizontal",
-                     widths=0.5, showfliers=array.size > _MANY_CLIENTS, boxprops=line,
-                     whiskerprops=line, capprops=line, medianprops={"color": color, "linewidth": 2},
-                     flierprops={"marker": ".", "markersize": 3, "markeredgecolor": color,
-                                 "rasterized": True})
+        axes.boxplot(
+            array,
+            positions=[place],
+            orientation="horizontal",
+            widths=0.5,
+            showfliers=array.size > _MANY_CLIENTS,
+            boxprops=line,
+            whiskerprops=line,
+            capprops=line,
+            medianprops={"color": color, "linewidth": 2},
+            flierprops={
+                "marker": ".",
+                "markersize": 3,
+                "markeredgecolor": color,
+                "rasterized": True,
+            },
+        )
         if array.size <= _MANY_CLIENTS:
-            axes.plot(array, place + rng.uniform(-0.16, 0.16, array.size), "o", color=color,
-                      alpha=0.45, markersize=3, markeredgewidth=0)
+            axes.plot(
+                array,
+                place + rng.uniform(-0.16, 0.16, array.size),
+                "o",
+                color=color,
+                alpha=0.45,
+                markersize=3,
+                markeredgewidth=0,
+            )
     axes.set_yticks(range(len(values)), list(reversed(values)))
     axes.tick_params(axis="y", labelcolor=INK, length=0)
     axes.grid(visible=False, axis="y")
     _percent_axis(axes.xaxis)
     medians = ", ".join(f"{name} {100 * np.median(array):.1f} %" for name, array in values.items())
-    return Plot(f"clients-{slug(metric)}", figure, label[:1].upper() + label[1:],
-                f"Box plot over the clients of {label}. Medians: {medians}.",
-                "A dot is a client. The box holds the middle half of the clients, its line is the "
-                "median, the whiskers reach 1.5 box lengths. A mean that rises while the left "
-                "end stays put leaves some clients behind.")
+    return Plot(
+        f"clients-{slug(metric)}",
+        figure,
+        label[:1].upper() + label[1:],
+        f"Box plot over the clients of {label}. Medians: {medians}.",
+        "A dot is a client. The box holds the middle half of the clients, its line is the "
+        "median, the whiskers reach 1.5 box lengths. A mean that rises while the left "
+        "end stays put leaves some clients behind.",
+    )
 
 
-def gains(metric: str, before: np.ndarray, after: np.ndarray,
-          reference: str = "global") -> Plot | None:
+def gains(
+    metric: str, before: np.ndarray, after: np.ndarray, reference: str = "global"
+) -> Plot | None:
     """Sorted differences per client, personalized minus another model, the ``reference``.
 
     Args:
@@ -277,8 +373,10 @@ def gains(metric: str, before: np.ndarray, after: np.ndarray,
         return None
     figure, (axes,) = new_figure(height=2.6)
     place = np.arange(1, gain.size + 1)
-    for part, color, name in ((np.minimum(gain, 0), ORANGE, "loses"),
-                              (np.maximum(gain, 0), GREEN, "gains")):
+    for part, color, name in (
+        (np.minimum(gain, 0), ORANGE, "loses"),
+        (np.maximum(gain, 0), GREEN, "gains"),
+    ):
         if gain.size > _MANY_CLIENTS:
             axes.fill_between(*_thin(place, part), color=color, linewidth=0, label=name)
         elif part.any():
@@ -292,14 +390,20 @@ def gains(metric: str, before: np.ndarray, after: np.ndarray,
     if gain.any():
         axes.legend(loc="upper left")
     wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
-    text = (f"{wins} of {gain.size} clients gain, {losses} lose; median "
-            f"{np.median(gain):+.2f}, lowest {gain[0]:+.2f}, highest {gain[-1]:+.2f} points.")
+    text = (
+        f"{wins} of {gain.size} clients gain, {losses} lose; median "
+        f"{np.median(gain):+.2f}, lowest {gain[0]:+.2f}, highest {gain[-1]:+.2f} points."
+    )
     base = "" if reference == "global" else f"over-{slug(reference)}-"
     title = "Gain by personalization" if reference == "global" else "Gain by the whole training"
-    return Plot(f"gains-{base}{slug(metric)}", figure,
-                f"{title}, over the {reference} model: {label}", f"Bar plot. {text}",
-                f"{text} Per client: its own personalized model minus the {reference} "
-                "model on the same pairs.")
+    return Plot(
+        f"gains-{base}{slug(metric)}",
+        figure,
+        f"{title}, over the {reference} model: {label}",
+        f"Bar plot. {text}",
+        f"{text} Per client: its own personalized model minus the {reference} "
+        "model on the same pairs.",
+    )
 
 
 def comparison(metric: str, rows: Mapping[str, np.ndarray], reference: str) -> Plot | None:
@@ -319,14 +423,25 @@ def comparison(metric: str, rows: Mapping[str, np.ndarray], reference: str) -> P
         axes.axvline(values[reference].mean(), color=VERMILLION, linewidth=0.9, linestyle=":")
     for place, (name, array) in enumerate(reversed(values.items())):
         color = VERMILLION if name == reference else BLUE
-        axes.plot(array, np.full(array.size, place), "o", color=color, alpha=0.5, markersize=4,
-                  markeredgewidth=0)
+        axes.plot(
+            array,
+            np.full(array.size, place),
+            "o",
+            color=color,
+            alpha=0.5,
+            markersize=4,
+            markeredgewidth=0,
+        )
         axes.plot([array.mean()] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2)
     axes.set_yticks(range(len(values)), list(reversed(values)))
     axes.tick_params(axis="y", labelcolor=INK, length=0)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g} %"))
     means = ", ".join(f"{name} {v.mean():.1f} %" for name, v in values.items())
-    return Plot(f"compare-{slug(metric)}", figure, metric[:1].upper() + metric[1:],
-                f"Dot plot of {metric} by method. Means: {means}.",
-                f"A dot is a seed, a bar the mean; the dotted line is {reference}.")
+    return Plot(
+        f"compare-{slug(metric)}",
+        figure,
+        metric[:1].upper() + metric[1:],
+        f"Dot plot of {metric} by method. Means: {means}.",
+        f"A dot is a seed, a bar the mean; the dotted line is {reference}.",
+    )

@@ -1,4 +1,5 @@
 """A finished run, read from its work directory."""
+
 from __future__ import annotations
 
 import os
@@ -59,8 +60,10 @@ class Result:
     def clients(self) -> pd.DataFrame:
         """One line per evaluated client; columns are (metric, model)."""
         columns: dict[tuple[str, str], Any] = {
-            (metric, model): values for metric, models in self.per_client.items()
-            for model, values in models.items()}
+            (metric, model): values
+            for metric, models in self.per_client.items()
+            for model, values in models.items()
+        }
         return _pandas().DataFrame(columns)
 
 
@@ -68,6 +71,8 @@ def _pandas():
     try:
         import pandas  # noqa: PLC0415 - optional
     except ImportError:
-        raise InputError("pandas is not installed; pip install pandas, or use Result.history and "
-                         "Result.per_client, which are plain") from None
+        raise InputError(
+            "pandas is not installed; pip install pandas, or use Result.history and "
+            "Result.per_client, which are plain"
+        ) from None
     return pandas

@@ -1,4 +1,5 @@
 """The results of a run: all protocols on its models, written down and shown."""
+
 from __future__ import annotations
 
 import platform
@@ -22,18 +23,25 @@ PyTree = Any
 
 def make_assessor(sim: Simulation) -> assess.Assessor:
     """What the models of a simulation are evaluated on; nothing is compiled before it is used."""
+
     def training_images(number):
         client = sim.split.clients[number]
         return sim.client_images.read(client.train_images), client.train_labels
 
     return assess.Assessor(
-        sim.config.eval, sim.held_out, sim.generic, training_images, make_embed(sim),
-        make_personal_embed(sim), min(sim.config.eval.batch_size * sim.layout.mesh.size, 4096))
+        sim.config.eval,
+        sim.held_out,
+        sim.generic,
+        training_images,
+        make_embed(sim),
+        make_personal_embed(sim),
+        min(sim.config.eval.batch_size * sim.layout.mesh.size, 4096),
+    )
 
 
-def evaluate_models(sim: Simulation, pretrained: PyTree, backbone: PyTree,
-                    personal: assess.PersonalModels
-                    ) -> tuple[dict[str, Any], dict[str, Any]]:
+def evaluate_models(
+    sim: Simulation, pretrained: PyTree, backbone: PyTree, personal: assess.PersonalModels
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """All protocols on the pretrained, the global and the personalized models.
 
     Args:
@@ -48,41 +56,63 @@ def evaluate_models(sim: Simulation, pretrained: PyTree, backbone: PyTree,
         results = {
             "pretrained": assess.assess_shared(assessor, pretrained, bar.update),
             "global": assess.assess_shared(assessor, backbone, bar.update),
-            "personalized": assess.assess_personalized(assessor, personal, bar.update)}
+            "personalized": assess.assess_personalized(assessor, personal, bar.update),
+        }
     rocs, per_client = assess.curves(results)
     summaries = {name: assess.summarize(a) for name, a in results.items()}
     assess.add_losers(summaries["personalized"], results["personalized"], results["global"])
     count = sim.config.eval.examples
     uses_hard = sim.config.fed.public_data == "hard"
     parts = {
-        "rocs": rocs, "per_client": per_client, "faces": assess.identity_sheet(sim.public),
+        "rocs": rocs,
+        "per_client": per_client,
+        "faces": assess.identity_sheet(sim.public),
         "hard_negatives": assess.hard_negative_examples(
-            assessor, backbone, np.asarray(sim.public.images), count) if uses_hard else [],
-        "mistakes": assess.mistake_examples(
-            assessor, personal, results["personalized"], count)}
+            assessor, backbone, np.asarray(sim.public.images), count
+        )
+        if uses_hard
+        else [],
+        "mistakes": assess.mistake_examples(assessor, personal, results["personalized"], count),
+    }
     return summaries, parts
 
 
-def append_evaluation(writer: workdir.RunWriter, round_index: int,
-                      models: dict[str, Any]) -> None:
+def append_evaluation(writer: workdir.RunWriter, round_index: int, models: dict[str, Any]) -> None:
     """Adds the models' metrics to ``metrics.jsonl``, unless they are there already."""
-    there = {(row.get("round"), row.get("model")) for row in workdir.read_metrics(writer.workdir)
-             if row["kind"] == "evaluation"}
+    there = {
+        (row.get("round"), row.get("model"))
+        for row in workdir.read_metrics(writer.workdir)
+        if row["kind"] == "evaluation"
+    }
     for model, result in models.items():
         if (round_index, model) not in there:
-            writer.append({"kind": "evaluation", "round": round_index, "model": model,
-                           **assess.flat_metrics(result)})
+            writer.append(
+                {
+                    "kind": "evaluation",
+                    "round": round_index,
+                    "model": model,
+                    **assess.flat_metrics(result),
+                }
+            )
 
 
 def describe_run(config: Config, name: str, rounds_done: int) -> dict[str, Any]:
     """What was run and on what, for the summary."""
     device = jax.devices()[0]
-    kind = platform.processor() or platform.machine() if device.platform == "cpu" else (
-        device.device_kind)
-    return {"name": f"Run {name}", "method": config.recipe.title,
-            "seed": config.seed, "clients": config.fed.num_clients,
-            "rounds": rounds_done, "device": f"{len(jax.devices())} x {device.platform} ({kind})",
-            "jax": jax.__version__}
+    kind = (
+        platform.processor() or platform.machine()
+        if device.platform == "cpu"
+        else (device.device_kind)
+    )
+    return {
+        "name": f"Run {name}",
+        "method": config.recipe.title,
+        "seed": config.seed,
+        "clients": config.fed.num_clients,
+        "rounds": rounds_done,
+        "device": f"{len(jax.devices())} x {device.platform} ({kind})",
+        "jax": jax.__version__,
+    }
 
 
 def notes(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -96,8 +126,11 @@ def notes(rows: list[dict[str, Any]]) -> dict[str, Any]:
       holds, and ``settings``: name -> [old, new]. ``remark``: see
       :mod:`fedfr_jax.runtime.remarks`, where there is one.
     """
-    changed = [{"round": row["round"], "settings": row["settings"]} for row in rows
-               if row.get("kind") == "change"]
+    changed = [
+        {"round": row["round"], "settings": row["settings"]}
+        for row in rows
+        if row.get("kind") == "change"
+    ]
     text = first_remark(rows)
     return {"changes": changed} | ({"remark": text} if text else {})
 
@@ -110,14 +143,21 @@ def describe_costs(sim: Simulation, rows: list[dict[str, Any]]) -> dict[str, Any
     """
     found = [row["flops_per_client"] for row in rows if "flops_per_client" in row]
     identities = float(sim.schedule.clients.identity_counts.mean())
-    return costs.communication(sim.spec, sim.public.identities, identities,
-                               sim.config.rounds) | {
-        "flops": float(np.mean(found)) if found else 0.0}
+    return costs.communication(sim.spec, sim.public.identities, identities, sim.config.rounds) | {
+        "flops": float(np.mean(found)) if found else 0.0
+    }
 
 
-def write_results(sim: Simulation, writer: workdir.RunWriter, run: dict[str, Any],
-                  pretrained: PyTree, backbone: PyTree,
-                  personal: assess.PersonalModels, *, show: bool = True) -> dict[str, Any]:
+def write_results(
+    sim: Simulation,
+    writer: workdir.RunWriter,
+    run: dict[str, Any],
+    pretrained: PyTree,
+    backbone: PyTree,
+    personal: assess.PersonalModels,
+    *,
+    show: bool = True,
+) -> dict[str, Any]:
     """Evaluates, writes ``summary.json``, ``evaluation.npz`` and ``report.html``, prints tables.
 
     Args:
@@ -129,10 +169,13 @@ def write_results(sim: Simulation, writer: workdir.RunWriter, run: dict[str, Any
     """
     models, parts = evaluate_models(sim, pretrained, backbone, personal)
     append_evaluation(writer, run["rounds"], models)
-    summary = {"run": run, "split": describe_split(sim.split, sim.source.name),
-               "evaluated": {"clients": len(sim.held_out.numbers), "of": len(sim.split.clients)},
-               "costs": describe_costs(sim, workdir.read_metrics(writer.workdir)),
-               "models": models}
+    summary = {
+        "run": run,
+        "split": describe_split(sim.split, sim.source.name),
+        "evaluated": {"clients": len(sim.held_out.numbers), "of": len(sim.split.clients)},
+        "costs": describe_costs(sim, workdir.read_metrics(writer.workdir)),
+        "models": models,
+    }
     writer.write_summary(summary)
     writer.write_evaluation(**parts)
     writer.flush()
@@ -143,8 +186,9 @@ def write_results(sim: Simulation, writer: workdir.RunWriter, run: dict[str, Any
     return summary
 
 
-def make_round_evaluation(sim: Simulation, writer: workdir.RunWriter, pretrained: PyTree
-                          ) -> Callable[..., None]:
+def make_round_evaluation(
+    sim: Simulation, writer: workdir.RunWriter, pretrained: PyTree
+) -> Callable[..., None]:
     """The evaluation between rounds that ``eval.every`` asks for.
 
     Returns:
@@ -157,8 +201,10 @@ def make_round_evaluation(sim: Simulation, writer: workdir.RunWriter, pretrained
         if done == 0:
             models = {"pretrained": assess.assess_shared(assessor, pretrained)}
         else:
-            models = {"global": assess.assess_shared(assessor, backbone),
-                      "personalized": assess.assess_personalized(assessor, personal)}
+            models = {
+                "global": assess.assess_shared(assessor, backbone),
+                "personalized": assess.assess_personalized(assessor, personal),
+            }
         append_evaluation(writer, done, {n: assess.summarize(a) for n, a in models.items()})
 
     return evaluate

@@ -16,6 +16,7 @@ below the global one. Any part may be missing. ``unresolvable`` lists the rates 
 fewer than one error is allowed (by the pair rule, at most one). ``{"evaluated": {"clients": n,
 "of": N}}`` says how many of the clients were evaluated.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -33,19 +34,25 @@ from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
 
 MODEL_ORDER = ("pretrained", "global", "personalized")
 _MARK, _NONE = "†", "–"
-_UNRESOLVED = (f"{_MARK} fewer than one false accept is allowed at this rate: there are too few "
-               "impostor scores to resolve it, and the number is the share of genuine scores "
-               "above the highest impostor score.")
-_UNRESOLVED_PAIRS = (f"{_MARK} the threshold of this rate is the highest impostor score: there are "
-                     "too few probes to resolve it.")
+_UNRESOLVED = (
+    f"{_MARK} fewer than one false accept is allowed at this rate: there are too few "
+    "impostor scores to resolve it, and the number is the share of genuine scores "
+    "above the highest impostor score."
+)
+_UNRESOLVED_PAIRS = (
+    f"{_MARK} the threshold of this rate is the highest impostor score: there are "
+    "too few probes to resolve it."
+)
 _GENERIC = "Generic verification: {}"
-_MIXED = ("As listed, a fold of this set lacks genuine or impostor pairs: pairs were mixed, with a "
-          "fixed seed.")
-_PERSONAL = {"verification_tar": ("Personalized verification (1:1)", "TAR @ FAR {}"),
-             "identification_pair": ("Personalized identification (1:N), pair rule",
-                                     "TPIR @ FPIR {}"),
-             "identification_openset": ("Personalized identification (1:N), open set",
-                                        "TPIR @ FPIR {}")}
+_MIXED = (
+    "As listed, a fold of this set lacks genuine or impostor pairs: pairs were mixed, with a "
+    "fixed seed."
+)
+_PERSONAL = {
+    "verification_tar": ("Personalized verification (1:1)", "TAR @ FAR {}"),
+    "identification_pair": ("Personalized identification (1:N), pair rule", "TPIR @ FPIR {}"),
+    "identification_openset": ("Personalized identification (1:N), open set", "TPIR @ FPIR {}"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +106,9 @@ def percent(value: float | None, std: float | None = None) -> str:
 def model_names(summary: Mapping[str, Any]) -> list[str]:
     """The models of a summary: pretrained, global, personalized, then the others."""
     models = summary.get("models", {})
-    return ([name for name in MODEL_ORDER if name in models]
-            + [name for name in models if name not in MODEL_ORDER])
+    return [name for name in MODEL_ORDER if name in models] + [
+        name for name in models if name not in MODEL_ORDER
+    ]
 
 
 def _rates(tree: Mapping[str, Any]) -> list[str]:
@@ -118,8 +126,12 @@ def _generic_entries(found: Mapping[str, Any]) -> Iterator[tuple[str, float, flo
     unresolvable = {float(rate) for rate in found.get("unresolvable", ())}
     for key, label in (("tar", "TAR @ FAR"), ("tpir", "TPIR @ FPIR")):
         for rate in _rates(found.get(key, {})):
-            yield (f"{label} {rate_label(rate)}", found[key][rate], None,
-                   float(rate) in unresolvable)
+            yield (
+                f"{label} {rate_label(rate)}",
+                found[key][rate],
+                None,
+                float(rate) in unresolvable,
+            )
     for key in found:
         if match := re.fullmatch(r"rank(\d+)", key):
             yield f"rank-{match[1]}", found[key], None, False
@@ -145,27 +157,41 @@ def _personal(models: Mapping[str, Any], names: list[str]) -> dict[str, _Columns
             for rate in _rates(found.get(key, {})):
                 spread = found[key][rate]
                 columns.setdefault(header.format(rate_label(rate)), {})[name] = (
-                    spread.get("mean"), spread.get("std"), float(rate) in marks)
+                    spread.get("mean"),
+                    spread.get("std"),
+                    float(rate) in marks,
+                )
             if key == "identification_openset" and "rank1" in found:
                 spread = found["rank1"]
                 columns.setdefault("rank-1", {})[name] = (
-                    spread.get("mean"), spread.get("std"), False)
+                    spread.get("mean"),
+                    spread.get("std"),
+                    False,
+                )
         tables[title] = columns
     return tables
 
 
 def _best(column: Mapping[str, tuple]) -> set[str]:
     """The models that share the highest printed value; nobody, where that says nothing."""
-    shown = {name: round(100 * value, 2) for name, (value, _, _) in column.items()
-             if value is not None and math.isfinite(value)}
+    shown = {
+        name: round(100 * value, 2)
+        for name, (value, _, _) in column.items()
+        if value is not None and math.isfinite(value)
+    }
     resolved = not any(mark for _, _, mark in column.values())
     if not resolved or len(set(shown.values())) < 2:
         return set()
     return {name for name, value in shown.items() if value == max(shown.values())}
 
 
-def _table(title: str, columns: _Columns, names: list[str], notes: tuple[str, ...],
-           unresolved: str = _UNRESOLVED) -> ResultTable:
+def _table(
+    title: str,
+    columns: _Columns,
+    names: list[str],
+    notes: tuple[str, ...],
+    unresolved: str = _UNRESOLVED,
+) -> ResultTable:
     best = {header: _best(column) for header, column in columns.items()}
     rows = []
     for name in names:
@@ -178,8 +204,9 @@ def _table(title: str, columns: _Columns, names: list[str], notes: tuple[str, ..
             cells.append(Cell(text, name in best[header], mark and text != _NONE))
         rows.append((name, tuple(cells)))
     marked = any(cell.unresolvable for _, cells in rows for cell in cells)
-    return ResultTable(title, tuple(columns), tuple(rows),
-                       notes + ((unresolved,) if marked else ()))
+    return ResultTable(
+        title, tuple(columns), tuple(rows), notes + ((unresolved,) if marked else ())
+    )
 
 
 def _sample(summary: Mapping[str, Any]) -> tuple[str, ...]:
@@ -187,8 +214,10 @@ def _sample(summary: Mapping[str, Any]) -> tuple[str, ...]:
     found = summary.get("evaluated", {})
     if found.get("clients") == found.get("of"):
         return ()
-    return (f"{found['clients']} of {found['of']} clients, drawn at random (eval.clients): probes "
-            "and impostors, too, are images of these clients alone.",)
+    return (
+        f"{found['clients']} of {found['of']} clients, drawn at random (eval.clients): probes "
+        "and impostors, too, are images of these clients alone.",
+    )
 
 
 def closing_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
@@ -204,16 +233,34 @@ def closing_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
     """
     models, names = summary.get("models", {}), model_names(summary)
     generic, personal = _generic(models, names), _personal(models, names)
-    mixed = {_GENERIC.format(set_name) for model in models.values()
-             for set_name, found in model.get("generic", {}).items() if found.get("mixed_folds")}
-    tables = [_table(title, columns, names, ("In percent; ± is the standard deviation over the "
-                                             "folds.", *([_MIXED] if title in mixed else ())))
-              for title, columns in generic.items() if columns]
+    mixed = {
+        _GENERIC.format(set_name)
+        for model in models.values()
+        for set_name, found in model.get("generic", {}).items()
+        if found.get("mixed_folds")
+    }
+    tables = [
+        _table(
+            title,
+            columns,
+            names,
+            (
+                "In percent; ± is the standard deviation over the folds.",
+                *([_MIXED] if title in mixed else ()),
+            ),
+        )
+        for title, columns in generic.items()
+        if columns
+    ]
     notes = ("In percent; mean ± standard deviation over the clients.", *_sample(summary))
     pair_rule = _PERSONAL["identification_pair"][0]
-    tables += [_table(title, columns, names, notes,
-                      _UNRESOLVED_PAIRS if title == pair_rule else _UNRESOLVED)
-               for title, columns in personal.items() if columns]
+    tables += [
+        _table(
+            title, columns, names, notes, _UNRESOLVED_PAIRS if title == pair_rule else _UNRESOLVED
+        )
+        for title, columns in personal.items()
+        if columns
+    ]
     more = (fairness_table(summary), cost_table(summary))
     return tables + [table for table in more if table is not None]
 
@@ -230,14 +277,21 @@ def cost_table(summary: Mapping[str, Any]) -> ResultTable | None:
         return None
     method = summary.get("run", {}).get("method", "this run")
     what = ", ".join(f"{name} {size / 1e6:.3g} MB" for name, size in costs["up"].items())
-    cells = (megabytes(costs["down"]), megabytes(costs["up"]), f"{costs['flops'] / 1e9:.3g}",
-             what or "nothing")
+    cells = (
+        megabytes(costs["down"]),
+        megabytes(costs["up"]),
+        f"{costs['flops'] / 1e9:.3g}",
+        what or "nothing",
+    )
     return ResultTable(
         "Cost of a round for a client",
         ("received (MB)", "sent (MB)", "arithmetic (GFLOP)", "what is sent"),
         ((method, tuple(map(Cell, cells))),),
-        ("Mean over clients and rounds, by the tensors' sizes in float32 and the passes of the "
-         "backbone.",))
+        (
+            "Mean over clients and rounds, by the tensors' sizes in float32 and the passes of the "
+            "backbone.",
+        ),
+    )
 
 
 def headline_rate(rates: Iterable[str], aim: float) -> str:
@@ -247,25 +301,42 @@ def headline_rate(rates: Iterable[str], aim: float) -> str:
 
 def fairness_table(summary: Mapping[str, Any]) -> ResultTable | None:
     """How unequal the clients are, per model, at the rates nearest to FAR 1e-3 and FPIR 1e-2."""
-    models = {name: found["personalized"] for name in model_names(summary)
-              if (found := summary["models"][name]).get("personalized")}
+    models = {
+        name: found["personalized"]
+        for name in model_names(summary)
+        if (found := summary["models"][name]).get("personalized")
+    }
     columns: _Columns = {}
-    for key, label, aim in (("verification_tar", "1:1", HEADLINE_FAR),
-                            ("identification_openset", "1:N", HEADLINE_FPIR)):
+    for key, label, aim in (
+        ("verification_tar", "1:1", HEADLINE_FAR),
+        ("identification_openset", "1:N", HEADLINE_FPIR),
+    ):
         for name, found in models.items():
             if spreads := found.get(key):
                 rate = headline_rate(spreads, aim)
                 at = f" at {rate_label(rate)}"
                 for what, part in (("worst tenth", "worst10"), ("worse off", "worse")):
                     columns.setdefault(f"{label}{at}: {what}", {})[name] = (
-                        spreads[rate].get(part), None, False)
+                        spreads[rate].get(part),
+                        None,
+                        False,
+                    )
     if not columns:
         return None
-    cells = tuple((name, tuple(Cell(percent(column.get(name, (None,))[0]))
-                               for column in columns.values())) for name in models)
-    return ResultTable("Fairness: how the clients differ", tuple(columns), cells, (
-        "In percent. Worst tenth: mean of the clients who do worst; worse off: clients whose own "
-        "model is below the global one.", *_sample(summary)))
+    cells = tuple(
+        (name, tuple(Cell(percent(column.get(name, (None,))[0])) for column in columns.values()))
+        for name in models
+    )
+    return ResultTable(
+        "Fairness: how the clients differ",
+        tuple(columns),
+        cells,
+        (
+            "In percent. Worst tenth: mean of the clients who do worst; worse off: clients whose "
+            "own model is below the global one.",
+            *_sample(summary),
+        ),
+    )
 
 
 def spread_table(summary: Mapping[str, Any]) -> ResultTable | None:
@@ -273,16 +344,25 @@ def spread_table(summary: Mapping[str, Any]) -> ResultTable | None:
     models = summary.get("models", {})
     rows = []
     for key, (_, header) in _PERSONAL.items():
-        rates = sorted({rate for model in models.values()
-                        for rate in model.get("personalized", {}).get(key, {})}, key=float)
+        rates = sorted(
+            {
+                rate
+                for model in models.values()
+                for rate in model.get("personalized", {}).get(key, {})
+            },
+            key=float,
+        )
         for rate in rates:
             for name in model_names(summary):
                 found = models[name].get("personalized", {}).get(key, {}).get(rate)
                 if found:
-                    short = {"identification_pair": "1:N pair rule, ",
-                             "identification_openset": "1:N open set, "}.get(key, "1:1, ")
-                    rows.append((f"{short}{header.format(rate_label(rate))}: {name}",
-                                 _spread(found)))
+                    short = {
+                        "identification_pair": "1:N pair rule, ",
+                        "identification_openset": "1:N open set, ",
+                    }.get(key, "1:1, ")
+                    rows.append(
+                        (f"{short}{header.format(rate_label(rate))}: {name}", _spread(found))
+                    )
     for name in model_names(summary):
         found = models[name].get("personalized", {}).get("rank1")
         if found:
@@ -291,14 +371,19 @@ def spread_table(summary: Mapping[str, Any]) -> ResultTable | None:
         return None
     return ResultTable(
         "Spread over the clients",
-        ("mean", "std", "worst tenth", "lowest", "highest", "worse off"), tuple(rows),
-        ("In percent. Worse off: the share of clients whose own model is below the global one.",
-         *_sample(summary)))
+        ("mean", "std", "worst tenth", "lowest", "highest", "worse off"),
+        tuple(rows),
+        (
+            "In percent. Worse off: the share of clients whose own model is below the global one.",
+            *_sample(summary),
+        ),
+    )
 
 
 def _spread(found: Mapping[str, Any]) -> tuple[Cell, ...]:
-    return tuple(Cell(percent(found.get(key)))
-                 for key in ("mean", "std", "worst10", "min", "max", "worse"))
+    return tuple(
+        Cell(percent(found.get(key))) for key in ("mean", "std", "worst10", "min", "max", "worse")
+    )
 
 
 def _text(cell: Cell) -> str:
@@ -315,16 +400,23 @@ def render(tables: list[ResultTable], console: Console | None = None) -> None:
     console = Console(force_jupyter=False) if console is None else console
     for table in tables:
         if not console.is_terminal:
-            console.width = max(console.width, 40 + sum(
-                4 + max(len(header), *(len(_text(cells[i])) for _, cells in table.rows))
-                for i, header in enumerate(table.columns)))
+            console.width = max(
+                console.width,
+                40
+                + sum(
+                    4 + max(len(header), *(len(_text(cells[i])) for _, cells in table.rows))
+                    for i, header in enumerate(table.columns)
+                ),
+            )
         drawn = RichTable()
         drawn.add_column("model", no_wrap=True)
         for header in table.columns:
             drawn.add_column(Text(header), justify="right")
         for name, cells in table.rows:
-            drawn.add_row(Text(name), *(Text(_text(cell), style="bold green" if cell.best else "")
-                                        for cell in cells))
+            drawn.add_row(
+                Text(name),
+                *(Text(_text(cell), style="bold green" if cell.best else "") for cell in cells),
+            )
         console.print(Text(table.title, style="bold"))
         console.print(drawn)
         for note in table.notes:
@@ -334,11 +426,14 @@ def render(tables: list[ResultTable], console: Console | None = None) -> None:
 
 def markdown(table: ResultTable) -> str:
     """A table in Markdown (without its title): best in bold, notes below."""
+
     def safe(text):
         return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", text.replace("\n", " "))
 
-    lines = ["| model | " + " | ".join(safe(header) for header in table.columns) + " |",
-             "|---|" + "---:|" * len(table.columns)]
+    lines = [
+        "| model | " + " | ".join(safe(header) for header in table.columns) + " |",
+        "|---|" + "---:|" * len(table.columns),
+    ]
     for name, cells in table.rows:
         texts = [f"**{safe(_text(cell))}**" if cell.best else safe(_text(cell)) for cell in cells]
         lines.append(f"| {safe(name)} | " + " | ".join(texts) + " |")
@@ -357,9 +452,11 @@ def metric_label(key: str) -> str:
         rate = rate_label(rate) if rate else ""
     except ValueError:
         return key
-    names = {"verification_tar": "personalized 1:1, TAR @ FAR",
-             "identification_pair": "personalized 1:N (pair rule), TPIR @ FPIR",
-             "identification_openset": "personalized 1:N (open set), TPIR @ FPIR"}
+    names = {
+        "verification_tar": "personalized 1:1, TAR @ FAR",
+        "identification_pair": "personalized 1:N (pair rule), TPIR @ FPIR",
+        "identification_openset": "personalized 1:N (open set), TPIR @ FPIR",
+    }
     if base in names and rate:
         return f"{names[base]} {rate}"
     if base == "rank1":
@@ -367,7 +464,8 @@ def metric_label(key: str) -> str:
     if base.startswith("generic/") and base.count("/") >= 2:
         _, rest = base.split("/", 1)
         set_name, metric = rest.rsplit("/", 1)
-        metric = {"tar": "TAR @ FAR", "tpir": "TPIR @ FPIR",
-                  "accuracy_std": "std of accuracy"}.get(metric, metric)
+        metric = {"tar": "TAR @ FAR", "tpir": "TPIR @ FPIR", "accuracy_std": "std of accuracy"}.get(
+            metric, metric
+        )
         return f"generic verification ({set_name}), {metric} {rate}".rstrip()
     return key

@@ -7,6 +7,7 @@ random images, the fastest per client and step wins. The outcome is printed, kep
 file for the next run, and written into the run's ``config.json``; a setting that the user
 gives is never changed.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -107,14 +108,17 @@ def settle(config: Config, *, seeds: int = 1, report=print) -> Config:
     best = _agreed(best)
     report(f"plan: {best} ({note})")
     return dataclasses.replace(
-        config, model=dataclasses.replace(config.model, dtype=best.dtype),
-        engine=dataclasses.replace(config.engine, lanes=best.lanes, conv=best.conv,
-                                   gradient_batch=best.gradient_batch))
+        config,
+        model=dataclasses.replace(config.model, dtype=best.dtype),
+        engine=dataclasses.replace(
+            config.engine, lanes=best.lanes, conv=best.conv, gradient_batch=best.gradient_batch
+        ),
+    )
 
 
 def _kept(config: Config, seeds: int, plan: dict[str, Any] | None) -> Candidate | None:
     """The candidate that a plan names; None where it is none of those that would be measured."""
-    mesh = engine.make_mesh(jax.local_devices()[:cohort_size(config)])
+    mesh = engine.make_mesh(jax.local_devices()[: cohort_size(config)])
     groups = candidates(config, mesh.size, jax.default_backend(), seeds) if plan else ()
     return next((c for group in groups for c in group if dataclasses.asdict(c) == plan), None)
 
@@ -153,8 +157,9 @@ def seeds_at_once(config: Config) -> int:
     return max(1, config.engine.lanes // most_lanes(config, devices))
 
 
-def candidates(config: Config, devices: int, backend: str,
-               seeds: int = 1) -> Iterator[list[Candidate]]:
+def candidates(
+    config: Config, devices: int, backend: str, seeds: int = 1
+) -> Iterator[list[Candidate]]:
     """Groups of candidates that differ in nothing but lanes, fewest first."""
     settings, limit = config.engine, most_lanes(config, devices) * seeds
     on_cpu = backend == "cpu"
@@ -173,7 +178,7 @@ def candidates(config: Config, devices: int, backend: str,
 
 def measure(config: Config, seeds: int = 1) -> tuple[Candidate, str]:
     """(the fastest candidate, how it compares); ``seeds`` as for :func:`settle`."""
-    devices = jax.local_devices()[:cohort_size(config)]
+    devices = jax.local_devices()[: cohort_size(config)]
     mesh = engine.make_mesh(devices)
     found: dict[Candidate, float] = {}
     for group in candidates(config, mesh.size, jax.default_backend(), seeds):
@@ -186,11 +191,14 @@ def measure(config: Config, seeds: int = 1) -> tuple[Candidate, str]:
             least = min(least, seconds)
     best = min(found, key=found.__getitem__)
     if not np.isfinite(found[best]):
-        raise MemoryError("no way to lay out a round fits into memory; lower fed.batch_size or "
-                          "set engine.gradient_batch")
+        raise MemoryError(
+            "no way to lay out a round fits into memory; lower fed.batch_size or "
+            "set engine.gradient_batch"
+        )
     others = "; ".join(f"{c}: {_ms(t)}" for c, t in found.items() if c != best)
     return best, f"measured {_ms(found[best])} per client step" + (
-        f", against {others}" if others else "")
+        f", against {others}" if others else ""
+    )
 
 
 def _ms(seconds: float) -> str:
@@ -218,8 +226,11 @@ def seconds_per_step(config: Config, candidate: Candidate, mesh) -> float:
 
 def _program(config: Config, candidate: Candidate, mesh):
     """A compiled function that trains ``lanes`` clients per device for a few steps."""
-    backbone = build(dataclasses.replace(config.model, dtype=candidate.dtype),
-                     config.data.image_size, candidate.conv)
+    backbone = build(
+        dataclasses.replace(config.model, dtype=candidate.dtype),
+        config.data.image_size,
+        candidate.conv,
+    )
     # FedFR whatever the method: the network weighs, and the rows of a comparison should share
     # their layout.
     fed = dataclasses.replace(config.fed, public_data="hard")
@@ -228,27 +239,46 @@ def _program(config: Config, candidate: Candidate, mesh):
     identities = config.data.split.identities_per_client[1]
     head = head_shapes(spec, identities, "off").replace(previous=None)
     head = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), head)
-    server = ServerState(jnp.int32(0), backbone.init(jax.random.key(0)),
-                         jnp.ones((classes, backbone.embedding), head.class_embeddings.dtype))
+    server = ServerState(
+        jnp.int32(0),
+        backbone.init(jax.random.key(0)),
+        jnp.ones((classes, backbone.embedding), head.class_embeddings.dtype),
+    )
     size = config.data.image_size
-    images = np.random.default_rng(0).integers(
-        0, 256, (fed.batch_size, size, size, 3), np.uint8)
-    batch = Batch(jnp.asarray(images), jnp.arange(fed.batch_size) % identities,
-                        jnp.ones((fed.batch_size, backbone.embedding)))
+    images = np.random.default_rng(0).integers(0, 256, (fed.batch_size, size, size, 3), np.uint8)
+    batch = Batch(
+        jnp.asarray(images),
+        jnp.arange(fed.batch_size) % identities,
+        jnp.ones((fed.batch_size, backbone.embedding)),
+    )
     slots = candidate.lanes * mesh.size
 
     def update(lane, shared, device, client, state: Heads):
         server, batch = shared
-        local = lane.repeat(_STEPS, lambda i, s: local_step(
-            spec, s, batch, fed.lr, jnp.ones(identities, bool), True,
-            candidate.gradient_batch), initial_state(spec, server, state))
+        local = lane.repeat(
+            _STEPS,
+            lambda i, s: local_step(
+                spec, s, batch, fed.lr, jnp.ones(identities, bool), True, candidate.gradient_batch
+            ),
+            initial_state(spec, server, state),
+        )
         return local.trained["backbone"], jnp.float32(1), state, local.losses
 
     heads = engine.spread(jax.tree.map(lambda x: jnp.stack([x] * slots), head), mesh)
     work = engine.spread(jnp.ones(slots, jnp.int32), mesh)
-    run = jax.jit(lambda shared, heads, work: engine.for_each_client(
-        update, shared, work[:mesh.size], work, heads, work, work > 0, mesh=mesh,
-        lanes=candidate.lanes)[::3])
+    run = jax.jit(
+        lambda shared, heads, work: engine.for_each_client(
+            update,
+            shared,
+            work[: mesh.size],
+            work,
+            heads,
+            work,
+            work > 0,
+            mesh=mesh,
+            lanes=candidate.lanes,
+        )[::3]
+    )
     return run, (engine.replicate((server, batch), mesh), heads, work)
 
 
@@ -256,12 +286,18 @@ def _key(config: Config, seeds: int) -> str:
     """What a plan depends on, in short."""
     device = jax.devices()[0]
     parts = {
-        "version": _VERSION, "jax": jax.__version__, "device": device.device_kind,
-        "devices": len(jax.devices()), "cores": os.cpu_count(), "image": config.data.image_size,
+        "version": _VERSION,
+        "jax": jax.__version__,
+        "device": device.device_kind,
+        "devices": len(jax.devices()),
+        "cores": os.cpu_count(),
+        "image": config.data.image_size,
         "model": dataclasses.asdict(config.model) | {"weights": ""},
-        "engine": dataclasses.asdict(config.engine), "batch": config.fed.batch_size,
+        "engine": dataclasses.asdict(config.engine),
+        "batch": config.fed.batch_size,
         "lanes": most_lanes(config, len(jax.devices())) * seeds,
-        "identities": config.data.split.identities_per_client[1]}
+        "identities": config.data.split.identities_per_client[1],
+    }
     text = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f"{device.device_kind} {config.model.name} {digest}"
@@ -277,8 +313,13 @@ def _read() -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, RecursionError):
         return {}  # nothing measured yet, or nothing that can be read
     plans = found.items() if isinstance(found, dict) else ()
-    return {key: plan for key, plan in plans if isinstance(plan, dict) and set(plan) == names and
-            all(isinstance(value, (int, str)) for value in plan.values())}
+    return {
+        key: plan
+        for key, plan in plans
+        if isinstance(plan, dict)
+        and set(plan) == names
+        and all(isinstance(value, (int, str)) for value in plan.values())
+    }
 
 
 def _write(plans: dict[str, dict]) -> None:
@@ -299,11 +340,16 @@ def keep_settled(config: Config, earlier: Mapping[str, Any]) -> Config:
     """
     engine_, model = earlier.get("engine", {}), earlier.get("model", {})
     settings = config.engine
-    kept = {name: engine_[name] for name, automatic in (("lanes", 0), ("conv", "auto"))
-            if getattr(settings, name) == automatic and name in engine_}
+    kept = {
+        name: engine_[name]
+        for name, automatic in (("lanes", 0), ("conv", "auto"))
+        if getattr(settings, name) == automatic and name in engine_
+    }
     if kept:
         kept["gradient_batch"] = settings.gradient_batch or engine_.get("gradient_batch", 0)
     dtype = model.get("dtype") if config.model.dtype == "auto" else None
     return dataclasses.replace(
-        config, engine=dataclasses.replace(settings, **kept),
-        model=dataclasses.replace(config.model, dtype=dtype or config.model.dtype))
+        config,
+        engine=dataclasses.replace(settings, **kept),
+        model=dataclasses.replace(config.model, dtype=dtype or config.model.dtype),
+    )

@@ -5,6 +5,7 @@ the first round) and ``checkpoints/<round>/`` (the server; the clients' heads ar
 :mod:`fedfr_jax.runtime.client_states`). Each holds a checksum of its content, which is compared
 when it is read.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -30,8 +31,9 @@ _CHECK = "sha256"  # beside the tree, so that Orbax writes it in the same transa
 def saved_rounds(workdir: str | os.PathLike) -> list[int]:
     """Numbers of rounds done of the complete checkpoints in a work directory, oldest first."""
     # Orbax gives a folder its number when it is complete.
-    return sorted(int(path.name) for path in (pathlib.Path(workdir) / FOLDER).glob("*")
-                  if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in (pathlib.Path(workdir) / FOLDER).glob("*") if path.name.isdigit()
+    )
 
 
 class RoundCheckpoints:
@@ -66,10 +68,13 @@ class RoundCheckpoints:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         if round_index not in self._manager.all_steps():
             tree = serialization.to_state_dict(jax.device_get(state))
-            self._manager.save(round_index, args=ocp.args.StandardSave(
-                {"tree": tree, _CHECK: _digest(tree, round_index)}), force=True)
+            self._manager.save(
+                round_index,
+                args=ocp.args.StandardSave({"tree": tree, _CHECK: _digest(tree, round_index)}),
+                force=True,
+            )
             self._manager.wait_until_finished()
-        for old in sorted(self._manager.all_steps())[:-self._keep]:
+        for old in sorted(self._manager.all_steps())[: -self._keep]:
             self._manager.delete(old)
         return sorted(self._manager.all_steps())
 
@@ -90,8 +95,10 @@ class RoundCheckpoints:
         """
         rounds = self.rounds()
         if not rounds:
-            raise InputError(f"{self._folder} holds no checkpoint: no round of the run was saved; "
-                             "train with --resume")
+            raise InputError(
+                f"{self._folder} holds no checkpoint: no round of the run was saved; "
+                "train with --resume"
+            )
         step = rounds[-1] if round_index is None else round_index
         return _restored(example, self._folder / str(step) / "default", step)
 
@@ -105,8 +112,9 @@ class RoundCheckpoints:
         return target
 
 
-def newest_whole(checkpoints: RoundCheckpoints, example: PyTree, check: Callable[[int], None]
-                 ) -> tuple[int, PyTree, dict[int, str]] | None:
+def newest_whole(
+    checkpoints: RoundCheckpoints, example: PyTree, check: Callable[[int], None]
+) -> tuple[int, PyTree, dict[int, str]] | None:
     """The newest checkpoint that is not damaged, with the clients' state of its round.
 
     Args:
@@ -138,8 +146,9 @@ def save_pytree(folder, tree: PyTree) -> None:
     """Writes one pytree into a folder, replacing what was there."""
     tree = serialization.to_state_dict(jax.device_get(tree))
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(pathlib.Path(folder).absolute(),
-                          {"tree": tree, _CHECK: _digest(tree)}, force=True)
+        checkpointer.save(
+            pathlib.Path(folder).absolute(), {"tree": tree, _CHECK: _digest(tree)}, force=True
+        )
 
 
 def load_pytree(folder, example: PyTree) -> PyTree:
@@ -183,7 +192,8 @@ def _restored(example: PyTree, folder: pathlib.Path, round_index: int | None = N
     except Exception as error:  # Orbax and TensorStore raise of all kinds for damaged files
         raise DamagedError(
             f"{folder} is not a checkpoint of these settings (model, clients and identities must "
-            f"be the same as when it was saved), or is damaged: {_first_line(error)}") from error
+            f"be the same as when it was saved), or is damaged: {_first_line(error)}"
+        ) from error
     if not np.array_equal(_digest(found["tree"], round_index), found[_CHECK]):
         raise DamagedError(f"{folder} is damaged: its content does not match its checksum")
     return serialization.from_state_dict(example, found["tree"])

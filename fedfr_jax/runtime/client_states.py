@@ -4,6 +4,7 @@
 host and not yet written, or in the store. While a round runs on the devices the host writes what
 the round before left and reads what the next one needs.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -43,11 +44,16 @@ def open_store(sim: Simulation, workdir: str | pathlib.Path | None) -> RowStore:
         return RowStore(_shapes(sim), len(sim.schedule.clients), None)
     path = store_path(workdir, jax.process_index(), jax.process_count())
     path.parent.mkdir(parents=True, exist_ok=True)
-    others = [p.name for p in path.parent.glob("process-*-of-*.json")
-              if not p.stem.endswith(f"-of-{jax.process_count()}")]
+    others = [
+        p.name
+        for p in path.parent.glob("process-*-of-*.json")
+        if not p.stem.endswith(f"-of-{jax.process_count()}")
+    ]
     if others:
-        raise InputError(f"{path.parent} holds {others[0]}: the run was made with another number "
-                         f"of processes than {jax.process_count()}; go on with as many")
+        raise InputError(
+            f"{path.parent} holds {others[0]}: the run was made with another number "
+            f"of processes than {jax.process_count()}; go on with as many"
+        )
     return RowStore(_shapes(sim), len(sim.schedule.clients), path)
 
 
@@ -60,14 +66,17 @@ def open_stores(sim: Simulation, workdir: str | pathlib.Path) -> list[RowStore]:
     folder = pathlib.Path(workdir) / FOLDER
     found = sorted(folder.glob("process-*-of-*.json"))
     if not found:
-        raise InputError(f"{folder} holds no clients' heads; train first, or restore it from a "
-                         "copy")
+        raise InputError(
+            f"{folder} holds no clients' heads; train first, or restore it from a copy"
+        )
     processes = int(found[0].stem.split("-")[-1])
     paths = [store_path(workdir, p, processes) for p in range(processes)]
     missing = [p for p in paths if not p.with_suffix(".json").exists()]
     if missing:
-        raise InputError(f"{missing[0]} is missing; the run had {processes} processes, copy the "
-                         "files of all of them here")
+        raise InputError(
+            f"{missing[0]} is missing; the run had {processes} processes, copy the "
+            "files of all of them here"
+        )
     return [RowStore(_shapes(sim), len(sim.schedule.clients), p, read_only=True) for p in paths]
 
 
@@ -115,8 +124,15 @@ class ClientStates:
       key: for the random parts of initial heads.
     """
 
-    def __init__(self, sim: Simulation, store: RowStore, round_index: int, start: Callable,
-                 pretrained: PyTree, key):
+    def __init__(
+        self,
+        sim: Simulation,
+        store: RowStore,
+        round_index: int,
+        start: Callable,
+        pretrained: PyTree,
+        key,
+    ):
         self._sim, self._store, self._start = sim, store, start
         self._pretrained, self._key = pretrained, key
         self._on_device: tuple[np.ndarray, Heads] | None = None  # slots' clients, their heads
@@ -145,15 +161,17 @@ class ClientStates:
         known = ahead.known
         if known[clients >= 0].all() and jax.process_count() == 1:  # else all run the program
             return heads
-        return self._start(heads, engine.spread(known, mesh), self._pretrained, self._sim.public,
-                           cohort, self._key)
+        return self._start(
+            heads, engine.spread(known, mesh), self._pretrained, self._sim.public, cohort, self._key
+        )
 
     def read_ahead(self, clients: np.ndarray) -> None:
         """Reads the heads of the next round's slots of this process."""
         self._ahead = self._read(clients)
 
-    def take_back(self, clients: np.ndarray, heads: Heads, round_index: int, *,
-                  to_host: bool) -> None:
+    def take_back(
+        self, clients: np.ndarray, heads: Heads, round_index: int, *, to_host: bool
+    ) -> None:
         """Takes the heads after ``round_index`` rounds.
 
         Args:
@@ -185,8 +203,7 @@ class ClientStates:
         self._settle(round_index)
         self._store.commit(round_index)
 
-    def models(self, round_index: int, backbone: PyTree
-               ) -> Callable[[int], tuple[PyTree, PyTree]]:
+    def models(self, round_index: int, backbone: PyTree) -> Callable[[int], tuple[PyTree, PyTree]]:
         """The personalized models after ``round_index`` rounds; see :func:`personal_models`.
 
         Args:
@@ -203,8 +220,9 @@ class ClientStates:
         if self._on_device is not None:
             self._to_host()
         if round_index != self._round:
-            raise RuntimeError(f"the host has the heads after round {self._round}, not those "
-                               f"after {round_index}")
+            raise RuntimeError(
+                f"the host has the heads after round {self._round}, not those after {round_index}"
+            )
         self.write()
 
     def _to_host(self) -> None:
@@ -225,8 +243,9 @@ class ClientStates:
         return found if self._unwritten is None else found.with_newer(self._unwritten[0])
 
 
-def personal_models(sim: Simulation, stores: Sequence[RowStore],
-                    backbone: PyTree) -> Callable[[int], tuple[PyTree, PyTree]]:
+def personal_models(
+    sim: Simulation, stores: Sequence[RowStore], backbone: PyTree
+) -> Callable[[int], tuple[PyTree, PyTree]]:
     """``client number -> (variables, transform)`` of its personalized model.
 
     A client that never took part has what it would begin its first round with: the global
@@ -250,7 +269,9 @@ def personal_models(sim: Simulation, stores: Sequence[RowStore],
         row = jax.tree.map(lambda x: x[0], store.read(np.array([client])))
         if row.previous is None:
             return backbone, row.transform
-        return (jax.tree.map(lambda v, like: jnp.asarray(v, like.dtype), row.previous, backbone),
-                row.transform)
+        return (
+            jax.tree.map(lambda v, like: jnp.asarray(v, like.dtype), row.previous, backbone),
+            row.transform,
+        )
 
     return model

@@ -1,4 +1,5 @@
 """What the commands share."""
+
 from __future__ import annotations
 
 import pathlib
@@ -20,6 +21,7 @@ def with_config_files(argv: Sequence[str]) -> list[str]:
 
     A file that is not there is left as it is: the flag's own error names it.
     """
+
     def found(argument):
         flag, equals, value = argument.partition("=")
         if flag not in ("--config", "-config") or not equals:
@@ -48,6 +50,7 @@ def check_setting_flags(argv: Sequence[str]) -> None:
 
 def run_command(command: Callable[[], None]) -> None:
     """Runs what a command does, once its flags are defined; it reads them from ``flags.FLAGS``."""
+
     def main(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
@@ -63,10 +66,17 @@ def run_command(command: Callable[[], None]) -> None:
 
 def define_distributed_flags() -> None:
     """Flags of a run over several processes (hosts); one process needs none of them."""
-    flags.DEFINE_bool("distributed", False, "Join the processes that the cluster's environment "
-                      "(TPU pod, SLURM, Open MPI) tells of.")
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where the environment does "
-                        "not tell; with --processes and --process.")
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Join the processes that the cluster's environment (TPU pod, SLURM, Open MPI) tells of.",
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, where the environment does "
+        "not tell; with --processes and --process.",
+    )
     flags.DEFINE_integer("processes", None, "Number of processes.")
     flags.DEFINE_integer("process", None, "Which one this is, from 0.")
 

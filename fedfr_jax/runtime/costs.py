@@ -1,4 +1,5 @@
 """What a client's round costs: bytes sent and received, and arithmetic."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,8 +23,9 @@ def _bytes(tree: PyTree) -> int:
     return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
-def communication(spec: RoundSpec, public_identities: int, identities: float,
-                  rounds: int = 1) -> dict[str, dict[str, float]]:
+def communication(
+    spec: RoundSpec, public_identities: int, identities: float, rounds: int = 1
+) -> dict[str, dict[str, float]]:
     """Bytes that a client receives and sends in a round, by what they are; mean over rounds.
 
     Counted as the float32 tensors that they are, without compression. What is the same for
@@ -40,9 +42,13 @@ def communication(spec: RoundSpec, public_identities: int, identities: float,
     if spec.recipe.union or not spec.recipe.trains:
         return {"down": {}, "up": {}}
     variables = jax.eval_shape(spec.backbone.init, jax.random.key(0))
-    sent = [x for x, private in zip(jax.tree.leaves(variables),
-                                  jax.tree.leaves(spec.private(variables)), strict=True)
-            if not private]
+    sent = [
+        x
+        for x, private in zip(
+            jax.tree.leaves(variables), jax.tree.leaves(spec.private(variables)), strict=True
+        )
+        if not private
+    ]
     row = 4 * spec.backbone.embedding
     parts: dict[str, float] = {"backbone": _bytes(sent)}
     if spec.uses_public:
@@ -51,8 +57,11 @@ def communication(spec: RoundSpec, public_identities: int, identities: float,
         parts["class embeddings"] = row * identities
     parts = {what: size for what, size in parts.items() if size}
     averages = spec.recipe.averages
-    taken = 1.0 if averages is None else float(np.mean(
-        [bool(averages(spec.options, r, rounds)) for r in range(rounds)]))
+    taken = (
+        1.0
+        if averages is None
+        else float(np.mean([bool(averages(spec.options, r, rounds)) for r in range(rounds)]))
+    )
     return {"down": parts, "up": {what: taken * size for what, size in parts.items()}}
 
 
@@ -69,8 +78,9 @@ def forward_flops(config: Config) -> int:
     return _forward_flops(config.model, config.data.image_size)
 
 
-def local_flops(config: Config, spec: RoundSpec, metrics: dict[str, np.ndarray],
-                public_images: int) -> np.ndarray:
+def local_flops(
+    config: Config, spec: RoundSpec, metrics: dict[str, np.ndarray], public_images: int
+) -> np.ndarray:
     """(C,) floating-point operations of each client in a round, by the backbone's passes.
 
     A training step takes 3 forward passes' worth per image. Features under the frozen
@@ -89,7 +99,7 @@ def local_flops(config: Config, spec: RoundSpec, metrics: dict[str, np.ndarray],
     passes = 3.0 * trained * (2 if spec.recipe.copy_penalty is not None else 1)
     if spec.uses_contrastive:
         epochs = trained / np.maximum(images, 1)
-        views = 2 * (1 - 0.5 ** epochs) if config.fed.mirror else np.minimum(epochs, 1)
+        views = 2 * (1 - 0.5**epochs) if config.fed.mirror else np.minimum(epochs, 1)
         passes += 2 * (views * images if config.engine.cache_features else trained)
     if config.fed.public_data == "hard":
         passes += images - metrics["hard_negatives"] + public_images

@@ -1,4 +1,5 @@
 """One run through its rounds: what the host does with the state between them."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -63,8 +64,13 @@ class RoundInputs:
     cohort: CohortData | None
 
 
-def round_row(sim: Simulation, round_index: int, clients: np.ndarray,
-              metrics: dict[str, np.ndarray], seconds: float) -> dict[str, Any]:
+def round_row(
+    sim: Simulation,
+    round_index: int,
+    clients: np.ndarray,
+    metrics: dict[str, np.ndarray],
+    seconds: float,
+) -> dict[str, Any]:
     """One row of ``metrics.jsonl``: means over clients, and the hard negatives' range.
 
     Args:
@@ -74,37 +80,55 @@ def round_row(sim: Simulation, round_index: int, clients: np.ndarray,
     config, public = sim.config, len(sim.split.public_images)
     present = clients >= 0
     clients, metrics = clients[present], {k: v[present] for k, v in metrics.items()}
-    row = {"kind": "round", "round": round_index, "clients": len(clients),
-           "public_images": public, "seconds": seconds}
+    row = {
+        "kind": "round",
+        "round": round_index,
+        "clients": len(clients),
+        "public_images": public,
+        "seconds": seconds,
+    }
     if not len(clients):
         return row | {"images": 0, "images_per_second": 0.0}
     hard = metrics["hard_negatives"]
-    threshold = {"hard_threshold": config.fed.hard_threshold} if (
-        config.fed.public_data == "hard") else {}
+    threshold = (
+        {"hard_threshold": config.fed.hard_threshold} if (config.fed.public_data == "hard") else {}
+    )
     trained = int(metrics["steps"].sum()) * config.fed.batch_size
     return row | {
         **{k: float(np.mean(metrics[k])) for k in LOSS_TERMS},
-        "hard_negatives_mean": float(hard.mean()), "hard_negatives_min": int(hard.min()),
-        "hard_negatives_max": int(hard.max()), **threshold, "images": trained,
+        "hard_negatives_mean": float(hard.mean()),
+        "hard_negatives_min": int(hard.min()),
+        "hard_negatives_max": int(hard.max()),
+        **threshold,
+        "images": trained,
         "images_per_second": trained / seconds,
-        "flops_per_client": float(costs.local_flops(config, sim.spec, metrics, public).mean())}
+        "flops_per_client": float(costs.local_flops(config, sim.spec, metrics, public).mean()),
+    }
 
 
 def compile_finite(mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """``(server, heads) -> (whether all of the server is finite, the same of each slot (C,))``."""
+
     def floats(tree):
         return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
 
     def finite(server, heads):
         slots = [jnp.isfinite(x).reshape(x.shape[0], -1).all(1) for x in floats(heads)]
-        return (jnp.stack([jnp.isfinite(x).all() for x in floats(server)]).all(),
-                jnp.stack(slots).all(0))
+        return (
+            jnp.stack([jnp.isfinite(x).all() for x in floats(server)]).all(),
+            jnp.stack(slots).all(0),
+        )
 
     return jax.jit(finite, out_shardings=NamedSharding(mesh, P()))
 
 
-def refuse_non_finite(round_index: int, clients: np.ndarray, loss: np.ndarray,
-                      server_is_finite: np.ndarray, slots_are_finite: np.ndarray) -> None:
+def refuse_non_finite(
+    round_index: int,
+    clients: np.ndarray,
+    loss: np.ndarray,
+    server_is_finite: np.ndarray,
+    slots_are_finite: np.ndarray,
+) -> None:
     """Raises where a loss, a client's state or the averaged model is not finite.
 
     Args:
@@ -114,13 +138,17 @@ def refuse_non_finite(round_index: int, clients: np.ndarray, loss: np.ndarray,
     Raises:
       FloatingPointError: something is not.
     """
-    advice = ("Lower fed.lr, or another rate or decay of the optimizers, and go on with --resume: "
-              "the last checkpoint is from before this round")
+    advice = (
+        "Lower fed.lr, or another rate or decay of the optimizers, and go on with --resume: "
+        "the last checkpoint is from before this round"
+    )
     for what, good in (("loss", np.isfinite(loss)), ("state", slots_are_finite)):
         bad = clients[(clients >= 0) & ~good]
         if len(bad):
-            raise FloatingPointError(f"round {round_index}: the {what} of client {bad[0]} is not "
-                                     f"finite ({len(bad)} such clients). {advice}")
+            raise FloatingPointError(
+                f"round {round_index}: the {what} of client {bad[0]} is not "
+                f"finite ({len(bad)} such clients). {advice}"
+            )
     if not server_is_finite:
         raise FloatingPointError(f"round {round_index}: the server's model is not finite. {advice}")
 
@@ -153,9 +181,14 @@ class Course:
         self._rows: list[dict[str, Any]] = []
         self._finite = programs.finite
         mesh = run.sim.layout.mesh
-        self._clients = ClientStates(run.sim, run.store, int(run.server.round), programs.start,
-                                     engine.replicate(run.pretrained, mesh),
-                                     jax.random.key(run.sim.config.seed + 1))
+        self._clients = ClientStates(
+            run.sim,
+            run.store,
+            int(run.server.round),
+            programs.start,
+            engine.replicate(run.pretrained, mesh),
+            jax.random.key(run.sim.config.seed + 1),
+        )
         self._unsaved: tuple[int, ServerState] | None = None
         self._saved: int | None = None  # the round of the last checkpoint
         self._remarked = False
@@ -181,9 +214,19 @@ class Course:
         """Whether ``eval.every`` asks for an evaluation after so many rounds."""
         return self._run.evaluate is not None and done % self._run.sim.config.eval.every == 0
 
-    def keep(self, done: int, server: ServerState, heads: Heads, metrics, finite,
-             inputs: RoundInputs, following: RoundInputs | None, seconds: float, *,
-             stops: bool = False) -> dict[str, Any]:
+    def keep(
+        self,
+        done: int,
+        server: ServerState,
+        heads: Heads,
+        metrics,
+        finite,
+        inputs: RoundInputs,
+        following: RoundInputs | None,
+        seconds: float,
+        *,
+        stops: bool = False,
+    ) -> dict[str, Any]:
         """Takes a round's results; copies to the host what a later round would overwrite.
 
         Args:
@@ -202,12 +245,14 @@ class Course:
         self._clients.take_back(inputs.mine, heads, done, to_host=due or not stays)
         return self._record(done, inputs.assigned, metrics, seconds, due)
 
-    def pass_over(self, done: int, inputs: RoundInputs, seconds: float, *,
-                  stops: bool = False) -> dict[str, Any]:
+    def pass_over(
+        self, done: int, inputs: RoundInputs, seconds: float, *, stops: bool = False
+    ) -> dict[str, Any]:
         """Notes a round without anybody, which changes nothing; returns its row."""
         mesh = self._run.sim.layout.mesh
-        self.server = self.server.replace(round=engine.replicate(
-            np.asarray(done, self.server.round.dtype), mesh))
+        self.server = self.server.replace(
+            round=engine.replicate(np.asarray(done, self.server.round.dtype), mesh)
+        )
         self._clients.pass_over(done)
         return self._record(done, inputs.assigned, {}, seconds, stops or self._is_due(done))
 
@@ -253,4 +298,5 @@ class Course:
         return self.server, {
             "compilations": compiled,
             "clients_per_round": int((self._run.sim.schedule.cohorts >= 0).sum(1).max()),
-            "images_per_second": sum(r["images"] for r in warm) / seconds if warm else None}
+            "images_per_second": sum(r["images"] for r in warm) / seconds if warm else None,
+        }

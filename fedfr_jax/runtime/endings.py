@@ -1,4 +1,5 @@
 """How a command ends where something is wrong: one line that says what is safe and what to do."""
+
 from __future__ import annotations
 
 import contextlib
@@ -16,14 +17,21 @@ from fedfr_jax.runtime.checkpoints import saved_rounds
 from fedfr_jax.runtime.interrupts import Stopped
 from fedfr_jax.runtime.lock import holder_is_gone
 
-_DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
-         errno.EROFS: "the file system is read-only", errno.EACCES: "permission denied",
-         errno.EPERM: "permission denied", errno.EIO: "the disk fails",
-         errno.EFBIG: "the file is too large for this file system"}
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EIO: "the disk fails",
+    errno.EFBIG: "the file is too large for this file system",
+}
 _IN_TEXT = re.compile("|".join(re.escape(os.strerror(code)) for code in _DISK), re.IGNORECASE)
 
-_PEER = re.compile("closed by peer|reset by peer|Socket closed|coordination service|heartbeat|"
-                   "Connection refused", re.IGNORECASE)
+_PEER = re.compile(
+    "closed by peer|reset by peer|Socket closed|coordination service|heartbeat|Connection refused",
+    re.IGNORECASE,
+)
 
 
 def what_is_safe(folder: str | os.PathLike | None) -> str:
@@ -37,11 +45,15 @@ def what_is_safe(folder: str | os.PathLike | None) -> str:
     if (folder / "summary.json").exists():
         return f"Everything is saved in {folder}; evaluate it again, or go on with --resume."
     if rounds:
-        return (f"The state after round {rounds[-1]} is saved in {folder}; the same command with "
-                "--resume goes on from there.")
+        return (
+            f"The state after round {rounds[-1]} is saved in {folder}; the same command with "
+            "--resume goes on from there."
+        )
     if (folder / "pretrained" / "backbone").is_dir():
-        return (f"The pretrained model is saved in {folder}; the same command with --resume goes "
-                "on from there.")
+        return (
+            f"The pretrained model is saved in {folder}; the same command with --resume goes "
+            "on from there."
+        )
     return "Nothing was computed that could be kept; the same command with --resume starts again."
 
 
@@ -54,7 +66,7 @@ def disk_error(error: BaseException | None) -> str:
             where = f": {error.filename}" if error.filename else ""
             return f"{_DISK[error.errno]}{where}"
         if found := _IN_TEXT.search(str(error)):  # of libraries that have errors of their own
-            line = str(error)[:found.end()].splitlines()[-1][-200:]
+            line = str(error)[: found.end()].splitlines()[-1][-200:]
             return line.strip()
         error = error.__cause__ or error.__context__
     return ""
@@ -68,8 +80,11 @@ def _who_is_gone(folder: str | os.PathLike | None) -> str:
         own = own / "processes" / str(process) if process else own
         if process != jax.process_index() and (who := holder_is_gone(own)):
             gone.append(f"process {process} of {count} ({who})")
-    return (f"{', '.join(gone)} has ended" if gone else
-            "another process of this run has ended or cannot be reached")
+    return (
+        f"{', '.join(gone)} has ended"
+        if gone
+        else "another process of this run has ended or cannot be reached"
+    )
 
 
 @contextlib.contextmanager
@@ -97,8 +112,12 @@ def reports_input_errors(folder: str | os.PathLike | None = None) -> Iterator[No
         wrong = disk_error(error)
         if not wrong and jax.process_count() > 1 and _PEER.search(str(error)):
             line = str(error).splitlines()[0][:200]
-            print(f"error: {_who_is_gone(folder)} ({line}). {what_is_safe(folder)} "
-                  "Start all processes again.", file=sys.stderr, flush=True)
+            print(
+                f"error: {_who_is_gone(folder)} ({line}). {what_is_safe(folder)} "
+                "Start all processes again.",
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(2)  # leaving Python would wait for that process
         if not wrong:
             raise

@@ -1,4 +1,5 @@
 """``evaluation.npz``: the arrays from which a report can be drawn again."""
+
 from __future__ import annotations
 
 import os
@@ -14,8 +15,10 @@ from fedfr_jax.data.arrays import load_arrays
 from fedfr_jax.errors import InputError
 
 EVALUATION = "evaluation.npz"
-_IMAGE_KEYS = {"hard_negatives": ("local_image", "public_image"),
-               "mistakes": ("image_a", "image_b")}
+_IMAGE_KEYS = {
+    "hard_negatives": ("local_image", "public_image"),
+    "mistakes": ("image_a", "image_b"),
+}
 
 
 def _name(*parts: str) -> str:
@@ -23,9 +26,12 @@ def _name(*parts: str) -> str:
 
 
 def write_evaluation(
-    workdir: str | os.PathLike, *, rocs: Mapping[str, Mapping[str, tuple]],
+    workdir: str | os.PathLike,
+    *,
+    rocs: Mapping[str, Mapping[str, tuple]],
     per_client: Mapping[str, Mapping[str, np.ndarray]],
-    faces: np.ndarray | None = None, hard_negatives: Sequence[Mapping] = (),
+    faces: np.ndarray | None = None,
+    hard_negatives: Sequence[Mapping] = (),
     mistakes: Sequence[Mapping] = (),
 ) -> None:
     """Writes ``evaluation.npz``: the arrays from which the report can be drawn again.
@@ -58,8 +64,7 @@ def write_evaluation(
     for name, array in arrays.items():
         if array.dtype.kind not in "biufU":
             raise InputError(f"{name} of {EVALUATION} is not an array of numbers or text")
-    write_file(pathlib.Path(workdir) / EVALUATION,
-               lambda file: np.savez_compressed(file, **arrays))
+    write_file(pathlib.Path(workdir) / EVALUATION, lambda file: np.savez_compressed(file, **arrays))
 
 
 def read_evaluation(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -87,7 +92,8 @@ def read_evaluation(workdir: str | os.PathLike) -> dict[str, Any]:
                 examples[part].setdefault(keys[0], {})[keys[1]] = value
     except (ValueError, KeyError, IndexError) as error:
         raise InputError(f"{path} cannot be read ({error}); evaluate the run again") from error
-    result["rocs"] = {protocol: {model: (curve["far"], curve["tar"])
-                                 for model, curve in curves.items()}
-                      for protocol, curves in result["rocs"].items()}
+    result["rocs"] = {
+        protocol: {model: (curve["far"], curve["tar"]) for model, curve in curves.items()}
+        for protocol, curves in result["rocs"].items()
+    }
     return result | {part: list(found.values()) for part, found in examples.items()}

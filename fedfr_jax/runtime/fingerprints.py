@@ -3,6 +3,7 @@
 ``fingerprint.json`` in the work directory holds digests of the people, who trains on whom, who
 takes part when, and of the pretrained model.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -23,20 +24,30 @@ from fedfr_jax.runtime.simulation import Simulation
 
 NAME, SPLIT = "fingerprint.json", "split.npz"
 _WHAT = {
-    "identities": "the number of people", "images": "the number of images",
-    "names": "people's names or their order", "labels": "how many images people have, or whose",
-    "split": "who trains on whom", "schedule": "population.schedule",
-    "availability": "population.availability", "pretrained": "the pretrained model",
-    "classifier": "the public class embeddings learned with it"}
+    "identities": "the number of people",
+    "images": "the number of images",
+    "names": "people's names or their order",
+    "labels": "how many images people have, or whose",
+    "split": "who trains on whom",
+    "schedule": "population.schedule",
+    "availability": "population.availability",
+    "pretrained": "the pretrained model",
+    "classifier": "the public class embeddings learned with it",
+}
 
 
 def fingerprint(sim: Simulation) -> dict[str, Any]:
     """Digests of the data and of who takes part; images themselves may be replaced."""
     population = sim.config.population
-    return {"identities": sim.source.num_identities, "images": len(sim.source.labels),
-            "names": _names(sim.source), "labels": _array(sim.source.labels),
-            "split": split_digest(sim.split), "schedule": _file(population.schedule),
-            "availability": _file(population.availability)}
+    return {
+        "identities": sim.source.num_identities,
+        "images": len(sim.source.labels),
+        "names": _names(sim.source),
+        "labels": _array(sim.source.labels),
+        "split": split_digest(sim.split),
+        "schedule": _file(population.schedule),
+        "availability": _file(population.availability),
+    }
 
 
 def split_digest(split: FederatedSplit) -> str:
@@ -83,13 +94,17 @@ def compare(folder: pathlib.Path, earlier: Mapping[str, Any], now: Mapping[str, 
     changed = [key for key in now if key in earlier and earlier[key] != now[key]]
     if not changed:
         return
-    counts = [f"{earlier[key]:,} {key} then, {now[key]:,} now" for key in ("identities", "images")
-              if key in changed]
+    counts = [
+        f"{earlier[key]:,} {key} then, {now[key]:,} now"
+        for key in ("identities", "images")
+        if key in changed
+    ]
     raise InputError(
         f"the run in {folder} was begun with other data: changed are "
         f"{', '.join(_WHAT[key] for key in changed)}{''.join(f' ({c})' for c in counts)}. The "
         "clients' state would belong to other people; restore the data (data.root may be another "
-        "folder), or start in another --workdir")
+        "folder), or start in another --workdir"
+    )
 
 
 def check_split(folder: pathlib.Path, split: FederatedSplit) -> str:
@@ -108,8 +123,10 @@ def check_split(folder: pathlib.Path, split: FederatedSplit) -> str:
         return str(error)
     for name, array in split_arrays(split).items():
         if name not in saved or not np.array_equal(saved[name], array):
-            raise InputError(f"{path} differs from the data in {name}: the file is damaged, or "
-                             "from another run; restore it, or delete it to have it made again")
+            raise InputError(
+                f"{path} differs from the data in {name}: the file is damaged, or "
+                "from another run; restore it, or delete it to have it made again"
+            )
     return ""
 
 
@@ -127,7 +144,7 @@ def _names(source: ImageSource) -> str:
 def _array(array: np.ndarray) -> str:
     found = hashlib.sha256()
     for start in range(0, len(array), 1 << 20):
-        found.update(np.ascontiguousarray(array[start:start + (1 << 20)], np.int64).data)
+        found.update(np.ascontiguousarray(array[start : start + (1 << 20)], np.int64).data)
     return found.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 The commands install the handlers; without them signals do what Python does with them.
 """
+
 from __future__ import annotations
 
 import signal
@@ -36,8 +37,12 @@ def install() -> None:
 def _handle(number: int, frame) -> None:
     if _State.holding and _State.pending is None:
         _State.pending = number
-        print(f"{signal.Signals(number).name}: the round under way is finished and saved, then "
-              "the run ends; once more ends it at once", file=sys.stderr, flush=True)
+        print(
+            f"{signal.Signals(number).name}: the round under way is finished and saved, then "
+            "the run ends; once more ends it at once",
+            file=sys.stderr,
+            flush=True,
+        )
         return
     raise Stopped(number)
 

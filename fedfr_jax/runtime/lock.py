@@ -1,4 +1,5 @@
 """One process at a time in a work directory."""
+
 from __future__ import annotations
 
 import json
@@ -51,8 +52,12 @@ class WorkdirLock:
         Raises:
           InputError: another process has it.
         """
-        self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644),
-                               "r+", encoding="utf-8", errors="replace")
+        self._file = os.fdopen(
+            os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644),
+            "r+",
+            encoding="utf-8",
+            errors="replace",
+        )
         try:
             note = self._note()
             free = self._try()
@@ -96,5 +101,7 @@ class WorkdirLock:
         return note if isinstance(note, dict) else {}
 
     def _refusal(self, note: dict, advice: str) -> InputError:
-        return InputError(f"{self._path.parent} is in use by process {note.get('pid', '?')} on "
-                          f"{note.get('host', 'this host')}{advice}")
+        return InputError(
+            f"{self._path.parent} is in use by process {note.get('pid', '?')} on "
+            f"{note.get('host', 'this host')}{advice}"
+        )

@@ -3,6 +3,7 @@
 Estimates from below: what surely does not fit is refused with the setting that is too large,
 where the system would end the process without a word.
 """
+
 from __future__ import annotations
 
 import math
@@ -52,8 +53,10 @@ def check_fits(parts: Mapping[str, float], free: float | None = None) -> None:
     free, needed = available() if free is None else free, sum(parts.values())
     if needed > free:
         name = max(parts, key=parts.__getitem__)
-        raise ConfigError(f"{name}: {_gib(parts[name])} of memory would be needed for it, "
-                          f"{_gib(needed)} together, but {_gib(free)} are free; lower it")
+        raise ConfigError(
+            f"{name}: {_gib(parts[name])} of memory would be needed for it, "
+            f"{_gib(needed)} together, but {_gib(free)} are free; lower it"
+        )
 
 
 def check_plan(config: Config) -> None:
@@ -61,33 +64,46 @@ def check_plan(config: Config) -> None:
     data, clients = config.data, config.fed.num_clients
     images = data.generated.identities * data.generated.images_per_identity[0]
     cohort, rounds = config.population.cohort or clients, config.rounds
-    schedule = max({"fed.rounds": rounds, "population.cohort": config.population.cohort,
-                    "fed.num_clients": clients}.items(), key=lambda item: item[1])[0]
+    schedule = max(
+        {
+            "fed.rounds": rounds,
+            "population.cohort": config.population.cohort,
+            "fed.num_clients": clients,
+        }.items(),
+        key=lambda item: item[1],
+    )[0]
     sizes = {
         "data.generated.identities": 4 * images if data.source == "generated" else 0,
-        "fed.num_clients": 48 * clients}
+        "fed.num_clients": 48 * clients,
+    }
     check_fits(sizes | {schedule: sizes.get(schedule, 0) + 8 * rounds * cohort})
 
 
-def check_images(config: Config, split: FederatedSplit, kind: str, schedule: Schedule,
-                 spec: RoundSpec) -> None:
+def check_images(
+    config: Config, split: FederatedSplit, kind: str, schedule: Schedule, spec: RoundSpec
+) -> None:
     """Refuses images and clients' states that do not fit; before they are read or made.
 
     Args:
       kind: where training images are, from :func:`fedfr_jax.population.images.choose_kind`.
     """
-    image = config.data.image_size ** 2 * 3
+    image = config.data.image_size**2 * 3
     # On a CPU every device has a copy in this memory.
     copies = schedule.devices if jax.default_backend() == "cpu" else 1
     heads = jax.tree.leaves(head_shapes(spec, schedule.most_identities, config.population.previous))
     row = sum(math.prod(x.shape) * x.dtype.itemsize for x in heads)
-    check_fits({
-        "data.split.public_identities": (1 + copies) * len(split.public_images) * image,
-        "data.images='resident'": copies * image * int(split.clients.sizes.sum()) * (
-            kind == "resident"),
-        "population.cohort": 2 * schedule.devices * schedule.slots * row // schedule.processes,
-        "eval.batch_size": config.eval.batch_size * image})
+    check_fits(
+        {
+            "data.split.public_identities": (1 + copies) * len(split.public_images) * image,
+            "data.images='resident'": copies
+            * image
+            * int(split.clients.sizes.sum())
+            * (kind == "resident"),
+            "population.cohort": 2 * schedule.devices * schedule.slots * row // schedule.processes,
+            "eval.batch_size": config.eval.batch_size * image,
+        }
+    )
 
 
 def _gib(size: float) -> str:
-    return f"{size / 2 ** 30:,.1f} GiB"
+    return f"{size / 2**30:,.1f} GiB"

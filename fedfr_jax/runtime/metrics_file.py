@@ -1,4 +1,5 @@
 """The lines of ``metrics.jsonl``: a JSON object each, with its own checksum as ``crc``."""
+
 from __future__ import annotations
 
 import json
@@ -31,8 +32,9 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: is {path.parent} the work directory of a run?"
-                         ) from None
+        raise InputError(
+            f"{path} does not exist: is {path.parent} the work directory of a run?"
+        ) from None
     except UnicodeDecodeError as error:
         raise DamagedError(f"{path} is not text ({error}); delete it or restore it") from error
     rows = []
@@ -46,12 +48,15 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
-            raise DamagedError(f"{path}, line {number}, is not valid JSON ({error}); delete that "
-                               "line or restore the file") from error
+            raise DamagedError(
+                f"{path}, line {number}, is not valid JSON ({error}); delete that "
+                "line or restore the file"
+            ) from error
         if not isinstance(row, dict):
             raise DamagedError(f"{path}, line {number}, is not a JSON object; delete that line")
         if not whole:
-            raise DamagedError(f"{path}, line {number}, is damaged; delete that line or restore "
-                               "the file")
+            raise DamagedError(
+                f"{path}, line {number}, is damaged; delete that line or restore the file"
+            )
         rows.append(row)
     return rows

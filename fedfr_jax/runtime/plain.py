@@ -1,4 +1,5 @@
 """The door to the core for plain arrays."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -15,9 +16,12 @@ from fedfr_jax.runtime.autotune import settle
 from fedfr_jax.runtime.simulation import make_layout, make_spec, use_cpu_devices
 
 
-def plain_rounds(clients: Sequence[tuple[np.ndarray, np.ndarray]],
-                 public: tuple[np.ndarray, np.ndarray] | None = None,
-                 config: Settings | None = None, **settings: Any) -> PlainRounds:
+def plain_rounds(
+    clients: Sequence[tuple[np.ndarray, np.ndarray]],
+    public: tuple[np.ndarray, np.ndarray] | None = None,
+    config: Settings | None = None,
+    **settings: Any,
+) -> PlainRounds:
     """Rounds on arrays of images, of the same pure functions that a whole run is made of.
 
         rounds = plain_rounds(clients, public, fed={"batch_size": 8})
@@ -40,28 +44,34 @@ def plain_rounds(clients: Sequence[tuple[np.ndarray, np.ndarray]],
         public = np.zeros((0, size, size, 3), np.uint8), np.zeros(0, np.int32)
         settings = merged({"fed": {"public_data": "off"}}, settings)
     chosen = nested_settings(config, **settings)
-    resolved = resolve(merged(chosen, {"data": {"image_size": size},
-                                       "fed": {"num_clients": len(clients)}}))
+    resolved = resolve(
+        merged(chosen, {"data": {"image_size": size}, "fed": {"num_clients": len(clients)}})
+    )
     cohort_public = pack_public(*public)
     if resolved.fed.public_data != "off" and not cohort_public.identities:
         raise InputError(f"fed.public_data is {resolved.fed.public_data!r}, but public is empty")
     _same_size(size, [images for images, _ in clients] + [public[0]])
     few = [i for i, (images, _) in enumerate(clients) if len(images) < resolved.fed.batch_size]
     if few and resolved.fed.public_data == "off":
-        raise InputError(f"client {few[0]} has {len(clients[few[0]][0])} images, less than "
-                         f"fed.batch_size={resolved.fed.batch_size}; lower it")
+        raise InputError(
+            f"client {few[0]} has {len(clients[few[0]][0])} images, less than "
+            f"fed.batch_size={resolved.fed.batch_size}; lower it"
+        )
     most = max(int(np.max(labels, initial=-1)) + 1 for _, labels in clients)
     split = dataclasses.replace(resolved.data.split, identities_per_client=(1, max(1, most)))
     use_cpu_devices(resolved.engine.cpu_devices)
     data = dataclasses.replace(resolved.data, split=split)
     resolved = settle(dataclasses.replace(resolved, data=data), report=lambda line: None)
     layout = make_layout(resolved)
-    return PlainRounds(make_spec(resolved)[1], layout, cohort_public,
-                       pack_clients(clients, layout.mesh.size))
+    return PlainRounds(
+        make_spec(resolved)[1], layout, cohort_public, pack_clients(clients, layout.mesh.size)
+    )
 
 
 def _same_size(size: int, groups: Sequence[np.ndarray]) -> None:
     for images in groups:
         if np.shape(images)[1:] != (size, size, 3):
-            raise InputError(f"images of shape {np.shape(images)} are given beside others of "
-                             f"{size} x {size} pixels; all must be of one size")
+            raise InputError(
+                f"images of shape {np.shape(images)} are given beside others of "
+                f"{size} x {size} pixels; all must be of one size"
+            )

@@ -1,4 +1,5 @@
 """Pretrained backbones that several runs begin with, and the classifiers learned with them."""
+
 from __future__ import annotations
 
 import hashlib
@@ -73,13 +74,18 @@ def saved_classifier(sim: Simulation) -> jax.Array | None:
     same = _same_public_people(sim, folder.parent)
     if same is not False:
         try:
-            return load_pytree(saved, server_shapes(
-                sim.spec, sim.public.identities).public_embeddings)
+            return load_pytree(
+                saved, server_shapes(sim.spec, sim.public.identities).public_embeddings
+            )
         except InputError:
             if same:
                 raise
-    logging.warning("%s is not of the %d public people of this run; their class embeddings start "
-                    "as the means of their features", saved, sim.public.identities)
+    logging.warning(
+        "%s is not of the %d public people of this run; their class embeddings start "
+        "as the means of their features",
+        saved,
+        sim.public.identities,
+    )
     return None
 
 
@@ -91,4 +97,5 @@ def _same_public_people(sim: Simulation, run: pathlib.Path) -> bool | None:
     except InputError:
         return None
     return there.get("names") == fingerprints.fingerprint(sim)["names"] and np.array_equal(
-        people, sim.split.public_identities)
+        people, sim.split.public_identities
+    )

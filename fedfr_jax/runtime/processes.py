@@ -1,4 +1,5 @@
 """What the processes of one run must have in common, and how they decide together."""
+
 from __future__ import annotations
 
 import hashlib
@@ -22,8 +23,10 @@ def worst(code: int) -> int:
 
 def digests(values: Mapping[str, Any]) -> np.ndarray:
     """(n, 2) uint32, one row per value, in the order of their names."""
-    found = [hashlib.sha256(json.dumps([name, values[name]]).encode()).digest()[:8]
-             for name in sorted(values)]
+    found = [
+        hashlib.sha256(json.dumps([name, values[name]]).encode()).digest()[:8]
+        for name in sorted(values)
+    ]
     return np.frombuffer(b"".join(found), np.uint32).reshape(-1, 2)
 
 
@@ -40,12 +43,16 @@ def check_equal(values: Mapping[str, Any], *, gather=multihost_utils.process_all
     mine = digests(values)
     counts = gather(np.int32(len(mine))).reshape(-1)
     if (counts != counts[0]).any():
-        raise InputError("the processes run different versions of the program: they have "
-                         f"{', '.join(map(str, counts))} settings; install one version everywhere")
+        raise InputError(
+            "the processes run different versions of the program: they have "
+            f"{', '.join(map(str, counts))} settings; install one version everywhere"
+        )
     every = gather(mine).reshape(len(counts), *mine.shape)
     differ = (every != every[0]).any(axis=(0, 2))
     names = [name for name, bad in zip(sorted(values), differ, strict=True) if bad]
     if names:
         different = ", ".join(f"{name} (here {values[name]!r})" for name in names)
-        raise InputError(f"the processes of this run differ in {different}; start all of them "
-                         "with the same settings and data")
+        raise InputError(
+            f"the processes of this run differ in {different}; start all of them "
+            "with the same settings and data"
+        )

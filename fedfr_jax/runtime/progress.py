@@ -2,6 +2,7 @@
 
 ``with track("pretraining", total=steps, unit="step") as bar: bar.update(1, images=128, loss=x)``
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -57,8 +58,9 @@ class Bar:
     before it is left out, and look back about half a minute.
     """
 
-    def __init__(self, label: str, total: int | None, unit: str, keep: bool,
-                 clock: Callable[[], float]):
+    def __init__(
+        self, label: str, total: int | None, unit: str, keep: bool, clock: Callable[[], float]
+    ):
         self.label, self.total, self.unit, self.keep = label, total, unit, keep
         self.done = 0
         self.images = 0
@@ -145,18 +147,24 @@ class _LiveDisplay:
 
     def __init__(self, console: Console):
         self.progress = RichProgress(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
-            MofNCompleteColumn(), TextColumn("{task.fields[unit]}", markup=False),
-            TextColumn("{task.fields[details]}", markup=False), console=console,
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}", markup=False),
+            TextColumn("{task.fields[details]}", markup=False),
+            console=console,
             # A print to a redirected stdout belongs in that file, not above the bar.
-            redirect_stdout=sys.stdout.isatty(), refresh_per_second=8)
+            redirect_stdout=sys.stdout.isatty(),
+            refresh_per_second=8,
+        )
         self.tasks: dict[int, Any] = {}
 
     def add(self, bar: Bar) -> None:
         if not self.tasks:
             self.progress.start()
         self.tasks[id(bar)] = self.progress.add_task(
-            bar.label, total=bar.total, unit=bar.unit, details="")
+            bar.label, total=bar.total, unit=bar.unit, details=""
+        )
 
     def draw(self, bar: Bar) -> None:
         self.progress.update(self.tasks[id(bar)], completed=bar.done, details=bar.details())
@@ -181,8 +189,13 @@ class _NotebookDisplay:
 
     @staticmethod
     def _text(bar: Bar, finished: bool = False) -> str:
-        value = "" if bar.total is None and not finished else (
-            f' value="{1 if finished else bar.done}" max="{1 if finished else bar.total or 1}"')
+        value = (
+            ""
+            if bar.total is None and not finished
+            else (
+                f' value="{1 if finished else bar.done}" max="{1 if finished else bar.total or 1}"'
+            )
+        )
         return f"<progress{value}></progress> {html.escape(bar.line(finished))}"
 
     def draw(self, bar: Bar) -> None:
@@ -199,8 +212,13 @@ _display: _LiveDisplay | None = None
 
 @contextlib.contextmanager
 def track(
-    label: str, total: int | None, unit: str = "step", *, keep: bool = True,
-    stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic,
+    label: str,
+    total: int | None,
+    unit: str = "step",
+    *,
+    keep: bool = True,
+    stream: IO[str] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Bar]:
     """Shows progress while the ``with`` block runs.
 

@@ -1,4 +1,5 @@
 """What the rows of a run tell about its settings."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,15 @@ def remark(row: Mapping[str, Any]) -> str:
     if not public or most is None or "hard_threshold" not in row:
         return ""
     share = row["hard_negatives_mean"] / public
-    where = (f"round {row['round']}: with fed.hard_threshold={row['hard_threshold']:g} a client "
-             f"keeps {row['hard_negatives_mean']:,.0f} of {public:,} public images on average")
+    where = (
+        f"round {row['round']}: with fed.hard_threshold={row['hard_threshold']:g} a client "
+        f"keeps {row['hard_negatives_mean']:,.0f} of {public:,} public images on average"
+    )
     if share > _NEARLY_ALL:
-        return (f"{where} ({100 * share:.0f} %), so that hardly any is sorted out and every client "
-                "trains on all of them; raise fed.hard_threshold")
+        return (
+            f"{where} ({100 * share:.0f} %), so that hardly any is sorted out and every client "
+            "trains on all of them; raise fed.hard_threshold"
+        )
     if not most:
         return f"{where}: no client has a hard negative; lower fed.hard_threshold"
     return ""

@@ -1,4 +1,5 @@
 """Taking up a run, for training or for evaluation: its data, its pretrained model, its state."""
+
 from __future__ import annotations
 
 import pathlib
@@ -29,8 +30,14 @@ from fedfr_jax.runtime.simulation import Simulation
 PyTree = Any
 _PRETRAINED = "pretrained"
 # What each process may have for itself; the files' content is compared in place of their paths.
-_OWN = ("engine.cpu_devices", "data.workers", "data.root", "population.schedule",
-        "population.availability", "model.weights")
+_OWN = (
+    "engine.cpu_devices",
+    "data.workers",
+    "data.root",
+    "population.schedule",
+    "population.availability",
+    "model.weights",
+)
 
 
 def has_state(folder: pathlib.Path) -> bool:
@@ -38,8 +45,9 @@ def has_state(folder: pathlib.Path) -> bool:
     return (folder / _PRETRAINED / "backbone").is_dir() or bool(saved_rounds(folder))
 
 
-def begin(sim: Simulation, folder: pathlib.Path, own: pathlib.Path,
-          resume: bool) -> workdir.RunWriter:
+def begin(
+    sim: Simulation, folder: pathlib.Path, own: pathlib.Path, resume: bool
+) -> workdir.RunWriter:
     """Starts or takes up a run, once its settings and its data were compared with what is there.
 
     Args:
@@ -59,9 +67,12 @@ def begin(sim: Simulation, folder: pathlib.Path, own: pathlib.Path,
         _check_rounds(sim, folder, workdir.read_config(own)["fed"]["rounds"])
         found = fingerprints.read_fingerprint(own) | found
     elif not (own / workdir.CONFIG).exists() and (
-            saved_rounds(folder) or (folder / client_states.FOLDER).exists()):
-        raise InputError(f"{folder} holds the state of a run, but no {workdir.CONFIG}; restore it "
-                         "from a copy, or choose another --workdir")
+        saved_rounds(folder) or (folder / client_states.FOLDER).exists()
+    ):
+        raise InputError(
+            f"{folder} holds the state of a run, but no {workdir.CONFIG}; restore it "
+            "from a copy, or choose another --workdir"
+        )
     workdir.announce_config(own, config)
     may_change = {} if begun else {"may_change": ("",)}
     writer = workdir.open_run(own, config, resume, **may_change)
@@ -78,14 +89,21 @@ def _check_rounds(sim: Simulation, folder: pathlib.Path, earlier: int) -> None:
         raise InputError(
             f"fed.rounds is {rounds}, but the run in {folder} had {earlier} and has done {done}: "
             f"{method.title} ends with {method.extra_rounds} of another kind, which must follow "
-            f"all others; keep fed.rounds={earlier}, or choose another work directory")
+            f"all others; keep fed.rounds={earlier}, or choose another work directory"
+        )
 
 
 def _in_common(config, found) -> dict[str, Any]:
-    values = {key: workdir.plain(new) for key, (_, new) in workdir.changed_settings(
-        {}, config).items() if key not in _OWN}
-    return values | {f"data ({key})": value for key, value in found.items()} | {
-        "version of jax": jax.__version__, "version of fedfr_jax": fedfr_jax.__version__}
+    values = {
+        key: workdir.plain(new)
+        for key, (_, new) in workdir.changed_settings({}, config).items()
+        if key not in _OWN
+    }
+    return (
+        values
+        | {f"data ({key})": value for key, value in found.items()}
+        | {"version of jax": jax.__version__, "version of fedfr_jax": fedfr_jax.__version__}
+    )
 
 
 def _check_split(sim: Simulation, own: pathlib.Path) -> None:
@@ -134,8 +152,9 @@ def load_pretrained(sim: Simulation, folder: pathlib.Path) -> PyTree:
     return pretrained
 
 
-def newest_state(sim: Simulation, checkpoints: RoundCheckpoints, store: RowStore
-                 ) -> ServerState | None:
+def newest_state(
+    sim: Simulation, checkpoints: RoundCheckpoints, store: RowStore
+) -> ServerState | None:
     """The newest state that is whole, to which the clients' is taken back; None: there is none.
 
     Damaged checkpoints are moved out of the way, and said so.
@@ -149,8 +168,12 @@ def newest_state(sim: Simulation, checkpoints: RoundCheckpoints, store: RowStore
         return None
     round_index, server, damaged = found
     for newer, wrong in damaged.items():
-        logging.warning("the checkpoint of round %d cannot be used and is now in %s: %s", newer,
-                        checkpoints.set_aside(newer), wrong)
+        logging.warning(
+            "the checkpoint of round %d cannot be used and is now in %s: %s",
+            newer,
+            checkpoints.set_aside(newer),
+            wrong,
+        )
     lost = [r for r in store.kept if r > round_index and r not in damaged]
     if lost:
         logging.warning("the checkpoint of round %d is gone", lost[-1])
@@ -166,12 +189,17 @@ def drop_later_rows(writer: workdir.RunWriter, round_index: int) -> None:
     rows = workdir.read_metrics(writer.workdir)
     there = {row["round"] for row in rows if row.get("kind") == "round"}
     if lost := sorted(set(range(1, round_index + 1)) - there):
-        logging.warning("%s lacks the rows of %d rounds, from round %d on; the state of the run "
-                        "is whole", writer.workdir / workdir.METRICS, len(lost), lost[0])
+        logging.warning(
+            "%s lacks the rows of %d rounds, from round %d on; the state of the run is whole",
+            writer.workdir / workdir.METRICS,
+            len(lost),
+            lost[0],
+        )
 
 
-def state_to_evaluate(sim: Simulation, checkpoints: RoundCheckpoints, stores: Sequence[RowStore]
-                      ) -> ServerState:
+def state_to_evaluate(
+    sim: Simulation, checkpoints: RoundCheckpoints, stores: Sequence[RowStore]
+) -> ServerState:
     """The server of the newest round that is whole, and the clients' state of the same round.
 
     Args:
@@ -180,14 +208,17 @@ def state_to_evaluate(sim: Simulation, checkpoints: RoundCheckpoints, stores: Se
     Raises:
       InputError: no state can be used.
     """
+
     def check(round_index):
         for store in stores:
             store.check(round_index)
 
     found = _newest(sim, checkpoints, check)
     if found is None:
-        raise InputError("there is no checkpoint of the server: train with --resume, or restore "
-                         "checkpoints/ if it is lost")
+        raise InputError(
+            "there is no checkpoint of the server: train with --resume, or restore "
+            "checkpoints/ if it is lost"
+        )
     round_index, server, damaged = found
     for newer, wrong in damaged.items():
         logging.warning("the checkpoint of round %d cannot be used: %s", newer, wrong)
@@ -198,14 +229,17 @@ def state_to_evaluate(sim: Simulation, checkpoints: RoundCheckpoints, stores: Se
     return server
 
 
-def _newest(sim: Simulation, checkpoints: RoundCheckpoints, check: Callable[[int], None]
-            ) -> tuple[int, ServerState, dict[int, str]] | None:
-    return newest_whole(checkpoints, server_shapes(sim.spec, sim.public.identities),
-                        _together(check))
+def _newest(
+    sim: Simulation, checkpoints: RoundCheckpoints, check: Callable[[int], None]
+) -> tuple[int, ServerState, dict[int, str]] | None:
+    return newest_whole(
+        checkpoints, server_shapes(sim.spec, sim.public.identities), _together(check)
+    )
 
 
 def _together(check: Callable[[int], None]) -> Callable[[int], None]:
     """The check, passed where all processes pass it."""
+
     def all_check(round_index):
         error = None
         try:

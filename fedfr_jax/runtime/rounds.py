@@ -1,4 +1,5 @@
 """From starting weights through all rounds: what the host does around the compiled round."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -25,12 +26,7 @@ from fedfr_jax.runtime.course import Course, Programs, RoundInputs, Run, compile
 from fedfr_jax.runtime.pretrained import folder_of_weights, saved_classifier
 from fedfr_jax.runtime.processes import worst
 from fedfr_jax.runtime.progress import track
-from fedfr_jax.runtime.simulation import (
-    Simulation,
-    compile_rounds,
-    compile_start,
-    round_key,
-)
+from fedfr_jax.runtime.simulation import Simulation, compile_rounds, compile_start, round_key
 
 PyTree = Any
 
@@ -51,14 +47,20 @@ def starting_weights(sim: Simulation) -> tuple[PyTree, jax.Array | None]:
         return variables, None
     if pathlib.Path(path).is_dir():
         return load_pytree(folder_of_weights(path) / "backbone", variables), (
-            None if sim.config.pretrain.epochs else saved_classifier(sim))
+            None if sim.config.pretrain.epochs else saved_classifier(sim)
+        )
     return load_weights(path, sim.backbone), None
 
 
-def pretrained_model(sim: Simulation, writer: workdir.RunWriter, folder: pathlib.Path,
-                     start: tuple[PyTree, jax.Array | None], resume: bool, *,
-                     needed: bool = False
-                     ) -> tuple[PyTree, jax.Array | None]:
+def pretrained_model(
+    sim: Simulation,
+    writer: workdir.RunWriter,
+    folder: pathlib.Path,
+    start: tuple[PyTree, jax.Array | None],
+    resume: bool,
+    *,
+    needed: bool = False,
+) -> tuple[PyTree, jax.Array | None]:
     """The backbone before the first round and its public class embeddings, if it has any.
 
     Trained from the start and saved in the folder, or read from there when the run is
@@ -80,10 +82,14 @@ def pretrained_model(sim: Simulation, writer: workdir.RunWriter, folder: pathlib
         embeddings = folder / "public_embeddings"
         return load_pytree(finished, shapes.backbone), (
             load_pytree(embeddings, shapes.public_embeddings)
-            if trains or embeddings.is_dir() else None)
+            if trains or embeddings.is_dir()
+            else None
+        )
     if resume and needed:
-        raise InputError(f"{finished} is missing, but rounds were trained from it; restore it from "
-                         "a copy, or start in another work directory")
+        raise InputError(
+            f"{finished} is missing, but rounds were trained from it; restore it from "
+            "a copy, or start in another work directory"
+        )
     writer.truncate_after(-1, pretrain_epoch=0)
     variables, learned = start
     if trains:
@@ -97,10 +103,17 @@ def pretrained_model(sim: Simulation, writer: workdir.RunWriter, folder: pathlib
                 writer.append(row | {"images_per_second": rate})
 
             variables, learned = pretrain(
-                sim.backbone, sim.public.images, labels, config.pretrain, variables=variables,
-                mesh=sim.layout.mesh, seed=config.seed, augment=config.fed.mirror,
+                sim.backbone,
+                sim.public.images,
+                labels,
+                config.pretrain,
+                variables=variables,
+                mesh=sim.layout.mesh,
+                seed=config.seed,
+                augment=config.fed.mirror,
                 on_epoch=on_epoch,
-                on_step=lambda n, loss: bar.update(n, images=n, loss=loss))
+                on_step=lambda n, loss: bar.update(n, images=n, loss=loss),
+            )
     check_finite(config, variables, learned)
     if learned is not None:
         save_pytree(folder / "public_embeddings", learned)
@@ -113,8 +126,10 @@ def check_finite(config, variables: PyTree, embeddings: PyTree) -> None:
     leaves = jax.tree.leaves(jax.device_get((variables, embeddings)))
     if not all(np.isfinite(np.asarray(x, np.float32)).all() for x in leaves):
         raise FloatingPointError(
-            "the pretrained model is not finite; lower pretrain.lr" if config.pretrain.epochs else
-            f"model.weights={config.model.weights!r} holds numbers that are not finite")
+            "the pretrained model is not finite; lower pretrain.lr"
+            if config.pretrain.epochs
+            else f"model.weights={config.model.weights!r} holds numbers that are not finite"
+        )
 
 
 def read_ahead(sim: Simulation, round_index: int, last: RoundInputs | None = None) -> RoundInputs:
@@ -123,16 +138,18 @@ def read_ahead(sim: Simulation, round_index: int, last: RoundInputs | None = Non
     if last is not None and np.array_equal(assigned, last.assigned):
         return last
     size = len(assigned) // sim.schedule.processes
-    mine = assigned[jax.process_index() * size:][:size]
+    mine = assigned[jax.process_index() * size :][:size]
     anybody = (assigned >= 0).any()
-    return RoundInputs(assigned, mine, sim.client_images.cohort_data(
-        sim.schedule.rows(assigned)) if anybody else None)
+    return RoundInputs(
+        assigned,
+        mine,
+        sim.client_images.cohort_data(sim.schedule.rows(assigned)) if anybody else None,
+    )
 
 
 def compile_programs(sim: Simulation, seeds: int = 1) -> Programs:
     """The programs of so many runs side by side; each compiles when it is first called."""
-    return Programs(compile_rounds(sim, seeds), compile_start(sim),
-                    compile_finite(sim.layout.mesh))
+    return Programs(compile_rounds(sim, seeds), compile_start(sim), compile_finite(sim.layout.mesh))
 
 
 def go_together(runs: Sequence[Run]) -> bool:
@@ -140,17 +157,22 @@ def go_together(runs: Sequence[Run]) -> bool:
 
     Their clients then have the same images, and in every round the same ones take part.
     """
+
     def but_seed(run):
         return dataclasses.replace(run.sim.config, seed=0)
 
     first = runs[0]
     return jax.process_count() == 1 and all(
-        but_seed(run) == but_seed(first) and int(run.server.round) == int(first.server.round)
-        and np.array_equal(run.sim.schedule.cohorts, first.sim.schedule.cohorts) for run in runs)
+        but_seed(run) == but_seed(first)
+        and int(run.server.round) == int(first.server.round)
+        and np.array_equal(run.sim.schedule.cohorts, first.sim.schedule.cohorts)
+        for run in runs
+    )
 
 
-def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Programs | None = None
-               ) -> list[tuple[ServerState, dict[str, Any]]]:
+def run_rounds(
+    runs: Sequence[Run], *, until: int | None = None, programs: Programs | None = None
+) -> list[tuple[ServerState, dict[str, Any]]]:
     """The rounds that are left, with checkpoints and the evaluations that ``eval.every`` asks for.
 
     Args:
@@ -170,8 +192,10 @@ def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Progr
     last = sim.config.rounds if until is None else until
     courses = [Course(run, programs, last) for run in runs]
     # Made on every device: what lies on one would be copied to the others in every round.
-    keys = jax.jit(lambda: [round_key(run.sim.config) for run in runs],
-                   out_shardings=NamedSharding(sim.layout.mesh, PartitionSpec()))()
+    keys = jax.jit(
+        lambda: [round_key(run.sim.config) for run in runs],
+        out_shardings=NamedSharding(sim.layout.mesh, PartitionSpec()),
+    )()
     compiled = {"first round": 0, "later rounds": 0}
     inputs = read_ahead(sim, first) if first < last else None
     try:
@@ -184,8 +208,7 @@ def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Progr
                     course.evaluate(r)
                 before = compilations()
                 rows, inputs = _one_round(sim, programs, courses, keys, r, r + 1 < last, inputs)
-                compiled["first round" if r == first else "later rounds"] += (
-                    compilations() - before)
+                compiled["first round" if r == first else "later rounds"] += compilations() - before
                 loss = {"loss": rows[0]["loss"]} if "loss" in rows[0] else {}
                 bar.update(1, images=sum(row["images"] for row in rows), **loss)
             finished = [course.finish(compiled) for course in courses]
@@ -195,19 +218,31 @@ def run_rounds(runs: Sequence[Run], *, until: int | None = None, programs: Progr
         interrupts.release(stop=False)
 
 
-def _one_round(sim: Simulation, programs: Programs, courses: Sequence[Course], keys, r: int,
-               goes_on: bool, inputs: RoundInputs | None) -> tuple[list[dict[str, Any]],
-                                                             RoundInputs | None]:
+def _one_round(
+    sim: Simulation,
+    programs: Programs,
+    courses: Sequence[Course],
+    keys,
+    r: int,
+    goes_on: bool,
+    inputs: RoundInputs | None,
+) -> tuple[list[dict[str, Any]], RoundInputs | None]:
     """Round ``r`` of all courses; returns (their rows, the next round's inputs)."""
     assert inputs is not None  # read_ahead() has them of every round there is
     started = time.monotonic()
     results: list[Any] = []
     if inputs.cohort is not None:
-        results = programs.round([course.server for course in courses],
-                                 [course.hand_out(inputs) for course in courses],
-                                 sim.public, inputs.cohort, keys)
-        results = [(*result, course.finite(*result[:2]))
-                   for course, result in zip(courses, results, strict=True)]
+        results = programs.round(
+            [course.server for course in courses],
+            [course.hand_out(inputs) for course in courses],
+            sim.public,
+            inputs.cohort,
+            keys,
+        )
+        results = [
+            (*result, course.finite(*result[:2]))
+            for course, result in zip(courses, results, strict=True)
+        ]
     # The devices are at work; meanwhile the host writes the last round and reads the next.
     if all([course.save() for course in courses]):
         interrupts.release()
@@ -222,9 +257,12 @@ def _one_round(sim: Simulation, programs: Programs, courses: Sequence[Course], k
     if inputs.cohort is None:
         rows = [course.pass_over(r + 1, inputs, seconds, stops=stops) for course in courses]
     else:
-        rows = [course.keep(r + 1, server, heads, metrics, finite, inputs, following, seconds,
-                            stops=stops)
-                for course, (server, heads, metrics, finite) in zip(courses, results, strict=True)]
+        rows = [
+            course.keep(
+                r + 1, server, heads, metrics, finite, inputs, following, seconds, stops=stops
+            )
+            for course, (server, heads, metrics, finite) in zip(courses, results, strict=True)
+        ]
     if stops:
         for course in courses:
             course.save()
@@ -241,8 +279,9 @@ def _wait(arrays: PyTree) -> None:
         seconds = min(2 * seconds, 0.02)
 
 
-def starting_server(sim: Simulation, pretrained: PyTree, embeddings,
-                    saved: ServerState | None = None) -> ServerState:
+def starting_server(
+    sim: Simulation, pretrained: PyTree, embeddings, saved: ServerState | None = None
+) -> ServerState:
     """The server on all devices: as it was saved, or before the first round."""
     mesh = sim.layout.mesh
     if saved is None:

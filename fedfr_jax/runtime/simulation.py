@@ -2,6 +2,7 @@
 
 A thin shell: everything it calls is a pure function of arrays, usable without it.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -94,8 +95,10 @@ def use_cpu_devices(count: int) -> None:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
         if jax.default_backend() == "cpu":
-            _warn_once(f"JAX is in use already: it keeps {len(jax.devices())} CPU device(s), not "
-                       f"{count}; call fedfr_jax.use_cpu_devices(0) before anything else of JAX")
+            _warn_once(
+                f"JAX is in use already: it keeps {len(jax.devices())} CPU device(s), not "
+                f"{count}; call fedfr_jax.use_cpu_devices(0) before anything else of JAX"
+            )
 
 
 @functools.cache  # every run of a process would say the same
@@ -113,9 +116,15 @@ def _let_devices_wait() -> None:
     # jax 0.7 has no such flags, and ends the program if it is given them.
     if jax.__version_info__ < (0, 8) or "xla_cpu_collective_call_terminate" in flags:
         return
-    os.environ["XLA_FLAGS"] = " ".join([flags, *(
-        f"--xla_cpu_collective_call_{name}_timeout_seconds={_LONGEST_WAIT}"
-        for name in ("warn_stuck", "terminate"))]).strip()
+    os.environ["XLA_FLAGS"] = " ".join(
+        [
+            flags,
+            *(
+                f"--xla_cpu_collective_call_{name}_timeout_seconds={_LONGEST_WAIT}"
+                for name in ("warn_stuck", "terminate")
+            ),
+        ]
+    ).strip()
 
 
 def make_layout(config: Config) -> Layout:
@@ -123,14 +132,21 @@ def make_layout(config: Config) -> Layout:
     clients, settings = cohort_size(config), config.engine
     devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:clients]
     mesh = engine.make_mesh(devices)
-    return Layout(mesh, min(settings.lanes, most_lanes(config, mesh.size)),
-                        settings.feature_batch, settings.gradient_batch, settings.cache_features)
+    return Layout(
+        mesh,
+        min(settings.lanes, most_lanes(config, mesh.size)),
+        settings.feature_batch,
+        settings.gradient_batch,
+        settings.cache_features,
+    )
 
 
 def make_spec(config: Config) -> tuple[Backbone, RoundSpec]:
     """(network for shared weights, what a client does)."""
-    shared, own = (build(config.model, config.data.image_size, conv)
-                   for conv in (default_strategy(), config.engine.conv))
+    shared, own = (
+        build(config.model, config.data.image_size, conv)
+        for conv in (default_strategy(), config.engine.conv)
+    )
     return shared, spec_of(config, own)
 
 
@@ -160,18 +176,26 @@ def _check_turns(spec: RoundSpec) -> None:
             raise ConfigError(
                 f"fed.local_epochs has {epochs}, but with {spec.recipe.title} head and body take "
                 f"turns, and the {'body' if turns == {True} else 'head'} would not be trained in "
-                "such a round; give more epochs, or change the settings of method.name")
+                "such a round; give more epochs, or change the settings of method.name"
+            )
 
 
 def _warn_of_single_identities(config: Config, clients: Clients) -> None:
     """Softmax over one class trains nothing."""
     alone = int((clients.identity_counts == 1).sum())
-    if (alone and config.fed.public_data == "off" and config.recipe.trains
-            and not config.recipe.terms(config.options).positive_margin):
+    if (
+        alone
+        and config.fed.public_data == "off"
+        and config.recipe.trains
+        and not config.recipe.terms(config.options).positive_margin
+    ):
         logging.warning(
             "%d of %d clients have a single identity and no public images: a softmax over one "
             "class is 0, so that they learn nothing from it. Set fed.public_data, "
-            "method.name=fedface, or data.split.identities_per_client", alone, len(clients))
+            "method.name=fedface, or data.split.identities_per_client",
+            alone,
+            len(clients),
+        )
 
 
 def build_simulation(config: Config, source: ImageSource | None = None) -> Simulation:
@@ -188,65 +212,105 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     if source is None:
         with track("opening the data", None, "", keep=False):
             source = data_sources.open_source(config.data)
-    split = make_split(source.labels, config.fed.num_clients, config.data.split,
-                       config.data.seed, min_client_images=config.fed.batch_size)
+    split = make_split(
+        source.labels,
+        config.fed.num_clients,
+        config.data.split,
+        config.data.seed,
+        min_client_images=config.fed.batch_size,
+    )
     source = degraded(source, config.data.degrade, config.data.seed, split.clients)
     uses_public = config.fed.public_data != "off"
     if not len(split.public_images) and (uses_public or config.pretrain.epochs):
-        raise ConfigError("data.split leaves no public identities, but fed.public_data="
-                          f"{config.fed.public_data!r} and pretrain.epochs="
-                          f"{config.pretrain.epochs} need them")
+        raise ConfigError(
+            "data.split leaves no public identities, but fed.public_data="
+            f"{config.fed.public_data!r} and pretrain.epochs="
+            f"{config.pretrain.epochs} need them"
+        )
     generic = verification_sets(config, source, split)
     config = settle(config)
     layout = make_layout(config)
     clients = split.clients.union() if config.recipe.union else split.clients
     _warn_of_single_identities(config, clients)
-    schedule = make_schedule(config.population, config.rounds, config.seed, clients,
-                             layout.mesh.size)
+    schedule = make_schedule(
+        config.population, config.rounds, config.seed, clients, layout.mesh.size
+    )
     backbone, spec = make_spec(config)
-    memory.check_images(config, split, choose_kind(config.data, source, split.clients), schedule,
-                        spec)
+    memory.check_images(
+        config, split, choose_kind(config.data, source, split.clients), schedule, spec
+    )
     evaluated = evaluated_clients(len(split.clients), config.eval.clients, config.data.seed)
     with track("reading images", None, "", keep=False):
-        public = engine.replicate(PublicData(
-            source.read(split.public_images), split.public_labels.astype(np.int32),
-            len(split.public_identities)), layout.mesh)
+        public = engine.replicate(
+            PublicData(
+                source.read(split.public_images),
+                split.public_labels.astype(np.int32),
+                len(split.public_identities),
+            ),
+            layout.mesh,
+        )
         client_images = open_client_images(config.data, source, split.clients, layout.mesh)
         held_out = read_held_out(source, split, evaluated)
-    return Simulation(config, source, split, public, client_images, schedule, held_out, generic,
-                      backbone, spec, layout)
+    return Simulation(
+        config,
+        source,
+        split,
+        public,
+        client_images,
+        schedule,
+        held_out,
+        generic,
+        backbone,
+        spec,
+        layout,
+    )
 
 
 def _check_batch_norm(config: Config) -> None:
     """What a network that normalizes over the mini-batch needs of it."""
     frozen = config.model.batch_norm == "frozen"
     for name, size, used in (
-            ("fed.batch_size", config.fed.batch_size, config.recipe.trains and not frozen),
-            ("pretrain.batch_size", config.pretrain.batch_size, config.pretrain.epochs)):
+        ("fed.batch_size", config.fed.batch_size, config.recipe.trains and not frozen),
+        ("pretrain.batch_size", config.pretrain.batch_size, config.pretrain.epochs),
+    ):
         if used and size == 1:  # all batches are whole: there is no last one with a single image
-            raise ConfigError(f"{name} is 1, but {config.model.name} normalizes over the "
-                              "mini-batch, and one image has no spread; give at least 2")
+            raise ConfigError(
+                f"{name} is 1, but {config.model.name} normalizes over the "
+                "mini-batch, and one image has no spread; give at least 2"
+            )
     if config.engine.gradient_batch and not frozen:
-        raise ConfigError(f"engine.gradient_batch is {config.engine.gradient_batch}, but "
-                          f"{config.model.name} normalizes over the mini-batch, which must then "
-                          "be taken as a whole; set it to 0, or model.batch_norm to 'frozen'")
+        raise ConfigError(
+            f"engine.gradient_batch is {config.engine.gradient_batch}, but "
+            f"{config.model.name} normalizes over the mini-batch, which must then "
+            "be taken as a whole; set it to 0, or model.batch_norm to 'frozen'"
+        )
 
 
-def verification_sets(config: Config, source: ImageSource,
-                      split: FederatedSplit) -> tuple[VerificationSet, ...]:
+def verification_sets(
+    config: Config, source: ImageSource, split: FederatedSplit
+) -> tuple[VerificationSet, ...]:
     """The held-out pairs of the split, and the ``.bin`` sets without trained identities."""
     sets = []
     if len(split.pairs):
-        sets.append(VerificationSet("held-out people", source.read(split.pairs.reshape(-1)),
-                                    split.pairs_same))
+        sets.append(
+            VerificationSet(
+                "held-out people", source.read(split.pairs.reshape(-1)), split.pairs_same
+            )
+        )
     trained = np.concatenate([split.public_identities, split.clients.identities])
     labels = config.data.verification_labels or ("",) * len(config.data.verification_sets)
     folder = pathlib.Path(config.data.root)
     files = config.data.verification_sets
     for name, file, label_name in zip(set_names(files), files, labels, strict=True):
         pairs = dataclasses.replace(
-            read_bin(folder / file, config.data.image_size, config.data.workers,
-                     max_megapixels=config.data.max_megapixels), name=name)
+            read_bin(
+                folder / file,
+                config.data.image_size,
+                config.data.workers,
+                max_megapixels=config.data.max_megapixels,
+            ),
+            name=name,
+        )
         if label_name:
             pairs = leave_out(pairs, folder / label_name, original_labels(source, trained))
         sets.append(scorable(pairs))
@@ -262,7 +326,8 @@ def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:
     if seeds == 1:
         one = compile_round(sim.spec, sim.layout)
         return lambda servers, heads, public, cohort, keys: [
-            one(servers[0], heads[0], public, cohort, keys[0])]
+            one(servers[0], heads[0], public, cohort, keys[0])
+        ]
     one_round, shardings = round_function(sim.spec, sim.layout)
     stacked = ServerState(round=None, backbone=0, public_embeddings=0, optimizer=0)
     each = jax.vmap(one_round, in_axes=(stacked, 0, None, None, 0), out_axes=(stacked, 0, 0))
@@ -278,8 +343,10 @@ def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:
             return jax.tree.map(lambda x: x[i], tree)
 
         rest = server.replace(round=None)
-        return [(of(i, rest).replace(round=server.round), of(i, heads), of(i, metrics))
-                for i in range(seeds)]
+        return [
+            (of(i, rest).replace(round=server.round), of(i, heads), of(i, metrics))
+            for i in range(seeds)
+        ]
 
     return jax.jit(run, donate_argnums=(0, 1), out_shardings=[shardings] * seeds)
 
@@ -290,9 +357,15 @@ def compile_start(sim: Simulation) -> Callable[..., PyTree]:
 
     def start(stored, known, pretrained, public, cohort, key):
         initial = initial_heads(
-            sim.spec, sim.layout, pretrained, public, cohort, key,
+            sim.spec,
+            sim.layout,
+            pretrained,
+            public,
+            cohort,
+            key,
             most_identities=sim.schedule.most_identities,
-            previous=sim.config.population.previous)
+            previous=sim.config.population.previous,
+        )
         return fill_in_new(stored, known, initial)
 
     return jax.jit(start, donate_argnums=0, out_shardings=by_client)
@@ -323,10 +396,10 @@ def _in_batches(sim: Simulation, embed) -> Callable[[PyTree, np.ndarray], np.nda
     def run_all(model, images):
         model, out = engine.replicate(model, mesh), []
         for start in range(0, len(images), size):
-            part = images[start:start + size]
+            part = images[start : start + size]
             padding = [(0, size - len(part))] + [(0, 0)] * 3
             out.append(run(model, engine.spread(np.pad(part, padding), mesh)))
         parts = jax.device_get(out)  # after the last batch is under way
-        return np.concatenate(parts)[:len(images)]
+        return np.concatenate(parts)[: len(images)]
 
     return run_all

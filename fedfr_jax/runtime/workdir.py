@@ -12,6 +12,7 @@
 Every file but ``metrics.jsonl`` appears under its name only when it is
 complete, so a run that is killed leaves no half-written one behind.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -33,16 +34,38 @@ from fedfr_jax.runtime.evaluation_file import read_evaluation as read_evaluation
 from fedfr_jax.runtime.metrics_file import line_of, read_rows
 
 CONFIG, METRICS, SUMMARY, TENSORBOARD = (
-    "config.json", "metrics.jsonl", "summary.json", "tensorboard")
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+    "tensorboard",
+)
 _DIGESTS = "config.json.sha256"
 _CHECK = "check"  # of the summary: SHA-256 of the rest, as it stands in the file
 # What a resumed run may change: a rate that diverged, how long, what is measured, how it runs.
-_MAY_CHANGE = ("fed.rounds", "fed.lr", "fed.lr_decay", "fed.lr_decay_epochs", "fed.momentum",
-               "fed.weight_decay", "fed.server_lr", "fed.server_momentum", "fed.server_beta2",
-               "fed.server_epsilon", "eval.", "engine.", "checkpoint.", "data.workers",
-               "data.max_megapixels", "data.images", "data.resident_gib", "data.root",
-               "data.verification_sets", "data.verification_labels", "population.schedule",
-               "population.availability")
+_MAY_CHANGE = (
+    "fed.rounds",
+    "fed.lr",
+    "fed.lr_decay",
+    "fed.lr_decay_epochs",
+    "fed.momentum",
+    "fed.weight_decay",
+    "fed.server_lr",
+    "fed.server_momentum",
+    "fed.server_beta2",
+    "fed.server_epsilon",
+    "eval.",
+    "engine.",
+    "checkpoint.",
+    "data.workers",
+    "data.max_megapixels",
+    "data.images",
+    "data.resident_gib",
+    "data.root",
+    "data.verification_sets",
+    "data.verification_labels",
+    "population.schedule",
+    "population.availability",
+)
 
 
 def plain(value: Any) -> Any:
@@ -68,8 +91,9 @@ def plain(value: Any) -> Any:
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
     if array.dtype.kind not in "biufU":
-        raise InputError(f"a value of type {type(value).__name__} cannot be written as JSON: "
-                         f"{str(value)[:80]!r}")
+        raise InputError(
+            f"a value of type {type(value).__name__} cannot be written as JSON: {str(value)[:80]!r}"
+        )
     return plain(array.tolist())
 
 
@@ -103,8 +127,10 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: is {path.parent} the work directory of a run "
-                         "that got this far?") from None
+        raise InputError(
+            f"{path} does not exist: is {path.parent} the work directory of a run "
+            "that got this far?"
+        ) from None
     except (ValueError, RecursionError) as error:  # no JSON, too many digits, too deep
         raise InputError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
     if not isinstance(value, dict):
@@ -122,9 +148,12 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(workdir) / CONFIG
     config, digests = read_json(path), path.with_name(_DIGESTS)
     if digests.exists() and hashlib.sha256(path.read_bytes()).hexdigest().encode() not in (
-            digests.read_bytes().split()):
-        raise DamagedError(f"{path} is damaged or was changed by hand; restore it, and give other "
-                           "settings on the command line")
+        digests.read_bytes().split()
+    ):
+        raise DamagedError(
+            f"{path} is damaged or was changed by hand; restore it, and give other "
+            "settings on the command line"
+        )
     return config
 
 
@@ -138,8 +167,10 @@ def read_summary(workdir: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(workdir) / SUMMARY
     summary = read_json(path)
     if summary.pop(_CHECK, None) != _digest(summary):
-        raise DamagedError(f"{path} is damaged or was changed by hand; delete it and evaluate the "
-                           f"run again: python -m fedfr_jax.evaluate --workdir={workdir}")
+        raise DamagedError(
+            f"{path} is damaged or was changed by hand; delete it and evaluate the "
+            f"run again: python -m fedfr_jax.evaluate --workdir={workdir}"
+        )
     return summary
 
 
@@ -167,6 +198,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str
 
     A setting that one of them lacks counts as ``None`` there.
     """
+
     def flat(tree, prefix=""):
         for key, value in tree.items():
             if isinstance(value, dict):
@@ -175,8 +207,11 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str
                 yield f"{prefix}{key}", value
 
     before, after = dict(flat(plain(old))), dict(flat(plain(new)))
-    return {key: (before.get(key), after.get(key)) for key in sorted(before | after)
-            if before.get(key) != after.get(key)}
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before | after)
+        if before.get(key) != after.get(key)
+    }
 
 
 def holds_run(workdir: str | os.PathLike) -> bool:
@@ -186,7 +221,9 @@ def holds_run(workdir: str | os.PathLike) -> bool:
 
 
 def open_run(
-    workdir: str | os.PathLike, config: Mapping[str, Any], resume: bool = False,
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    resume: bool = False,
     may_change: Sequence[str] = _MAY_CHANGE,
 ) -> RunWriter:
     """Starts or takes up a run in ``workdir`` and writes its ``config.json``.
@@ -207,8 +244,9 @@ def open_run(
     """
     workdir = make_folder(workdir)
     if holds_run(workdir) and not resume:
-        raise InputError(f"{workdir} already holds a run; continue it with --resume, or choose "
-                         "another --workdir")
+        raise InputError(
+            f"{workdir} already holds a run; continue it with --resume, or choose another --workdir"
+        )
     writer = RunWriter(workdir)
     if resume and (workdir / CONFIG).exists():
         changed = check_changes(workdir, read_config(workdir), config, may_change)
@@ -217,8 +255,12 @@ def open_run(
     return writer
 
 
-def check_changes(workdir: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any],
-                  may_change: Sequence[str] = _MAY_CHANGE) -> dict[str, tuple]:
+def check_changes(
+    workdir: pathlib.Path,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    may_change: Sequence[str] = _MAY_CHANGE,
+) -> dict[str, tuple]:
     """What differs between a run's settings and new ones, if all of it may change.
 
     Args:
@@ -233,12 +275,19 @@ def check_changes(workdir: pathlib.Path, old: Mapping[str, Any], new: Mapping[st
       InputError: something else differs.
     """
     changed = changed_settings(old, new)
-    fixed = [f"{key}: {before!r} -> {after!r}" for key, (before, after) in changed.items()
-             if not any(name in ("", key) or (name.endswith(".") and key.startswith(name))
-                        for name in may_change)]
+    fixed = [
+        f"{key}: {before!r} -> {after!r}"
+        for key, (before, after) in changed.items()
+        if not any(
+            name in ("", key) or (name.endswith(".") and key.startswith(name))
+            for name in may_change
+        )
+    ]
     if fixed:
-        raise InputError(f"the run in {workdir} had other settings ({'; '.join(fixed)}); go on "
-                         "with the ones in its config.json, or choose another --workdir")
+        raise InputError(
+            f"the run in {workdir} had other settings ({'; '.join(fixed)}); go on "
+            "with the ones in its config.json, or choose another --workdir"
+        )
     return changed
 
 
@@ -329,13 +378,19 @@ class RunWriter:
         # One TensorBoard run per model draws the models into one chart per metric.
         name = f"evaluation-{quote(row['model'], safe=' ')}" if kind == "evaluation" else kind
         prefix = "" if kind == "evaluation" else f"{kind}/"
-        scalars = {key: value for key, value in row.items()
-                   if key not in ("step", "round", "epoch") and not isinstance(value, bool)
-                   and isinstance(value, (int, float))}
+        scalars = {
+            key: value
+            for key, value in row.items()
+            if key not in ("step", "round", "epoch")
+            and not isinstance(value, bool)
+            and isinstance(value, (int, float))
+        }
         if name not in self._boards and scalars:
             self._boards[name] = SummaryWriter(
-                str(self.workdir / TENSORBOARD / name), purge_step=self._purge.get(kind),
-                filename_suffix=f".{os.getpid()}.{id(self)}")
+                str(self.workdir / TENSORBOARD / name),
+                purge_step=self._purge.get(kind),
+                filename_suffix=f".{os.getpid()}.{id(self)}",
+            )
         for key, value in scalars.items():
             self._boards[name].add_scalar(prefix + key, value, step)
 
@@ -363,13 +418,20 @@ class RunWriter:
                 return pretrain_epoch is None or row.get("epoch", 0) <= pretrain_epoch
             return row.get("round") is None or row["round"] <= round
 
-        rows = [row | {"round": round} if row.get("kind") == "change" and row["round"] > round >= 0
-                else row for row in rows]
+        rows = [
+            row | {"round": round}
+            if row.get("kind") == "change" and row["round"] > round >= 0
+            else row
+            for row in rows
+        ]
         kept = [row for row in rows if stays(row)]
         self._rewrite(kept)
         steps = [row["step"] for row in kept if row.get("kind") == "pretrain"]
-        self._purge = {"pretrain": max(steps, default=-1) + 1,
-                       "round": round + 1, "evaluation": round + 1}
+        self._purge = {
+            "pretrain": max(steps, default=-1) + 1,
+            "round": round + 1,
+            "evaluation": round + 1,
+        }
         return len(rows) - len(kept)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

@@ -1,4 +1,5 @@
 """The grid: cells, what is shared, resuming, failures, and the tables that come out."""
+
 import csv
 
 import numpy as np
@@ -15,8 +16,11 @@ from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.workdir import read_metrics, read_summary
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
-ROWS = (FEDFR, ("FedAvg", {"method": {"name": "fedavg"}}),
-        ("pretrained", {"method": {"name": "pretrained"}}))
+ROWS = (
+    FEDFR,
+    ("FedAvg", {"method": {"name": "fedavg"}}),
+    ("pretrained", {"method": {"name": "pretrained"}}),
+)
 
 
 def base():
@@ -71,8 +75,10 @@ def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
     assert np.isnan(found.values["FedAvg"][accuracy][1])
     # One pretrained backbone per seed, shared by its rows.
     assert len(list((tmp_path / "pretrained").iterdir())) == 2
-    generic = [read_summary(tmp_path / "cells" / row / "seed0")["models"]["pretrained"]
-               for row in ("fedfr", "fedavg")]
+    generic = [
+        read_summary(tmp_path / "cells" / row / "seed0")["models"]["pretrained"]
+        for row in ("fedfr", "fedavg")
+    ]
     assert generic[0] == generic[1]
 
     found = grid.run_grid(cells, tmp_path, report=lines.append)  # only the failed one
@@ -81,7 +87,8 @@ def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [(r["method"], r["seed"]) for r in rows[:2]] == [("FedFR", "0"), ("FedFR", "1")]
     assert len(rows) == 6 and rows == [
-        {k: "" if str(v) == "nan" else str(v) for k, v in r.items()} for r in found.rows()]
+        {k: "" if str(v) == "nan" else str(v) for k, v in r.items()} for r in found.rows()
+    ]
     text = (tmp_path / "table.md").read_text()
     assert "### Accuracy" in text and "### Cost" in text and "**" in text
     assert list((tmp_path / "plots").glob("compare-*.png"))
@@ -113,7 +120,10 @@ def test_seeds_side_by_side_give_what_they_give_alone(tmp_path):
     for name, lanes in (("alone", 1), ("together", 64)):
         cells = grid.make_cells(
             merged(base(), {"engine": {"lanes": lanes, "conv": "patches"}, "fed": {"rounds": 2}}),
-            [("row", {"method": {"name": "ditto"}, "fed": momentum})], (0, 1), vary=("seed",))
+            [("row", {"method": {"name": "ditto"}, "fed": momentum})],
+            (0, 1),
+            vary=("seed",),
+        )
         lines.clear()
         grid.run_grid(cells, tmp_path / name, report=lines.append)
         assert ("side by side" in " ".join(lines)) == (name == "together")
@@ -146,7 +156,10 @@ def test_mates_differ_in_nothing_but_the_seed(monkeypatch):
     settings = merged(base(), {"engine": {"lanes": 64}})
     cells = grid.make_cells(settings, ROWS, (0, 1, 2), vary=("seed",))
     assert [str(c) for c in grid.mates(cells[1], cells)] == [
-        "FedAvg, seed 0", "FedAvg, seed 1", "FedAvg, seed 2"]
+        "FedAvg, seed 0",
+        "FedAvg, seed 1",
+        "FedAvg, seed 2",
+    ]
     assert grid.mates(cells[2], cells) == [cells[2]]  # no rounds to share
     other_data = grid.make_cells(settings, ROWS, (0, 1))
     assert grid.mates(other_data[0], other_data) == [other_data[0]]

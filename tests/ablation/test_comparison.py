@@ -1,4 +1,5 @@
 """The tables and plots that compare the rows of a grid."""
+
 import json
 
 import pytest
@@ -8,9 +9,13 @@ from fedfr_jax.ablation import comparison
 
 
 def test_differences_are_paired_and_the_best_is_marked():
-    found = comparison.compare({
-        "A": {0: compared_summary(0.90, 0.5), 1: compared_summary(0.80, 0.6)},
-        "B": {0: compared_summary(0.91, 0.4), 1: compared_summary(0.81, 0.4, 0.5)}}, "A")
+    found = comparison.compare(
+        {
+            "A": {0: compared_summary(0.90, 0.5), 1: compared_summary(0.80, 0.6)},
+            "B": {0: compared_summary(0.91, 0.4), 1: compared_summary(0.81, 0.4, 0.5)},
+        },
+        "A",
+    )
     assert comparison.difference(found, "B", "lfw: accuracy") == pytest.approx((1.0, 0.0))
     assert comparison.difference(found, "A", "lfw: accuracy") is None
     table = comparison.result_tables(found)[0]
@@ -27,14 +32,21 @@ def test_differences_are_paired_and_the_best_is_marked():
     tar = found.groups["Accuracy"][1]  # -10 and -20: two seeds of that spread tell nothing
     assert not comparison.is_beyond_noise(found, "B", tar)
     # -10, -12, -14: t = 12 / (2 / sqrt(3)) = 10.4, against 4.30; but not -2, -12, -22 (2.08).
-    seeds = [dict(enumerate(compared_summary(0.9, t) for t in values)) for values in (
-        (0.5, 0.5, 0.5), (0.4, 0.38, 0.36), (0.48, 0.38, 0.28))]
+    seeds = [
+        dict(enumerate(compared_summary(0.9, t) for t in values))
+        for values in ((0.5, 0.5, 0.5), (0.4, 0.38, 0.36), (0.48, 0.38, 0.28))
+    ]
     three = comparison.compare(dict(zip("ABC", seeds, strict=True)), "A")
     assert comparison.is_beyond_noise(three, "B", tar)
     assert not comparison.is_beyond_noise(three, "C", tar)
-    noisy = comparison.compare({"A": {0: compared_summary(0.9, 0.5), 1: compared_summary(0.9, 0.6)},
-                                "B": {0: compared_summary(0.9, 0.6), 1: compared_summary(0.9, 0.5)},
-                                "C": {1: compared_summary(0.9, 0.9)}}, "A")
+    noisy = comparison.compare(
+        {
+            "A": {0: compared_summary(0.9, 0.5), 1: compared_summary(0.9, 0.6)},
+            "B": {0: compared_summary(0.9, 0.6), 1: compared_summary(0.9, 0.5)},
+            "C": {1: compared_summary(0.9, 0.9)},
+        },
+        "A",
+    )
     assert not comparison.is_beyond_noise(noisy, "B", tar)
     assert not comparison.is_beyond_noise(noisy, "C", tar)  # one seed tells nothing about seeds
     assert "C (1 of 2 seeds)" in dict(comparison.result_tables(noisy)[0].rows)
@@ -50,8 +62,9 @@ def test_differences_are_paired_and_the_best_is_marked():
 
 def test_plots_make_room_for_long_names():
     name = "FedFR, DFC without transform"
-    found = comparison.compare({"A": {0: compared_summary(0.90, 0.5)},
-                                name: {0: compared_summary(0.91, 0.4)}}, "A")
+    found = comparison.compare(
+        {"A": {0: compared_summary(0.90, 0.5)}, name: {0: compared_summary(0.91, 0.4)}}, "A"
+    )
     for plot in comparison.drawings(found):
         assert plot._repr_png_().startswith(b"\x89PNG")
         assert plot.figure.axes[0].get_position().x0 > 0.25  # matplotlib's 0.125 would cut it off

@@ -1,4 +1,5 @@
 """The round program lowers for accelerators that this machine does not have."""
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -18,10 +19,15 @@ MODELS = {
 
 
 SLOW = pytest.mark.slow
-LAYOUTS = [pytest.param("spherenet", conv, lanes) for conv, lanes in
-           (("patches", 2), ("grouped", 1), ("custom", 2))]
-LAYOUTS += [pytest.param(name, conv, lanes, marks=SLOW) for name in ("mobilefacenet", "iresnet")
-            for conv, lanes in (("patches", 2), ("grouped", 1))]
+LAYOUTS = [
+    pytest.param("spherenet", conv, lanes)
+    for conv, lanes in (("patches", 2), ("grouped", 1), ("custom", 2))
+]
+LAYOUTS += [
+    pytest.param(name, conv, lanes, marks=SLOW)
+    for name in ("mobilefacenet", "iresnet")
+    for conv, lanes in (("patches", 2), ("grouped", 1))
+]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -34,10 +40,12 @@ def test_a_round_lowers_for_tpu_and_cuda(name, dtype, conv, lanes):
     cohort = cohort.replace(images=array((cohort.images.shape[0], 32, 32, 3), jnp.uint8))
     public = data.public.replace(images=array((10, 32, 32, 3), jnp.uint8))
     server, heads = jax.eval_shape(
-        lambda p, c: small.states(
-            method, layout, p, c, method.backbone.init(jax.random.key(0))), public, cohort)
+        lambda p, c: small.states(method, layout, p, c, method.backbone.init(jax.random.key(0))),
+        public,
+        cohort,
+    )
     exported = export.export(
-        jax.jit(lambda *args: run_round(method, layout, *args)),
-        platforms=["tpu", "cuda"])(server, heads, public, cohort, jax.random.key(0))
+        jax.jit(lambda *args: run_round(method, layout, *args)), platforms=["tpu", "cuda"]
+    )(server, heads, public, cohort, jax.random.key(0))
     assert set(exported.platforms) == {"tpu", "cuda"}
     assert "stablehlo.while" in exported.mlir_module()

@@ -1,4 +1,5 @@
 """The compiled round equals a plain loop over clients, written from the formulas."""
+
 import dataclasses
 import functools
 
@@ -31,8 +32,9 @@ def reference_loss(method, p, stats, images, labels, g, prev, trained_before, k)
     if method.terms.contrastive_weight:
         a = jnp.exp(jnp.sum(unit(f) * unit(g), -1) / 0.5)
         b = jnp.exp(jnp.sum(unit(f) * unit(prev), -1) / 0.5)
-        total += jnp.where(trained_before, method.terms.contrastive_weight * jnp.mean(
-            -jnp.log(a / (a + b))), 0)
+        total += jnp.where(
+            trained_before, method.terms.contrastive_weight * jnp.mean(-jnp.log(a / (a + b))), 0
+        )
     if method.terms.binary_weight:
         h = f @ p["w"].T + p["b"]
         q = 2 * ((unit(h) @ unit(p["u"]).T + 1) / 2) ** 3 - 1
@@ -40,14 +42,19 @@ def reference_loss(method, p, stats, images, labels, g, prev, trained_before, k)
         positive = 0.7 / 30 * jnp.log(1 + jnp.exp(-(30 * (q - 0.4) + p["c"])))
         negative = 0.3 / 30 * jnp.log(1 + jnp.exp(30 * (q + 0.4) + p["c"]))
         total += method.terms.binary_weight * jnp.mean(
-            jnp.sum(own * positive + (1 - own) * negative, -1))
+            jnp.sum(own * positive + (1 - own) * negative, -1)
+        )
     return total, stats
 
 
 @functools.cache
 def reference_gradient(method, k):
-    return jax.jit(jax.grad(lambda p, s, x, y, g, q, before: reference_loss(
-        method, p, s, x, y, g, q, before, k), has_aux=True))
+    return jax.jit(
+        jax.grad(
+            lambda p, s, x, y, g, q, before: reference_loss(method, p, s, x, y, g, q, before, k),
+            has_aux=True,
+        )
+    )
 
 
 @jax.jit
@@ -66,37 +73,50 @@ def reference_client(method, server, head, data, i, key):
     valid = np.zeros(most + (public if method.uses_public else 0), bool)
     valid[:n] = True
     if method.uses_public:
-        local, everybody = (unit(eval_features(method, variables, x))
-                            for x in (own_images, data.public_images))
+        local, everybody = (
+            unit(eval_features(method, variables, x)) for x in (own_images, data.public_images)
+        )
         kept = np.asarray((everybody @ local.T > fed.hard_threshold).any(1))
         valid[most:] = kept if fed.public_data == "hard" else True
     p = {"backbone": variables["params"], "theta": head.class_embeddings[:k]}
     if method.uses_public:
         p["public"] = server.public_embeddings
     if method.uses_binary:
-        p.update(w=head.transform["weight"], b=head.transform["bias"],
-                 u=head.binary_weight[:k], c=head.binary_bias[:k])
+        p.update(
+            w=head.transform["weight"],
+            b=head.transform["bias"],
+            u=head.binary_weight[:k],
+            c=head.binary_bias[:k],
+        )
     stats, velocity = variables["batch_stats"], jax.tree.map(jnp.zeros_like, p)
     r = int(server.round)
     epochs = fed.local_epochs[min(r, len(fed.local_epochs) - 1)]
-    decay_epoch = (fed.lr_decay_epochs[r] if r < len(fed.lr_decay_epochs)
-                   else max(1, int(0.75 * epochs)))
+    decay_epoch = (
+        fed.lr_decay_epochs[r] if r < len(fed.lr_decay_epochs) else max(1, int(0.75 * epochs))
+    )
     key = jax.random.fold_in(jax.random.fold_in(key, r), i)
     step = reference_gradient(method, k)
     for epoch in range(epochs):
         shuffle_key, flip_key = jax.random.split(jax.random.fold_in(key, epoch))
-        order = np.asarray(epoch_order(shuffle_key, jnp.asarray(valid)))[:valid.sum()]
+        order = np.asarray(epoch_order(shuffle_key, jnp.asarray(valid)))[: valid.sum()]
         flips = np.asarray(jax.random.bernoulli(flip_key, 0.5 * fed.mirror, valid.shape))
         lr = fed.lr * (1 if epoch < decay_epoch else 0.1)
         for s in range(len(order) // fed.batch_size):
-            chosen = order[s * fed.batch_size:(s + 1) * fed.batch_size]
-            x = np.stack([own_images[c] if c < n else data.public_images[c - most]
-                          for c in chosen])
+            chosen = order[s * fed.batch_size : (s + 1) * fed.batch_size]
+            x = np.stack([own_images[c] if c < n else data.public_images[c - most] for c in chosen])
             x = np.where(flips[chosen][:, None, None, None], x[:, :, ::-1], x)
-            y = np.array([own_labels[c] if c < n else k + data.public_labels[c - most]
-                          for c in chosen])
-            gradient, stats = step(p, stats, x, y, eval_features(method, variables, x),
-                                   eval_features(method, head.previous, x), head.has_trained)
+            y = np.array(
+                [own_labels[c] if c < n else k + data.public_labels[c - most] for c in chosen]
+            )
+            gradient, stats = step(
+                p,
+                stats,
+                x,
+                y,
+                eval_features(method, variables, x),
+                eval_features(method, head.previous, x),
+                head.has_trained,
+            )
             p, velocity = reference_sgd(p, velocity, gradient, lr)
     assert padded_k >= k
     return p, stats, int(valid.sum())
@@ -118,16 +138,20 @@ def reference_round(method, server, heads, data, key):
     Args:
       heads: stacked in the order of the clients.
     """
-    results = [reference_client(method, server, jax.tree.map(lambda x, i=i: x[i], heads), data, i,
-                                key) for i in range(len(data.images))]
+    results = [
+        reference_client(method, server, jax.tree.map(lambda x, i=i: x[i], heads), data, i, key)
+        for i in range(len(data.images))
+    ]
     weights = np.array([n for *_, n in results], float)
     weights /= weights.sum()
 
     def mean(trees):
         return jax.tree.map(lambda *x: sum(w * v for w, v in zip(weights, x, strict=True)), *trees)
 
-    backbone = {"params": mean([p["backbone"] for p, *_ in results]),
-                "batch_stats": mean([s for _, s, _ in results])}
+    backbone = {
+        "params": mean([p["backbone"] for p, *_ in results]),
+        "batch_stats": mean([s for _, s, _ in results]),
+    }
     public = mean([p["public"] for p, *_ in results]) if method.uses_public else None
     return results, backbone, public
 
@@ -150,7 +174,7 @@ def two_reference_rounds():
 def in_order(tree, cohort):
     """Rows of clients 0, 1, ... wherever their slots are."""
     clients = np.asarray(cohort.clients)
-    place = np.argsort(np.where(clients < 0, len(clients), clients))[:(clients >= 0).sum()]
+    place = np.argsort(np.where(clients < 0, len(clients), clients))[: (clients >= 0).sum()]
     return jax.tree.map(lambda x: np.asarray(x)[place], tree)
 
 
@@ -159,7 +183,8 @@ def assert_round_equals_reference(method, layout, data, references=None, table=T
     cohort = data.cohort(layout.mesh.size, table=table)
     server, heads = small.start(method, layout, data.public, cohort)
     references = references or [
-        reference_round(method, server, in_order(heads, cohort), data, jax.random.key(7))]
+        reference_round(method, server, in_order(heads, cohort), data, jax.random.key(7))
+    ]
     for results, backbone, public in references:
         server, heads, metrics = small.rounds(method, layout, server, heads, data.public, cohort)
         assert_close(server.backbone, backbone)
@@ -171,8 +196,10 @@ def assert_round_equals_reference(method, layout, data, references=None, table=T
             assert int(measured["images"][i]) == images
             assert_close(ordered.class_embeddings[i, :k], p["theta"])
             assert not np.any(ordered.class_embeddings[i, k:])
-            assert_close(jax.tree.map(lambda x, i=i: x[i], ordered.previous),
-                         {"params": p["backbone"], "batch_stats": stats})
+            assert_close(
+                jax.tree.map(lambda x, i=i: x[i], ordered.previous),
+                {"params": p["backbone"], "batch_stats": stats},
+            )
             if method.uses_binary:
                 assert_close(ordered.transform["weight"][i], p["w"])
                 assert_close(ordered.binary_weight[i, :k], p["u"])
@@ -184,20 +211,31 @@ def assert_round_equals_reference(method, layout, data, references=None, table=T
 
 @pytest.mark.parametrize("lanes, devices", [(1, 1), (2, 1), (2, 2)])
 def test_unequal_clients_at_several_lane_counts(lanes, devices):
-    assert_round_equals_reference(small.method(), small.layout(lanes, devices),
-                                  small.federation(), two_reference_rounds())
+    assert_round_equals_reference(
+        small.method(), small.layout(lanes, devices), small.federation(), two_reference_rounds()
+    )
 
 
-@pytest.mark.parametrize("changes, table, devices", [
-    (dict(cache_features=False), True, 1), (dict(gradient_batch=2), True, 2), ({}, False, 2)])
+@pytest.mark.parametrize(
+    "changes, table, devices",
+    [(dict(cache_features=False), True, 1), (dict(gradient_batch=2), True, 2), ({}, False, 2)],
+)
 def test_other_ways_to_the_same_round(changes, table, devices):
-    assert_round_equals_reference(small.method(), small.layout(2, devices, **changes),
-                                  small.federation(), two_reference_rounds(), table)
+    assert_round_equals_reference(
+        small.method(),
+        small.layout(2, devices, **changes),
+        small.federation(),
+        two_reference_rounds(),
+        table,
+    )
 
 
 def test_a_network_of_several_layers():
-    assert_round_equals_reference(small.method(model=small.SPHERENET, hard_threshold=0.95),
-                                  small.layout(2, 2), small.federation())
+    assert_round_equals_reference(
+        small.method(model=small.SPHERENET, hard_threshold=0.95),
+        small.layout(2, 2),
+        small.federation(),
+    )
 
 
 def test_a_client_without_hard_negatives():
@@ -205,22 +243,26 @@ def test_a_client_without_hard_negatives():
     # Client 0 sees black images only: no public image is like them at this threshold.
     data = dataclasses.replace(data, images=(np.zeros_like(data.images[0]), *data.images[1:]))
     metrics = assert_round_equals_reference(
-        small.method(hard_threshold=0.8), small.layout(lanes=2), data)
+        small.method(hard_threshold=0.8), small.layout(lanes=2), data
+    )
     assert int(metrics["hard_negatives"][0]) == 0
     assert int(metrics["hard_negatives"].max()) > 0
 
 
-@pytest.mark.parametrize("changes", [
-    dict(public_data="all"), dict(public_data="off"), dict(mirror=False)])
+@pytest.mark.parametrize(
+    "changes", [dict(public_data="all"), dict(public_data="off"), dict(mirror=False)]
+)
 def test_public_data_switches(changes):
-    assert_round_equals_reference(small.method(**changes), small.layout(lanes=2),
-                                  small.federation())
+    assert_round_equals_reference(
+        small.method(**changes), small.layout(lanes=2), small.federation()
+    )
 
 
 def test_fedavg_is_the_round_without_the_parts_of_fedfr():
     options = dict(contrastive_weight=0.0, binary_weight=0.0)
     metrics = assert_round_equals_reference(
-        small.method(options=options, public_data="off"), small.layout(), small.federation())
+        small.method(options=options, public_data="off"), small.layout(), small.federation()
+    )
     assert not np.any(metrics["contrastive"]) and not np.any(metrics["binary"])
 
 
@@ -240,8 +282,9 @@ def test_a_round_without_clients_changes_nothing_but_the_round():
     method, data, layout = small.method(), small.federation(), small.layout()
     cohort = data.cohort()
     server, heads = small.start(method, layout, data.public, cohort)
-    nobody = cohort.replace(clients=jnp.full(3, -1), sizes=jnp.zeros(3, jnp.int32),
-                            used=jnp.zeros(1, jnp.int32))
+    nobody = cohort.replace(
+        clients=jnp.full(3, -1), sizes=jnp.zeros(3, jnp.int32), used=jnp.zeros(1, jnp.int32)
+    )
     after, kept, metrics = small.rounds(method, layout, server, heads, data.public, nobody)
     assert int(after.round) == 1
     chex.assert_trees_all_equal((after.backbone, kept), (server.backbone, heads))
@@ -289,8 +332,11 @@ def test_frozen_batch_norm_keeps_its_statistics_and_trains_the_rest():
         before = jax.device_get(start.backbone)
         after, heads, _ = small.rounds(method, layout, start, heads, data.public, cohort)
         chex.assert_trees_all_equal(after.backbone["batch_stats"], before["batch_stats"])
-        for old, new in zip(jax.tree.leaves(before["params"]),
-                            jax.tree.leaves(after.backbone["params"]), strict=True):
+        for old, new in zip(
+            jax.tree.leaves(before["params"]),
+            jax.tree.leaves(after.backbone["params"]),
+            strict=True,
+        ):
             assert np.abs(old - new).max() > 0
         results.append((after.backbone, heads))
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-6)

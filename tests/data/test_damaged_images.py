@@ -1,4 +1,5 @@
 """Damaged images are found before training, without decoding what is whole."""
+
 import io
 
 import numpy as np
@@ -28,9 +29,15 @@ def with_thumbnail():
     return encoded("JPEG", exif=exif)
 
 
-WHOLE = {"jpeg": encoded("JPEG"), "progressive": encoded("JPEG", progressive=True),
-         "thumbnail": with_thumbnail(), "png": encoded("PNG"), "bmp": encoded("BMP"),
-         "webp": encoded("WEBP"), "trailing": encoded("JPEG") + b"\0" * 9}
+WHOLE = {
+    "jpeg": encoded("JPEG"),
+    "progressive": encoded("JPEG", progressive=True),
+    "thumbnail": with_thumbnail(),
+    "png": encoded("PNG"),
+    "bmp": encoded("BMP"),
+    "webp": encoded("WEBP"),
+    "trailing": encoded("JPEG") + b"\0" * 9,
+}
 
 
 def fails(function, *arguments):
@@ -53,7 +60,7 @@ def test_a_cut_off_image_is_found(kind):
 def test_a_changed_byte_of_a_png_is_found():
     blob = WHOLE["png"]
     for at in range(60, len(blob) - 20, 97):
-        assert fails(decode.check_image, blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1:])
+        assert fails(decode.check_image, blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1 :])
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "progressive", "png", "webp"])
@@ -76,8 +83,10 @@ def test_sources_name_the_damaged_image(tmp_path):
     for i, blob in enumerate(blobs):
         (tmp_path / "p" / f"{i}.jpg").write_bytes(blob)
     write_recordio(tmp_path, blobs, np.zeros(3, int), image_size=24)
-    for source, name in ((open_folder(tmp_path, 16), r"p/2\.jpg"),
-                         (open_recordio(tmp_path, 16), "record key 3")):
+    for source, name in (
+        (open_folder(tmp_path, 16), r"p/2\.jpg"),
+        (open_recordio(tmp_path, 16), "record key 3"),
+    ):
         source.check(np.array([1, 0]))
         with pytest.raises(InputError, match=name):
             source.check(np.arange(3))
@@ -89,7 +98,8 @@ def test_streaming_finds_damage_before_training(tmp_path):
         (tmp_path / f"p{person:02d}").mkdir()
         for k in range(8):
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
-                tmp_path / f"p{person:02d}" / f"{k}.png")
+                tmp_path / f"p{person:02d}" / f"{k}.png"
+            )
     data = {"source": "folder", "root": str(tmp_path), "images": "stream"}
     config = settings(data=data)
     sim = build_simulation(config)

@@ -1,4 +1,5 @@
 """Images made harder, for everybody or client by client."""
+
 import dataclasses
 
 import numpy as np
@@ -22,8 +23,15 @@ def face(seed=0):
 def test_a_stronger_degradation_leaves_less_of_an_image(name):
     image, cast = face(), (0.4, -0.2, 0.1, 0.3)
     before = image.copy()
-    far = [np.abs(degrade(image, Camera(**{name: strength}, cast=cast), np.random.default_rng(1))
-                  .astype(float) - image).mean() for strength in (0.0, 0.3, 0.9)]
+    far = [
+        np.abs(
+            degrade(image, Camera(**{name: strength}, cast=cast), np.random.default_rng(1)).astype(
+                float
+            )
+            - image
+        ).mean()
+        for strength in (0.0, 0.3, 0.9)
+    ]
     assert far[0] == 0 < far[1] < far[2]
     np.testing.assert_array_equal(image, before)
 
@@ -48,10 +56,24 @@ def test_cameras_differ_between_clients_where_they_are_drawn():
 
 def source_and_split():
     labels = np.repeat(np.arange(12), 8).astype(np.int32)
-    source = ImageSource("made up", labels, 32, lambda n: np.stack([face(i) for i in n]),
-                         [f"p{i}" for i in range(12)])
-    split = make_split(labels, 2, SplitConfig(identities_per_client=(2, 2), verification_images=2,
-                                              held_out_identities=2, held_out_pairs=10), 0)
+    source = ImageSource(
+        "made up",
+        labels,
+        32,
+        lambda n: np.stack([face(i) for i in n]),
+        [f"p{i}" for i in range(12)],
+    )
+    split = make_split(
+        labels,
+        2,
+        SplitConfig(
+            identities_per_client=(2, 2),
+            verification_images=2,
+            held_out_identities=2,
+            held_out_pairs=10,
+        ),
+        0,
+    )
     return source, split
 
 

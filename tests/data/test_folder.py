@@ -1,4 +1,5 @@
 """One folder per identity."""
+
 import numpy as np
 import pytest
 from absl import logging

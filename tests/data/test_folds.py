@@ -1,4 +1,5 @@
 """Folds of verification pairs, and sets that have none."""
+
 import io
 import pickle
 
@@ -48,10 +49,17 @@ def test_mixed_folds_score_and_the_table_says_so():
     right = np.where(is_same[:, None], left, rng.standard_normal((60, 8)))
     result = evaluate_pairs(np.stack([left, right], axis=1).reshape(-1, 8), is_same, [0.1])
     assert result.mixed_folds and result.accuracy > 0.95
-    summary = {"models": {"global": {"generic": {
-        "a": {"accuracy": 0.9, "mixed_folds": True}, "b": {"accuracy": 0.9}}}}}
-    said = {table.title[-1]: any("mixed" in note for note in table.notes)
-            for table in tables.closing_tables(summary)}
+    summary = {
+        "models": {
+            "global": {
+                "generic": {"a": {"accuracy": 0.9, "mixed_folds": True}, "b": {"accuracy": 0.9}}
+            }
+        }
+    }
+    said = {
+        table.title[-1]: any("mixed" in note for note in table.notes)
+        for table in tables.closing_tables(summary)
+    }
     assert said == {"a": True, "b": False}
 
 
@@ -71,9 +79,12 @@ def test_a_run_may_be_taken_up_with_other_verification_sets(tmp_path):
     data = {"verification_sets": ["a.bin"], "verification_labels": ["a.npy"], "seed": 0}
     with open_run(tmp_path, {"data": data}):
         pass
-    with open_run(tmp_path, {"data": data | {"verification_sets": [], "verification_labels": []}},
-                  resume=True):
+    with open_run(
+        tmp_path, {"data": data | {"verification_sets": [], "verification_labels": []}}, resume=True
+    ):
         pass
-    with pytest.raises(InputError, match=r"data\.seed"), open_run(
-            tmp_path, {"data": data | {"seed": 1}}, resume=True):
+    with (
+        pytest.raises(InputError, match=r"data\.seed"),
+        open_run(tmp_path, {"data": data | {"seed": 1}}, resume=True),
+    ):
         pass

@@ -2,6 +2,7 @@
 
 ``FEDFR_FUZZ`` is the number of files of a kind; ``make fuzz`` makes many.
 """
+
 from __future__ import annotations
 
 import io
@@ -36,9 +37,13 @@ from fedfr_jax.population import journal, sampling
 from fedfr_jax.runtime import autotune, fingerprints, workdir
 from fedfr_jax.settings import ModelConfig
 
-fuzz = settings(max_examples=int(os.environ.get("FEDFR_FUZZ", "40")), deadline=5000,
-                derandomize="FEDFR_FUZZ" not in os.environ, database=None,
-                suppress_health_check=list(HealthCheck))
+fuzz = settings(
+    max_examples=int(os.environ.get("FEDFR_FUZZ", "40")),
+    deadline=5000,
+    derandomize="FEDFR_FUZZ" not in os.environ,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 12, 12, 3), dtype=np.uint8)
 
 
@@ -62,16 +67,25 @@ def exif():
     return found
 
 
-IMAGES = [encoded("JPEG", exif=exif()), encoded("PNG", exif=exif()), encoded("BMP"),
-          encoded("WEBP", exif=exif()), encoded("JPEG", progressive=True)]
+IMAGES = [
+    encoded("JPEG", exif=exif()),
+    encoded("PNG", exif=exif()),
+    encoded("BMP"),
+    encoded("WEBP", exif=exif()),
+    encoded("JPEG", progressive=True),
+]
 BLOBS = [encoded("PNG")] * 3 + [encoded("JPEG")] * 3
 
 
 def damaged(originals):
     """Files with bytes changed, cut, repeated and inserted."""
     numbers = st.integers(0, 2**31)
-    edit = st.tuples(st.sampled_from(["set", "cut", "insert", "repeat"]), numbers, numbers,
-                     st.binary(min_size=1, max_size=9))
+    edit = st.tuples(
+        st.sampled_from(["set", "cut", "insert", "repeat"]),
+        numbers,
+        numbers,
+        st.binary(min_size=1, max_size=9),
+    )
 
     def apply(pair):
         data, edits = pair
@@ -79,7 +93,7 @@ def damaged(originals):
             a = first % (len(data) + 1)
             b = a + second % (len(data) - a + 1)
             if kind == "set":
-                data = data[:a] + what + data[a + len(what):]
+                data = data[:a] + what + data[a + len(what) :]
             elif kind == "cut":
                 data = data[:a] + data[b:] if len(what) % 2 else data[:a]
             elif kind == "insert":
@@ -113,15 +127,39 @@ def test_images(data):
     survives(decode_images, [data], 12)
 
 
-SETS = [pickle.dumps((BLOBS, answers), protocol) for protocol in range(6)
-        for answers in ([True, False, True], np.array([True, False, True]))]
-OPERATIONS = [bytes([code]) for code in b"(.0125]})telaRbcIJKMLSVTUXBCqrhgjpsuN\x80\x81\x85\x86\x87"
-              b"\x88\x89\x8a\x8b\x8c\x8d\x8e\x90\x91\x92\x93\x94\x95\x96\x97\x98"]
-PIECES = st.sampled_from([
-    *OPERATIONS, b"\x01", b"\xff\xff\xff\x7f", b"\x00\x00\x00\x00", b"cnumpy\ndtype\n",
-    b"cnumpy.core.multiarray\n_reconstruct\n", b"c_codecs\nencode\n", b"U\x02i8", b"X\x01\0\0\0a",
-    b"h\x00", b"h\x01", b"q\x00", b"q\x01", b"\x8e" + b"\xff" * 8, b"\x96" + b"\0\0\0\0\1\0\0\0",
-    b"r\xff\xff\xff\x7f", b"I9\n", b"L99999999999L\n", b"cnumpy\nndarray\n"])
+SETS = [
+    pickle.dumps((BLOBS, answers), protocol)
+    for protocol in range(6)
+    for answers in ([True, False, True], np.array([True, False, True]))
+]
+OPERATIONS = [
+    bytes([code])
+    for code in b"(.0125]})telaRbcIJKMLSVTUXBCqrhgjpsuN\x80\x81\x85\x86\x87"
+    b"\x88\x89\x8a\x8b\x8c\x8d\x8e\x90\x91\x92\x93\x94\x95\x96\x97\x98"
+]
+PIECES = st.sampled_from(
+    [
+        *OPERATIONS,
+        b"\x01",
+        b"\xff\xff\xff\x7f",
+        b"\x00\x00\x00\x00",
+        b"cnumpy\ndtype\n",
+        b"cnumpy.core.multiarray\n_reconstruct\n",
+        b"c_codecs\nencode\n",
+        b"U\x02i8",
+        b"X\x01\0\0\0a",
+        b"h\x00",
+        b"h\x01",
+        b"q\x00",
+        b"q\x01",
+        b"\x8e" + b"\xff" * 8,
+        b"\x96" + b"\0\0\0\0\1\0\0\0",
+        b"r\xff\xff\xff\x7f",
+        b"I9\n",
+        b"L99999999999L\n",
+        b"cnumpy\nndarray\n",
+    ]
+)
 
 
 @fuzz
@@ -146,14 +184,21 @@ def npy_header(text):
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
 
-HEADERS = st.sampled_from([
-    "{'descr': '<i8', 'fortran_order': False, 'shape': (1099511627776,), }", "(" * 5000,
-    "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", "[" * 200 + "]" * 200,
-    "{'descr': '<i8', 'fortran_order': False, 'shape': (-1, -6), }", "{1: 2}", "1" * 9000,
-    "{'descr': '<i8', 'fortran_order': False, 'shape': (True,), }", "-" * 9000 + "1",
-    "{'descr': [('a', '<i8')], 'fortran_order': False, 'shape': (1,), }",
-    "{'descr': '|V0', 'fortran_order': False, 'shape': (), }"]).map(
-        lambda text: npy_header(text) + b"\0" * 8)
+HEADERS = st.sampled_from(
+    [
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (1099511627776,), }",
+        "(" * 5000,
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+        "[" * 200 + "]" * 200,
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (-1, -6), }",
+        "{1: 2}",
+        "1" * 9000,
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (True,), }",
+        "-" * 9000 + "1",
+        "{'descr': [('a', '<i8')], 'fortran_order': False, 'shape': (1,), }",
+        "{'descr': '|V0', 'fortran_order': False, 'shape': (), }",
+    ]
+).map(lambda text: npy_header(text) + b"\0" * 8)
 
 
 @fuzz
@@ -173,9 +218,20 @@ def fixture_folder(tmp_path_factory):
     from fedfr_jax.settings import SplitConfig  # noqa: PLC0415
 
     labels = np.repeat(np.arange(12), 8)
-    save_split(folder / "split.npz", make_split(labels, 2, SplitConfig(
-        identities_per_client=(2, 2), client_images=(1, 99), public_images=(1, 99),
-        verification_images=2), 0))
+    save_split(
+        folder / "split.npz",
+        make_split(
+            labels,
+            2,
+            SplitConfig(
+                identities_per_client=(2, 2),
+                client_images=(1, 99),
+                public_images=(1, 99),
+                verification_images=2,
+            ),
+            0,
+        ),
+    )
     return folder
 
 
@@ -183,8 +239,9 @@ def fixture_folder(tmp_path_factory):
 @given(data=st.data())
 def test_archives(folder, tmp_path_factory, data):
     path = emptied(tmp_path_factory) / "x.npz"
-    path.write_bytes(data.draw(damaged([(folder / name).read_bytes()
-                                        for name in ("split.npz", "packed.npz")])))
+    path.write_bytes(
+        data.draw(damaged([(folder / name).read_bytes() for name in ("split.npz", "packed.npz")]))
+    )
     survives(load_arrays, path)
     survives(load_split, path)
     path.unlink()
@@ -205,12 +262,20 @@ def test_recordio(folder, tmp_path_factory, data):
 
 
 JOURNAL = {"population": 3, "row": {"a": "float32[2]"}}
-COMMITS = {"version": journal.VERSION, "description": JOURNAL,
-           "commits": [{"round": 1, "clients": 2, "digest": 5, "kept": True}]}
-RUN_FILES = [json.dumps(COMMITS | {"check": journal._check(COMMITS)}).encode(),
-             b'{"kind": "round", "round": 1, "loss": NaN, "crc": 1}', b'{"a": 1, "check": "x"}',
-             b'{"a": [1, 2.5, "x"], "b": {"c": null}}', b"[" * 100_000, b"1" * 5000,
-             b'{"a":' * 9999]
+COMMITS = {
+    "version": journal.VERSION,
+    "description": JOURNAL,
+    "commits": [{"round": 1, "clients": 2, "digest": 5, "kept": True}],
+}
+RUN_FILES = [
+    json.dumps(COMMITS | {"check": journal._check(COMMITS)}).encode(),
+    b'{"kind": "round", "round": 1, "loss": NaN, "crc": 1}',
+    b'{"a": 1, "check": "x"}',
+    b'{"a": [1, 2.5, "x"], "b": {"c": null}}',
+    b"[" * 100_000,
+    b"1" * 5000,
+    b'{"a":' * 9999,
+]
 
 
 @fuzz
@@ -219,8 +284,12 @@ def test_json_of_a_run(tmp_path_factory, data):
     folder = emptied(tmp_path_factory)
     for name in (workdir.CONFIG, workdir.METRICS, workdir.SUMMARY, fingerprints.NAME):
         (folder / name).write_bytes(data)
-    for read in (workdir.read_config, workdir.read_metrics, workdir.read_summary,
-                 fingerprints.read_fingerprint):
+    for read in (
+        workdir.read_config,
+        workdir.read_metrics,
+        workdir.read_summary,
+        fingerprints.read_fingerprint,
+    ):
         survives(read, folder)
     survives(journal.read_journal, folder / workdir.CONFIG, JOURNAL)
 
@@ -229,18 +298,25 @@ def test_json_of_a_run(tmp_path_factory, data):
 @given(data=st.data())
 def test_evaluation_of_a_run(tmp_path_factory, data):
     folder = emptied(tmp_path_factory)
-    workdir.write_evaluation(folder, rocs={"a": {"b": (np.arange(3.0), np.arange(3.0))}},
-                             per_client={"m": {"b": np.arange(4.0)}}, faces=PIXELS[None])
+    workdir.write_evaluation(
+        folder,
+        rocs={"a": {"b": (np.arange(3.0), np.arange(3.0))}},
+        per_client={"m": {"b": np.arange(4.0)}},
+        faces=PIXELS[None],
+    )
     path = folder / workdir.EVALUATION
     path.write_bytes(data.draw(damaged([path.read_bytes()])))
     survives(workdir.read_evaluation, folder)
 
 
-META = {"face_tid_mid.txt": b"a.jpg 10 1\nb.jpg 11 2\n",
-        "name_5pts_score.txt": b"a.jpg 1 2 3 4 5 6 7 8 9 10 0.9\nb.jpg 1 2 3 4 5 6 7 8 9 10 0.8\n",
-        "template_pair_label.txt": b"10 11 0\n10 10 1\n",
-        "1N_gallery_G1.csv": b"T,S\n10,1\n", "1N_gallery_G2.csv": b"T,S\n11,2\n",
-        "1N_probe_mixed.csv": b"T,S\n10,1\n11,2\n"}
+META = {
+    "face_tid_mid.txt": b"a.jpg 10 1\nb.jpg 11 2\n",
+    "name_5pts_score.txt": b"a.jpg 1 2 3 4 5 6 7 8 9 10 0.9\nb.jpg 1 2 3 4 5 6 7 8 9 10 0.8\n",
+    "template_pair_label.txt": b"10 11 0\n10 10 1\n",
+    "1N_gallery_G1.csv": b"T,S\n10,1\n",
+    "1N_gallery_G2.csv": b"T,S\n11,2\n",
+    "1N_probe_mixed.csv": b"T,S\n10,1\n11,2\n",
+}
 
 
 @fuzz
@@ -250,7 +326,8 @@ def test_ijb_files(tmp_path_factory, data):
     spoilt = data.draw(st.sampled_from(sorted(META)))
     for name, text in META.items():
         (folder / f"ijbc_{name}").write_bytes(
-            data.draw(damaged([text])) if name == spoilt else text)
+            data.draw(damaged([text])) if name == spoilt else text
+        )
     survives(ijb.read_ijb, folder)
 
 
@@ -260,9 +337,15 @@ NETWORK = build(ModelConfig(depth=4, widths=(2, 2, 2, 2), embedding=2), 16, "gro
 @pytest.fixture(scope="module", name="weights")
 def fixture_weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "x.npz"
-    np.savez(path, **to_torch(jax.tree.map(
-        lambda x: np.ones(x.shape, x.dtype), jax.eval_shape(NETWORK.init, jax.random.key(0))),
-        NETWORK))
+    np.savez(
+        path,
+        **to_torch(
+            jax.tree.map(
+                lambda x: np.ones(x.shape, x.dtype), jax.eval_shape(NETWORK.init, jax.random.key(0))
+            ),
+            NETWORK,
+        ),
+    )
     assert survives(load_weights, path, NETWORK)
     return path.read_bytes()
 
@@ -278,15 +361,25 @@ def test_weights(weights, tmp_path_factory, data):
 
 PLANNED = resolve({"fed": {"num_clients": 6}, "model": {"dtype": "auto"}})
 PLAN = {"lanes": 1, "conv": "custom", "gradient_batch": 0, "dtype": "bfloat16"}
-VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text("a1 ", max_size=9) | (
-    st.sampled_from(["float32", "float64", "patches", "auto", "int8", "O", [], {}, [[1]]]))
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text("a1 ", max_size=9)
+    | (st.sampled_from(["float32", "float64", "patches", "auto", "int8", "O", [], {}, [[1]]]))
+)
 KEY = autotune._key(PLANNED, 1)
 PLANS = st.dictionaries(st.sampled_from([*PLAN, "other"]), VALUES).map(lambda plan: PLAN | plan)
 
 
 @fuzz
-@given(data=damaged([json.dumps({KEY: PLAN}).encode(), *RUN_FILES]) | st.dictionaries(
-    st.just(KEY) | st.text("ab", max_size=3), PLANS | VALUES).map(lambda x: json.dumps(x).encode()))
+@given(
+    data=damaged([json.dumps({KEY: PLAN}).encode(), *RUN_FILES])
+    | st.dictionaries(st.just(KEY) | st.text("ab", max_size=3), PLANS | VALUES).map(
+        lambda x: json.dumps(x).encode()
+    )
+)
 def test_plans(tmp_path_factory, data):
     path = emptied(tmp_path_factory) / "plans.json"
     path.write_bytes(data)
@@ -296,8 +389,11 @@ def test_plans(tmp_path_factory, data):
     finally:
         os.environ.pop("FEDFR_PLANS")
         os.environ.update({"FEDFR_PLANS": before} if before else {})
-    assert found is None or (found.dtype in ("float32", "bfloat16") and found.gradient_batch == 0
-                             and type(found.lanes) is int)
+    assert found is None or (
+        found.dtype in ("float32", "bfloat16")
+        and found.gradient_batch == 0
+        and type(found.lanes) is int
+    )
 
 
 SCHEDULES = [b"0 1 2\n1 2\n[]\n", b"[[0, 1], [2], []]", b"[" * 100_000, b"0 " + b"9" * 5000]
@@ -316,15 +412,20 @@ def test_schedules(tmp_path_factory, data):
 # --- those that were found, one by one -----------------------------------------------------
 
 
-@pytest.mark.parametrize("data", [
-    b"\x80\x04\x8e\xff\xff\xff\xff\x00\x00\x00\x00.",  # announces 4 GB
-    b"\x80\x05\x96\xff\xff\xff\xff\x01\x00\x00\x00.",
-    b"]r\xff\xff\xff\x7f.",  # a memo of 2^31 entries
-    b"(" * 100 + b"t" * 101 + b".",
-    b"I" + b"9" * 5000 + b"\n.",
-    b"c_codecs\nencode\n(X\x04\0\0\0abcdtR" + b"0c_codecs\nencode\nX\x04\0\0\0abcd\x85R" * 9 + b".",
-    b"\x80\x02" + b"]q\x00" + b"h\x00a" * 3 + b"]\x86.",
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x04\x8e\xff\xff\xff\xff\x00\x00\x00\x00.",  # announces 4 GB
+        b"\x80\x05\x96\xff\xff\xff\xff\x01\x00\x00\x00.",
+        b"]r\xff\xff\xff\x7f.",  # a memo of 2^31 entries
+        b"(" * 100 + b"t" * 101 + b".",
+        b"I" + b"9" * 5000 + b"\n.",
+        b"c_codecs\nencode\n(X\x04\0\0\0abcdtR"
+        + b"0c_codecs\nencode\nX\x04\0\0\0abcd\x85R" * 9
+        + b".",
+        b"\x80\x02" + b"]q\x00" + b"h\x00a" * 3 + b"]\x86.",
+    ],
+)
 def test_pickles_that_grew_are_small(data):
     try:
         found = loads(data)
@@ -335,7 +436,8 @@ def test_pickles_that_grew_are_small(data):
 
 def test_nested_lists_by_memo_are_refused_at_once(tmp_path):
     nested = b"\x80\x02]q\x00" + b"".join(
-        b"]q" + bytes([i + 1]) + b"(" + (b"h" + bytes([i])) * 9 + b"e" for i in range(40))
+        b"]q" + bytes([i + 1]) + b"(" + (b"h" + bytes([i])) * 9 + b"e" for i in range(40)
+    )
     path = tmp_path / "x.bin"
     for data in (nested + b"]\x86.", b"\x80\x02(U\x01aU\x01bl](" + nested[2:] + b"e\x86."):
         path.write_bytes(data)
@@ -346,8 +448,16 @@ def test_nested_lists_by_memo_are_refused_at_once(tmp_path):
 def test_one_image_named_a_million_times(tmp_path):
     image, many = b"no image", 200_000
     path = tmp_path / "x.bin"
-    path.write_bytes(b"\x80\x03](C" + bytes([len(image)]) + image + b"q\x00"
-                     + b"h\x00" * (2 * many - 1) + b"e](" + b"\x88" * many + b"e\x86.")
+    path.write_bytes(
+        b"\x80\x03](C"
+        + bytes([len(image)])
+        + image
+        + b"q\x00"
+        + b"h\x00" * (2 * many - 1)
+        + b"e]("
+        + b"\x88" * many
+        + b"e\x86."
+    )
     with pytest.raises(InputError, match="would take"):
         read_bin(path, 224)
 

@@ -1,4 +1,5 @@
 """The embedded data set: reproducible, well-formed faces whose difficulty can be set."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -141,10 +142,17 @@ def test_images_do_not_depend_on_devices_and_options(tmp_path):
     images = source.read(np.arange(40))
     with jax.default_device(jax.devices()[1]):
         assert np.array_equal(source.read(np.arange(40)), images)
-    options = {"JAX_ENABLE_X64": "1", "JAX_THREEFRY_PARTITIONABLE": "0",
-               "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=2", "count=1")}
-    subprocess.run([sys.executable, "-c", OTHER_OPTIONS, str(tmp_path / "images.npy")],
-                   cwd=ROOT, env=os.environ | options, check=True)
+    options = {
+        "JAX_ENABLE_X64": "1",
+        "JAX_THREEFRY_PARTITIONABLE": "0",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=2", "count=1"),
+    }
+    subprocess.run(
+        [sys.executable, "-c", OTHER_OPTIONS, str(tmp_path / "images.npy")],
+        cwd=ROOT,
+        env=os.environ | options,
+        check=True,
+    )
     assert np.array_equal(np.load(tmp_path / "images.npy"), images)
 
 
@@ -175,9 +183,7 @@ def test_render_agrees_alone_and_in_a_batch_and_is_finite():
         face = generated.identity_parameters(seed, identity)
         shot = generated.sample_parameters(seed, identity, sample, difficulty)
         key = parameters.noise_key(seed, identity, sample)
-        image = generated.render(
-            seed, identity, sample, image_size=SIZE, difficulty=difficulty
-        )
+        image = generated.render(seed, identity, sample, image_size=SIZE, difficulty=difficulty)
         return image, renderer.photograph(face, shot, key, SIZE)
 
     who, which = np.arange(40), np.arange(40) + 2

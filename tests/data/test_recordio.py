@@ -1,4 +1,5 @@
 """RecordIO: format, labels, damaged files, the writer, and a real data set."""
+
 import struct
 
 import numpy as np
@@ -203,8 +204,12 @@ def test_bad_labels(tmp_path, label):
 
 
 def test_records_that_are_no_images_are_dropped_with_one_warning(tmp_path, warnings):
-    payloads = [image_payload(png(0), 0, 0), image_payload(b"GARBAGE!", 1, 1),
-                image_payload(b"", 1, 2), image_payload(png(3), 1, 3)]
+    payloads = [
+        image_payload(png(0), 0, 0),
+        image_payload(b"GARBAGE!", 1, 1),
+        image_payload(b"", 1, 2),
+        image_payload(png(3), 1, 3),
+    ]
     write_plain(tmp_path, payloads)
     source = open_recordio(tmp_path, 16)
     assert source.labels.tolist() == [0, 1]

@@ -1,4 +1,5 @@
 """Splits: who holds which images, pairs of held-out identities, saving."""
+
 import dataclasses
 import json
 import tracemalloc
@@ -38,9 +39,7 @@ def arrays_of(split):
 
 
 def same(left, right):
-    return all(
-        np.array_equal(a, b) for a, b in zip(arrays_of(left), arrays_of(right), strict=True)
-    )
+    return all(np.array_equal(a, b) for a, b in zip(arrays_of(left), arrays_of(right), strict=True))
 
 
 def test_nobody_shares_an_identity():
@@ -119,8 +118,11 @@ def test_genuine_pairs_are_spread_over_identities():
     sizes = np.array([60, 12, 12, 12, 3, 2])
     labels = np.repeat(np.arange(6), sizes)
     config = SplitConfig(
-        identities_per_client=(1, 1), client_fraction=1.0, verification_images=1,
-        held_out_identities=5, held_out_pairs=50,
+        identities_per_client=(1, 1),
+        client_fraction=1.0,
+        verification_images=1,
+        held_out_identities=5,
+        held_out_pairs=50,
     )
     split = make_split(labels, 1, config, 0)
     possible = sizes * (sizes - 1) // 2
@@ -136,8 +138,11 @@ def test_genuine_pairs_are_spread_over_identities():
 def test_all_possible_pairs_can_be_asked_for():
     labels = np.repeat(np.arange(6), 4)
     config = SplitConfig(
-        identities_per_client=(1, 1), client_fraction=1.0, verification_images=1,
-        held_out_identities=5, held_out_pairs=30,
+        identities_per_client=(1, 1),
+        client_fraction=1.0,
+        verification_images=1,
+        held_out_identities=5,
+        held_out_pairs=30,
     )
     split = make_split(labels, 1, config, 3)
     genuine = np.unique(np.sort(split.pairs[split.pairs_same], axis=1), axis=0)
@@ -210,7 +215,8 @@ def test_counts_and_images_of_many_clients_at_once(changes):
     clients = split_of(**changes).clients
     everybody = list(clients)
     for counts, field in (
-        (clients.sizes, "train_images"), (clients.identity_counts, "identities"),
+        (clients.sizes, "train_images"),
+        (clients.identity_counts, "identities"),
         (clients.verification_counts, "verification_images"),
     ):
         assert counts.dtype == np.int64
@@ -225,8 +231,9 @@ def test_counts_and_images_of_many_clients_at_once(changes):
 
 def test_a_hundred_thousand_clients(tmp_path):
     labels = np.repeat(np.arange(450_000, dtype=np.int32), 6)
-    config = SplitConfig(client_fraction=0.9, identities_per_client=(2, 6), verification_images=2,
-                         unused_public=True)
+    config = SplitConfig(
+        client_fraction=0.9, identities_per_client=(2, 6), verification_images=2, unused_public=True
+    )
     tracemalloc.start()
     split = make_split(labels, 100_000, config, 0, min_client_images=8)
     peak = tracemalloc.get_traced_memory()[1]
@@ -275,8 +282,10 @@ def test_the_first_client_that_cannot_train_is_named():
         ({"identities_per_client": (3,)}, r"identities_per_client"),
         ({"client_images": (0, 5)}, r"client_images"),
         ({"verification_images": -1}, r"verification_images"),
-        ({"verification_images": 6, "client_images": (6, 6), "clients": 1},
-         r"data\.split\.verification_images: 6 leave client 0's identity \d+ no"),
+        (
+            {"verification_images": 6, "client_images": (6, 6), "clients": 1},
+            r"data\.split\.verification_images: 6 leave client 0's identity \d+ no",
+        ),
         ({"public_images": (26, 30)}, r"no public identities: none of 40"),
         ({"held_out_identities": 121}, r"held_out_identities: 121 wanted, .* 120"),
         ({"held_out_pairs": 5}, r"held_out_pairs: 5"),
@@ -298,9 +307,19 @@ def test_enough_images_for_a_batch():
         split_of(min_client_images=min(sizes) + 1)
 
 
-@pytest.mark.parametrize("changes", [{}, {"verification_images": 0, "held_out_identities": 0,
-                                          "held_out_pairs": 0, "client_fraction": 1.0},
-                                     {"clients": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "verification_images": 0,
+            "held_out_identities": 0,
+            "held_out_pairs": 0,
+            "client_fraction": 1.0,
+        },
+        {"clients": 1},
+    ],
+)
 def test_save_and_load(tmp_path, changes):
     split = split_of(**changes)
     path = tmp_path / "split.npz"
@@ -340,7 +359,9 @@ def test_description():
     assert text["clients"] == 8
     assert text["client_training_images"] == sum(sizes)
     assert text["training_images_per_client"] == {
-        "min": min(sizes), "mean": pytest.approx(np.mean(sizes)), "max": max(sizes)
+        "min": min(sizes),
+        "mean": pytest.approx(np.mean(sizes)),
+        "max": max(sizes),
     }
     assert text["public_images"] == len(split.public_images)
     assert text["genuine_pairs"] == text["impostor_pairs"] == 40
@@ -351,8 +372,13 @@ def test_description():
 
 def test_identities_that_no_client_took_can_become_public():
     labels = np.repeat(np.arange(30), np.arange(1, 31))
-    config = SplitConfig(client_fraction=1.0, unused_public=True, client_images=(10, 30),
-                         identities_per_client=(3, 3), verification_images=2)
+    config = SplitConfig(
+        client_fraction=1.0,
+        unused_public=True,
+        client_images=(10, 30),
+        identities_per_client=(3, 3),
+        verification_images=2,
+    )
     split = make_split(labels, 4, config, seed=0)
     held = np.concatenate([c.identities for c in split.clients])
     assert not set(held) & set(split.public_identities)

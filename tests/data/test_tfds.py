@@ -1,4 +1,5 @@
 """TensorFlow Datasets: mocked catalog entries, and a data set written and read for real."""
+
 import importlib.util
 import io
 import subprocess
@@ -29,14 +30,16 @@ class FacesOnDisk(tfds.core.GeneratorBasedBuilder):
     damaged = False
 
     def _info(self):
-        features = tfds.features.FeaturesDict({
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-            "identity": {"Identity_No": np.int64},
-            "age": np.int32,
-            "smile": np.bool_,
-            "kind": tfds.features.ClassLabel(names=["indoor", "outdoor", "other"]),
-            "place": tfds.features.Text(),
-        })
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                "identity": {"Identity_No": np.int64},
+                "age": np.int32,
+                "smile": np.bool_,
+                "kind": tfds.features.ClassLabel(names=["indoor", "outdoor", "other"]),
+                "place": tfds.features.Text(),
+            }
+        )
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
@@ -46,14 +49,17 @@ class FacesOnDisk(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, start, end):
         for i in range(start, end):
             image = encode(PIXELS[i])
-            yield i, {
-                "image": image[:60] if self.damaged and i == 7 else image,
-                "identity": {"Identity_No": [40, 7, 300][i % 3]},
-                "age": i,
-                "smile": True,
-                "kind": i % 2,
-                "place": ["Rome", "Oslo"][i % 2],
-            }
+            yield (
+                i,
+                {
+                    "image": image[:60] if self.damaged and i == 7 else image,
+                    "identity": {"Identity_No": [40, 7, 300][i % 3]},
+                    "age": i,
+                    "smile": True,
+                    "kind": i % 2,
+                    "place": ["Rome", "Oslo"][i % 2],
+                },
+            )
 
 
 @pytest.fixture(name="folder", scope="module")

@@ -1,4 +1,5 @@
 """Verification sets: pickles of all kinds, hostile pickles, leaving out identities."""
+
 import io
 import os
 import pickle

@@ -1,4 +1,5 @@
 """Every convolution strategy equals the ordinary convolution, values and gradients."""
+
 import chex
 import jax
 import jax.experimental
@@ -15,9 +16,20 @@ from fedfr_jax.models import layers
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 # (size, kernel, stride, padding, depthwise)
-GEOMETRIES = [(8, 3, 1, 1, False), (9, 3, 2, 1, False), (8, 3, 2, 1, False), (6, 1, 1, 0, False),
-              (7, 1, 2, 0, False), (7, 5, 3, 2, False), (8, 3, 1, 1, True), (9, 3, 2, 1, True),
-              (7, 7, 1, 0, True), (8, 3, 1, 0, False), (9, 2, 3, 0, False), (10, 3, 2, 0, False)]
+GEOMETRIES = [
+    (8, 3, 1, 1, False),
+    (9, 3, 2, 1, False),
+    (8, 3, 2, 1, False),
+    (6, 1, 1, 0, False),
+    (7, 1, 2, 0, False),
+    (7, 5, 3, 2, False),
+    (8, 3, 1, 1, True),
+    (9, 3, 2, 1, True),
+    (7, 7, 1, 0, True),
+    (8, 3, 1, 0, False),
+    (9, 2, 3, 0, False),
+    (10, 3, 2, 0, False),
+]
 
 
 def _case(size, window, depthwise, lanes=None):
@@ -25,7 +37,8 @@ def _case(size, window, depthwise, lanes=None):
     lead = () if lanes is None else (lanes,)
     x = rng.standard_normal((*lead, 2, size, size, 6)).astype(np.float32)
     kernel = rng.standard_normal(
-        (*lead, window, window, 1 if depthwise else 6, 6 if depthwise else 5)).astype(np.float32)
+        (*lead, window, window, 1 if depthwise else 6, 6 if depthwise else 5)
+    ).astype(np.float32)
     return x, kernel
 
 
@@ -33,8 +46,14 @@ def _value_and_gradients(strategy, geometry):
     _, _, stride, padding, depthwise = geometry
 
     def loss(x, kernel):
-        y = conv2d(x, kernel, stride=stride, padding=padding, groups=6 if depthwise else 1,
-                   strategy=strategy)
+        y = conv2d(
+            x,
+            kernel,
+            stride=stride,
+            padding=padding,
+            groups=6 if depthwise else 1,
+            strategy=strategy,
+        )
         return jnp.sum(jnp.sin(y)), y
 
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
@@ -48,8 +67,10 @@ def _assert_close(actual, expected):
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_equals_ordinary_convolution(strategy, geometry):
     x, kernel = _case(geometry[0], geometry[1], geometry[4])
-    _assert_close(_value_and_gradients(strategy, geometry)(x, kernel),
-                  _value_and_gradients("grouped", geometry)(x, kernel))
+    _assert_close(
+        _value_and_gradients(strategy, geometry)(x, kernel),
+        _value_and_gradients("grouped", geometry)(x, kernel),
+    )
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
@@ -64,8 +85,16 @@ def test_vmap_over_clients_equals_a_loop(strategy, geometry, lanes):
 
 # Shapes on either side of every choice that the custom strategy makes:
 # (images, size, channels, features, stride).
-SHAPES = [(2, 9, 3, 8, 2), (2, 8, 3, 8, 1), (2, 9, 64, 66, 2), (2, 6, 64, 66, 1),
-          (12, 23, 5, 6, 1), (13, 37, 5, 6, 2), (6, 74, 5, 6, 2), (12, 38, 3, 6, 1)]
+SHAPES = [
+    (2, 9, 3, 8, 2),
+    (2, 8, 3, 8, 1),
+    (2, 9, 64, 66, 2),
+    (2, 6, 64, 66, 1),
+    (12, 23, 5, 6, 1),
+    (13, 37, 5, 6, 2),
+    (6, 74, 5, 6, 2),
+    (12, 38, 3, 6, 1),
+]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
@@ -79,8 +108,9 @@ def test_custom_gradients_of_large_and_small_shapes(shape, dtype, tolerance):
     dy = jnp.asarray(rng.standard_normal((n, out, out, features)), dtype)
 
     def value_and_gradients(strategy, *operands):
-        y, pull = jax.vjp(lambda x, k: conv2d(x, k, stride=stride, strategy=strategy),
-                          *operands[:2])
+        y, pull = jax.vjp(
+            lambda x, k: conv2d(x, k, stride=stride, strategy=strategy), *operands[:2]
+        )
         return y, *pull(operands[2])
 
     expected = value_and_gradients("grouped", *(v.astype(jnp.float32) for v in (x, kernel, dy)))
@@ -91,17 +121,25 @@ def test_custom_gradients_of_large_and_small_shapes(shape, dtype, tolerance):
 
 # (images, height, width, channels, features, padding): odd sizes, images that do not divide
 # into equal pieces, tiles of both sizes, windows that stay inside or leave the map.
-WINOGRAD_SHAPES = [(13, 14, 14, 64, 66, 1), (3, 33, 19, 65, 64, 1), (23, 7, 4, 64, 64, 1),
-                   (5, 16, 16, 64, 64, 0), (7, 9, 12, 64, 70, 2),
-                   (1, 40, 41, 64, 64, 1), (40, 4, 4, 64, 64, 1)]
+WINOGRAD_SHAPES = [
+    (13, 14, 14, 64, 66, 1),
+    (3, 33, 19, 65, 64, 1),
+    (23, 7, 4, 64, 64, 1),
+    (5, 16, 16, 64, 64, 0),
+    (7, 9, 12, 64, 70, 2),
+    (1, 40, 41, 64, 64, 1),
+    (40, 4, 4, 64, 64, 1),
+]
 
 
 def _winograd_case(shape, seed=0):
     n, height, width, channels, features, padding = shape
     rng = np.random.RandomState(seed)
     out = (n, height + 2 * padding - 2, width + 2 * padding - 2, features)
-    return [rng.standard_normal(s) for s in ((n, height, width, channels),
-                                             (3, 3, channels, features), out)]
+    return [
+        rng.standard_normal(s)
+        for s in ((n, height, width, channels), (3, 3, channels, features), out)
+    ]
 
 
 def _pulled(strategy, padding, x, kernel, dy):
@@ -117,7 +155,8 @@ def test_winograd_equals_ordinary_convolution_in_float64(shape):
         expected = _pulled("grouped", shape[-1], *operands)
         assert expected[0].dtype == np.float64
     actual = jax.jit(_pulled, static_argnums=(0, 1))(
-        "custom", shape[-1], *(v.astype(np.float32) for v in operands))
+        "custom", shape[-1], *(v.astype(np.float32) for v in operands)
+    )
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype == np.float32
         assert np.abs(a - np.asarray(e)).max() <= 3e-5 * np.abs(e).max()
@@ -145,8 +184,9 @@ def test_winograd_under_vmap_and_scan_with_own_weights():
 def test_custom_gradients_lower_for_accelerators(platform, dtype, stride):
     features = 64 if stride == 1 else 8  # Winograd's way and the direct one
     x, kernel = jnp.zeros((2, 12, 23, 23, 64), dtype), jnp.zeros((2, 3, 3, 64, features), dtype)
-    f = jax.vmap(jax.grad(lambda x, k: jnp.sum(conv2d(x, k, stride=stride, strategy="custom")),
-                          (0, 1)))
+    f = jax.vmap(
+        jax.grad(lambda x, k: jnp.sum(conv2d(x, k, stride=stride, strategy="custom")), (0, 1))
+    )
     export.export(jax.jit(f), platforms=[platform])(x, kernel)
 
 
@@ -164,15 +204,22 @@ def test_prelu_and_matmul_gradients(dtype, tolerance):
 
         return jax.grad(loss, (0, 1, 2))(x, slope, w)
 
-    expected = gradients(lambda x, s: jnp.where(x > 0, x, s * x), jnp.matmul, x, slope,
-                         w.astype(np.float32))
+    expected = gradients(
+        lambda x, s: jnp.where(x > 0, x, s * x), jnp.matmul, x, slope, w.astype(np.float32)
+    )
     for rows in (75, 10):  # matmul goes another way for few rows
         if rows == 10:
             x = x.reshape(-1, 6)[:10].reshape(1, 2, 5, 6)
-            expected = gradients(lambda x, s: jnp.where(x > 0, x, s * x), jnp.matmul, x, slope,
-                                 w.astype(np.float32))
-        actual = gradients(layers.prelu, layers.matmul, jnp.asarray(x, dtype),
-                           jnp.asarray(slope), jnp.asarray(w, dtype))
+            expected = gradients(
+                lambda x, s: jnp.where(x > 0, x, s * x), jnp.matmul, x, slope, w.astype(np.float32)
+            )
+        actual = gradients(
+            layers.prelu,
+            layers.matmul,
+            jnp.asarray(x, dtype),
+            jnp.asarray(slope),
+            jnp.asarray(w, dtype),
+        )
         for a, e in zip(actual, expected, strict=True):
             assert np.abs(np.asarray(a, np.float32) - e).max() <= 2 * tolerance * np.abs(e).max()
 

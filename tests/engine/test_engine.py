@@ -1,4 +1,5 @@
 """The cohort engine on toy clients that have nothing to do with faces."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,16 +35,22 @@ def cohort(devices, empty=1):
     def pad(x, fill):
         return jnp.concatenate([jnp.asarray(x), jnp.full(slots - 5, fill, jnp.asarray(x).dtype)])
 
-    return ({"times": pad(COUNTS, 9), "id": pad(np.arange(5, dtype=np.int32), 77)},
-            {"x": pad(START, 7)}, pad(COUNTS, 1000), jnp.arange(slots) < 5)
+    return (
+        {"times": pad(COUNTS, 9), "id": pad(np.arange(5, dtype=np.int32), 77)},
+        {"x": pad(START, 7)},
+        pad(COUNTS, 1000),
+        jnp.arange(slots) < 5,
+    )
 
 
 def run(devices, lanes, update=update, empty=1):
     arguments = cohort(devices, empty)
     mesh = engine.make_mesh(jax.devices()[:devices])
-    return jax.jit(lambda *args: engine.for_each_client(
-        update, jnp.float32(0.25), jnp.full(devices, 0.25), *args, mesh=mesh, lanes=lanes))(
-            *engine.spread(arguments, mesh))
+    return jax.jit(
+        lambda *args: engine.for_each_client(
+            update, jnp.float32(0.25), jnp.full(devices, 0.25), *args, mesh=mesh, lanes=lanes
+        )
+    )(*engine.spread(arguments, mesh))
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -57,24 +64,35 @@ def test_results_come_back_in_place_and_averaged(devices, lanes, empty):
     np.testing.assert_array_equal(state["x"][5:], 7)  # nobody's state is left alone
     weights = COUNTS + 1.0
     assert float(weight) == weights.sum()
-    np.testing.assert_allclose(average["x"], (weights * expected()).sum() / weights.sum(),
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+        average["x"], (weights * expected()).sum() / weights.sum(), rtol=1e-6
+    )
 
 
 def test_the_average_of_nobody_is_zero():
     clients, state, work, taken = cohort(1)
     average, weight, _, _ = engine.for_each_client(
-        update, 0.0, jnp.zeros(1), clients, state, work, jnp.zeros_like(taken),
-        mesh=engine.make_mesh(jax.devices()[:1]), lanes=2)
+        update,
+        0.0,
+        jnp.zeros(1),
+        clients,
+        state,
+        work,
+        jnp.zeros_like(taken),
+        mesh=engine.make_mesh(jax.devices()[:1]),
+        lanes=2,
+    )
     assert float(weight) == 0 and float(average["x"]) == 0
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_gradients_of_the_shared_model_stay_local(lanes):
     """Every client descends on its own target; nothing is summed over devices."""
+
     def descend(lane, shared, device, client, state):
-        model = lane.repeat(4, lambda i, w: w - 0.1 * jax.grad(
-            lambda w: jnp.sum((w - state["x"]) ** 2))(w), shared)
+        model = lane.repeat(
+            4, lambda i, w: w - 0.1 * jax.grad(lambda w: jnp.sum((w - state["x"]) ** 2))(w), shared
+        )
         return model, jnp.float32(1), state, model
 
     *_, kept = run(2, lanes, descend)
@@ -99,7 +117,7 @@ def test_padding_stays_small_for_log_normal_clients():
     work = np.random.default_rng(1).permutation(work)
     for lanes in (4, 8):
         order, chunks = cohort_engine._chunk_order(jnp.asarray(work), jnp.ones(128, bool), lanes)
-        by_chunk = work[np.asarray(order)][:int(chunks) * lanes].reshape(-1, lanes)
+        by_chunk = work[np.asarray(order)][: int(chunks) * lanes].reshape(-1, lanes)
         assert by_chunk.max(1).sum() * lanes <= 1.15 * work.sum()
 
 
@@ -107,9 +125,15 @@ def test_padding_stays_small_for_log_normal_clients():
 @pytest.mark.parametrize("block", [1, 3, 100])
 def test_blocks_keep_rows_in_order(devices, block):
     rows = jnp.arange(11.0)
-    out = jax.jit(lambda: engine.map_blocks(
-        lambda s, p: {"y": s[0] * s[1][p]}, (2.0, rows), 11,
-        mesh=engine.make_mesh(jax.devices()[:devices]), block=block))()
+    out = jax.jit(
+        lambda: engine.map_blocks(
+            lambda s, p: {"y": s[0] * s[1][p]},
+            (2.0, rows),
+            11,
+            mesh=engine.make_mesh(jax.devices()[:devices]),
+            block=block,
+        )
+    )()
     np.testing.assert_array_equal(out["y"], 2 * np.arange(11.0))
 
 
@@ -129,9 +153,16 @@ def test_blocks_stop_at_the_count(count):
 
 def test_the_client_update_has_no_communication_but_the_closing_sum():
     mesh = engine.make_mesh(jax.devices()[:2])
-    text = jax.jit(lambda *args: engine.for_each_client(
-        update, jnp.float32(0.5), jnp.zeros(2), *args, mesh=mesh, lanes=2)).lower(
-            *engine.spread(cohort(2), mesh)).compile().as_text()
+    text = (
+        jax.jit(
+            lambda *args: engine.for_each_client(
+                update, jnp.float32(0.5), jnp.zeros(2), *args, mesh=mesh, lanes=2
+            )
+        )
+        .lower(*engine.spread(cohort(2), mesh))
+        .compile()
+        .as_text()
+    )
     for word in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert word not in text
     assert text.count("all-reduce(") + text.count("all-reduce-start(") <= 2

@@ -1,4 +1,5 @@
 """Evaluation protocols against plain float64 loops, and their edge cases."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -43,8 +44,9 @@ def test_rates_without_scores_are_nan():
 
 
 def test_resolvable_rates():
-    np.testing.assert_array_equal(streaming.far_is_resolvable([1e-3, 1e-2, 0.1], 100),
-                                  [False, True, True])
+    np.testing.assert_array_equal(
+        streaming.far_is_resolvable([1e-3, 1e-2, 0.1], 100), [False, True, True]
+    )
 
 
 @pytest.mark.parametrize("rates", [[], [0.0], [1.0], [-0.1], [np.nan], [[0.1]]])
@@ -62,16 +64,18 @@ def test_streamed_thresholds_equal_a_full_sort(on_device, block, cache_bytes):
     unit, labels = streaming.unit_rows(features[order]), labels[order]
     own = int((labels <= 4).sum())
     fars = np.geomspace(1e-4, 0.999, 30)
-    got = streaming.stream_pairs(unit, labels, own, fars, block=block, on_device=on_device,
-                                 cache_bytes=cache_bytes)
+    got = streaming.stream_pairs(
+        unit, labels, own, fars, block=block, on_device=on_device, cache_bytes=cache_bytes
+    )
     scores = unit.astype(np.float64) @ unit.T
     i, j = np.triu_indices(len(unit), 1)
     different = (labels[i] != labels[j]) & (i < own)
     same = (labels[i] == labels[j]) & (i < own)
     negatives = scores[i, j][different]
     assert got.num_negatives == negatives.size
-    np.testing.assert_allclose(got.thresholds, streaming.thresholds_at_far(negatives, fars),
-                               rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        got.thresholds, streaming.thresholds_at_far(negatives, fars), rtol=0, atol=1e-6
+    )
     np.testing.assert_allclose(np.sort(got.positives), np.sort(scores[i, j][same]), atol=1e-6)
 
 
@@ -91,8 +95,10 @@ def test_pending_counts_are_flushed(monkeypatch):
     monkeypatch.setattr(streaming, "_PENDING", 5)
     monkeypatch.setattr(streaming, "_INT32_MAX", 300)
     unit, labels = _corners(np.random.default_rng(3), 40), np.repeat(np.arange(8), 5)
-    host, device = (streaming.stream_pairs(unit, labels, 40, FARS, block=16, on_device=flag)
-                    for flag in (False, True))
+    host, device = (
+        streaming.stream_pairs(unit, labels, 40, FARS, block=16, on_device=flag)
+        for flag in (False, True)
+    )
     i, j = np.triu_indices(40, 1)
     negatives = (unit @ unit.T)[i, j][labels[i] != labels[j]]
     expected = streaming.thresholds_at_far(negatives, FARS)
@@ -138,8 +144,9 @@ def test_pairs_against_loops(count, folds):
     embeddings, is_same = _pairs(np.random.default_rng(count), count)
     got = verification.evaluate_pairs(embeddings, is_same, FARS, folds=folds)
     accuracy, std, threshold = _brute_folds(embeddings, is_same, folds)
-    np.testing.assert_allclose([got.accuracy, got.accuracy_std, got.threshold],
-                               [accuracy, std, threshold], atol=1e-12)
+    np.testing.assert_allclose(
+        [got.accuracy, got.accuracy_std, got.threshold], [accuracy, std, threshold], atol=1e-12
+    )
     unit = protocols.unit(embeddings)
     scores = (unit[::2] * unit[1::2]).sum(1)
     np.testing.assert_allclose(got.scores, scores, atol=1e-6)
@@ -246,9 +253,11 @@ def test_personal_identification_against_loops(client, block):
     identities = CLIENTS[client][::-1]
     probes, gallery = features[probe], features[~probe]
     got = personalized.personal_identification(
-        probes, labels[probe], gallery, labels[~probe], identities, fpirs=FARS, block=block)
+        probes, labels[probe], gallery, labels[~probe], identities, fpirs=FARS, block=block
+    )
     pair, open_set, rank1 = protocols.brute_identification(
-        probes, labels[probe], gallery, labels[~probe], identities, fpirs=FARS)
+        probes, labels[probe], gallery, labels[~probe], identities, fpirs=FARS
+    )
     protocols.close(got.pair_tpir, pair, got.num_mated)
     protocols.close(got.open_set_tpir, open_set, got.num_mated)
     protocols.close(got.rank1, rank1, got.num_mated)
@@ -259,10 +268,12 @@ def test_personal_identification_under_ties():
     rng = np.random.default_rng(30)
     probes, labels = _corners(rng, 60), np.arange(60) % 6
     gallery, identities = _corners(rng, 3), np.array([2, 0, 4])
-    got = personalized.personal_identification(probes, labels, gallery, identities, identities,
-                                               fpirs=FARS)
+    got = personalized.personal_identification(
+        probes, labels, gallery, identities, identities, fpirs=FARS
+    )
     pair, open_set, rank1 = protocols.brute_identification(
-        probes, labels, gallery, identities, identities, fpirs=FARS)
+        probes, labels, gallery, identities, identities, fpirs=FARS
+    )
     np.testing.assert_array_equal(got.pair_tpir, pair)
     np.testing.assert_array_equal(got.open_set_tpir, open_set)
     assert got.rank1 == rank1
@@ -270,22 +281,23 @@ def test_personal_identification_under_ties():
 
 def test_personal_identification_where_undefined():
     features, labels = protocols.faces(np.random.default_rng(0), [4, 4])
-    got = personalized.personal_identification(features, labels, features, labels, [0, 1],
-                                               fpirs=FARS)
+    got = personalized.personal_identification(
+        features, labels, features, labels, [0, 1], fpirs=FARS
+    )
     assert np.isnan(got.open_set_tpir).all() and not np.isnan(got.pair_tpir).any()
     own = labels == 0
-    got = personalized.personal_identification(features[own], labels[own], features, labels, [0],
-                                               fpirs=FARS)
+    got = personalized.personal_identification(
+        features[own], labels[own], features, labels, [0], fpirs=FARS
+    )
     assert np.isnan(got.pair_tpir).all() and got.rank1 == 1.0
-    got = personalized.personal_identification(features[~own], labels[~own], features, labels,
-                                               [0], fpirs=FARS)
+    got = personalized.personal_identification(
+        features[~own], labels[~own], features, labels, [0], fpirs=FARS
+    )
     assert np.isnan(got.pair_tpir).all() and np.isnan(got.rank1)
     with pytest.raises(InputError, match="identity 2 has no gallery image"):
-        personalized.personal_identification(features, labels, features, labels, [0, 2],
-                                             fpirs=FARS)
+        personalized.personal_identification(features, labels, features, labels, [0, 2], fpirs=FARS)
     with pytest.raises(InputError, match="stands 2 times"):
-        personalized.personal_identification(features, labels, features, labels, [1, 1],
-                                             fpirs=FARS)
+        personalized.personal_identification(features, labels, features, labels, [1, 1], fpirs=FARS)
 
 
 def test_client_summary():

@@ -1,4 +1,5 @@
 """Metrics where a rounding or a tie decides."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -8,8 +9,10 @@ from fedfr_jax.evaluation import assess, identification, personalized, scores, s
 from fedfr_jax.reporting import tables
 
 
-@pytest.mark.parametrize(("rate", "count", "floor", "ceiling"), [
-    (0.07, 100, 7, 7), (0.29, 100, 29, 29), (1e-5, 300_000, 3, 3), (1e-3, 1500, 1, 2)])
+@pytest.mark.parametrize(
+    ("rate", "count", "floor", "ceiling"),
+    [(0.07, 100, 7, 7), (0.29, 100, 29, 29), (1e-5, 300_000, 3, 3), (1e-3, 1500, 1, 2)],
+)
 def test_ranks_are_of_the_decimal_that_was_written(rate, count, floor, ceiling):
     assert streaming.threshold_ranks([rate], count).tolist() == [floor]
     assert identification.pair_ranks([rate], count).tolist() == [ceiling]
@@ -24,7 +27,8 @@ def test_a_power_of_ten_is_resolved_by_as_many_scores():
 
 def test_the_pair_rule_resolves_more_than_one_error():
     np.testing.assert_array_equal(
-        identification.pair_is_resolvable([0.005, 0.01, 0.011], 100), [False, False, True])
+        identification.pair_is_resolvable([0.005, 0.01, 0.011], 100), [False, False, True]
+    )
 
 
 @pytest.mark.parametrize("dim", [8, 512])
@@ -35,8 +39,17 @@ def test_scores_do_not_depend_on_blocks_and_copies_tie(dim):
     found = []
     for block in (1, 256, 300, 4096):
         blocks = scores.padded_blocks(unit, block)
-        found.append(np.block([[np.asarray(scores.score_block(rows, columns))[:nr, :nc]
-                                for _, nc, columns in blocks] for _, nr, rows in blocks]))
+        found.append(
+            np.block(
+                [
+                    [
+                        np.asarray(scores.score_block(rows, columns))[:nr, :nc]
+                        for _, nc, columns in blocks
+                    ]
+                    for _, nr, rows in blocks
+                ]
+            )
+        )
     for other in found[1:]:
         np.testing.assert_array_equal(found[0], other)
     np.testing.assert_array_equal(found[0][200:], found[0][:100])
@@ -48,8 +61,9 @@ def test_scores_do_not_depend_on_blocks_and_copies_tie(dim):
 def test_a_tie_with_the_threshold_is_not_accepted(block):
     for seed in range(20):
         a, b = np.random.default_rng(seed).standard_normal((2, 37))
-        got = personalized.personal_verification([a, a, b, b], [0, 0, 1, 2], np.ones(4, bool),
-                                                 [0.1], block=block)
+        got = personalized.personal_verification(
+            [a, a, b, b], [0, 0, 1, 2], np.ones(4, bool), [0.1], block=block
+        )
         assert got.tar.tolist() == [0]
 
 
@@ -58,12 +72,14 @@ def test_the_pair_rule_is_marked_where_it_is_not_resolved():
     labels = np.repeat(np.arange(6), 5)
     features = rng.standard_normal((30, 8))
     one = personalized.personal_verification(features, labels, labels < 2, [0.01, 0.1])
-    many = personalized.personal_identification(features, labels, features, labels, [0, 1],
-                                                fpirs=[0.01, 0.1])
+    many = personalized.personal_identification(
+        features, labels, features, labels, [0, 1], fpirs=[0.01, 0.1]
+    )
     summary = {"models": {"global": assess.summarize(assess.Assessment({}, (one,), (many,)))}}
     table = {t.title: t for t in tables.closing_tables(summary)}[
-        "Personalized identification (1:N), pair rule"]
-    (_, cells), = table.rows
+        "Personalized identification (1:N), pair rule"
+    ]
+    ((_, cells),) = table.rows
     assert [cell.unresolvable for cell in cells] == [True, False]  # 0.3 and 3 errors are allowed
     assert any("too few probes" in note for note in table.notes)
 
@@ -71,13 +87,23 @@ def test_the_pair_rule_is_marked_where_it_is_not_resolved():
 @pytest.mark.parametrize(("clients", "said"), [(10, True), (40, False)])
 def test_tables_say_that_clients_were_drawn(clients, said):
     spread = {"mean": 0.5, "std": 0.1, "min": 0.4, "worst10": 0.4, "max": 0.6}
-    summary = {"evaluated": {"clients": clients, "of": 40}, "models": {"global": {
-        "generic": {"s": {"accuracy": 0.5}}, "personalized": {
-            "verification_tar": {"0.001": spread}, "identification_openset": {"0.01": spread},
-            "rank1": spread}}}}
+    summary = {
+        "evaluated": {"clients": clients, "of": 40},
+        "models": {
+            "global": {
+                "generic": {"s": {"accuracy": 0.5}},
+                "personalized": {
+                    "verification_tar": {"0.001": spread},
+                    "identification_openset": {"0.01": spread},
+                    "rank1": spread,
+                },
+            }
+        },
+    }
     found = [*tables.closing_tables(summary), tables.spread_table(summary)]
-    notes = {table.title: any("10 of 40 clients" in note for note in table.notes)
-             for table in found}
+    notes = {
+        table.title: any("10 of 40 clients" in note for note in table.notes) for table in found
+    }
     assert not notes.pop("Generic verification: s")
     assert len(notes) == 4 and set(notes.values()) == {said}
 
@@ -85,8 +111,9 @@ def test_tables_say_that_clients_were_drawn(clients, said):
 def _curve(negatives, tar):
     seen = streaming.far_is_resolvable(personalized.ROC_FARS, negatives)
     nothing = np.zeros(0)
-    return personalized.PersonalVerification(nothing, nothing, nothing, nothing, 1, negatives,
-                                             np.where(seen, tar, np.nan))
+    return personalized.PersonalVerification(
+        nothing, nothing, nothing, nothing, 1, negatives, np.where(seen, tar, np.nan)
+    )
 
 
 def test_every_point_of_the_mean_curve_averages_the_same_clients():

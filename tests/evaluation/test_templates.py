@@ -1,4 +1,5 @@
 """Template protocols and the files of IJB."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -63,24 +64,30 @@ def test_pair_scores_in_blocks(monkeypatch):
     rng = np.random.default_rng(7)
     features = rng.standard_normal((5, 3)).astype(np.float32)
     left, right = rng.integers(0, 5, (2, 21))
-    np.testing.assert_allclose(templates.pair_scores(features, left, right),
-                               (features[left] * features[right]).sum(1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        templates.pair_scores(features, left, right),
+        (features[left] * features[right]).sum(1),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_template_identification_against_loops():
     rng = np.random.default_rng(9)
     probes, subjects = protocols.faces(rng, [4] * 15, noise=1.2)
     gallery, gallery_subjects = protocols.faces(rng, [1] * 12)
-    got = templates.template_identification(probes, subjects, gallery, gallery_subjects,
-                                            fpirs=FARS, block=16)
+    got = templates.template_identification(
+        probes, subjects, gallery, gallery_subjects, fpirs=FARS, block=16
+    )
     scores = protocols.unit(probes) @ protocols.unit(gallery).T
     order = np.argsort(-scores, axis=1, kind="stable")
     known = np.isin(subjects, gallery_subjects)
     for rank, rate in zip(got.ranks, got.rank_rates, strict=True):
         hit = (gallery_subjects[order[:, :rank]] == subjects[:, None]).any(1)
         protocols.close(rate, hit[known].mean(), known.sum())
-    pair, open_set, _ = protocols.brute_identification(probes, subjects, gallery, gallery_subjects,
-                                              gallery_subjects, fpirs=FARS)
+    pair, open_set, _ = protocols.brute_identification(
+        probes, subjects, gallery, gallery_subjects, gallery_subjects, fpirs=FARS
+    )
     protocols.close(got.pair_tpir, pair, known.sum())
     protocols.close(got.open_set_tpir, open_set, known.sum())
     assert (got.num_mated, got.num_non_mated) == (known.sum(), (~known).sum())
@@ -89,8 +96,14 @@ def test_template_identification_against_loops():
 @pytest.fixture
 def meta_folder(tmp_path):
     """Meta files of 6 images: templates 10, 11 (subject 1), 20, 21 (subject 2)."""
-    rows = [("a.jpg", 10, 1), ("b.jpg", 10, 2), ("c.jpg", 11, 3), ("d.jpg", 20, 4),
-            ("e.jpg", 20, 4), ("f.jpg", 21, 5)]
+    rows = [
+        ("a.jpg", 10, 1),
+        ("b.jpg", 10, 2),
+        ("c.jpg", 11, 3),
+        ("d.jpg", 20, 4),
+        ("e.jpg", 20, 4),
+        ("f.jpg", 21, 5),
+    ]
     points = " ".join(str(10.5 + k) for k in range(10))
     files = {
         "ijbc_face_tid_mid.txt": [f"{name} {t} {m}" for name, t, m in rows],
@@ -147,23 +160,26 @@ def test_ijb_csv_without_a_header_keeps_its_first_row(tmp_path):
         assert found.templates.tolist() == [10, 11] and found.subjects.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize(("name", "text", "message"), [
-    ("face_tid_mid.txt", "a.jpg 10\n", "entry 1 has 2 fields, expected 3"),
-    ("face_tid_mid.txt", "a.jpg ten 1\n", "not a number"),
-    ("face_tid_mid.txt", "z.jpg 10 1\n", "different images"),
-    ("face_tid_mid.txt", "", "is empty"),
-    ("face_tid_mid.txt", None, "cannot read"),
-    ("name_5pts_score.txt", "a.jpg 1 2 3 0.5\n", "expected 12"),
-    ("template_pair_label.txt", "10 11\n", "two templates and a label"),
-    ("template_pair_label.txt", "10 11 x\n", "three integers"),
-    ("template_pair_label.txt", "10 11 7\n", "label 0 or 1"),
-    ("template_pair_label.txt", "\n\n", "label 0 or 1"),
-    ("template_pair_label.txt", None, "missing or empty"),
-    ("1N_gallery_G1.csv", "T,S\n", "no entries"),
-    ("1N_gallery_G1.csv", "T,S\n10\n", "fewer than two"),
-    ("1N_gallery_G1.csv", "T,S\n10,1\n10,2\n", "two subjects"),
-    ("1N_probe_mixed.csv", None, "cannot read"),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("face_tid_mid.txt", "a.jpg 10\n", "entry 1 has 2 fields, expected 3"),
+        ("face_tid_mid.txt", "a.jpg ten 1\n", "not a number"),
+        ("face_tid_mid.txt", "z.jpg 10 1\n", "different images"),
+        ("face_tid_mid.txt", "", "is empty"),
+        ("face_tid_mid.txt", None, "cannot read"),
+        ("name_5pts_score.txt", "a.jpg 1 2 3 0.5\n", "expected 12"),
+        ("template_pair_label.txt", "10 11\n", "two templates and a label"),
+        ("template_pair_label.txt", "10 11 x\n", "three integers"),
+        ("template_pair_label.txt", "10 11 7\n", "label 0 or 1"),
+        ("template_pair_label.txt", "\n\n", "label 0 or 1"),
+        ("template_pair_label.txt", None, "missing or empty"),
+        ("1N_gallery_G1.csv", "T,S\n", "no entries"),
+        ("1N_gallery_G1.csv", "T,S\n10\n", "fewer than two"),
+        ("1N_gallery_G1.csv", "T,S\n10,1\n10,2\n", "two subjects"),
+        ("1N_probe_mixed.csv", None, "cannot read"),
+    ],
+)
 def test_bad_ijb_files_are_named(meta_folder, name, text, message):
     path = meta_folder / f"ijbc_{name}"
     if text is None:

@@ -5,6 +5,7 @@ written here, so the files need to hold only what was computed from them.
 Weight names and layouts are those of the PyTorch checkpoints that users of
 FedFR have (NCHW convolutions, ``(out, in)`` linear layers).
 """
+
 import numpy as np
 
 SPHERE20_BLOCKS = (1, 2, 4, 1)
@@ -48,9 +49,12 @@ def component_case(seed, batch=6, local_classes=5, public_classes=4):
     """Inputs for the single loss terms: labels >= local_classes are public."""
     rng = np.random.RandomState(seed)
     n = rng.standard_normal
-    labels = np.concatenate([
-        rng.randint(0, local_classes, batch - 2),
-        local_classes + rng.randint(0, public_classes, 2)])
+    labels = np.concatenate(
+        [
+            rng.randint(0, local_classes, batch - 2),
+            local_classes + rng.randint(0, public_classes, 2),
+        ]
+    )
     case = dict(
         features=n((batch, EMBEDDING)),
         global_features=n((batch, EMBEDDING)),
@@ -59,7 +63,8 @@ def component_case(seed, batch=6, local_classes=5, public_classes=4):
         transform_weight=np.eye(EMBEDDING) + 0.02 * n((EMBEDDING, EMBEDDING)),
         transform_bias=0.05 * n(EMBEDDING),
         binary_weight=n((local_classes, EMBEDDING)),
-        binary_bias=0.1 * n(local_classes))
+        binary_bias=0.1 * n(local_classes),
+    )
     case = {k: v.astype(np.float32) for k, v in case.items()}
     return dict(case, labels=labels)
 
@@ -75,7 +80,8 @@ def local_training_case(seed, batch=4, steps=3, local_classes=5, public_classes=
         binary_weight=n((local_classes, EMBEDDING)).astype(np.float32),
         # transform starts at the identity with zero bias, binary_bias at zero
         images=rng.randint(0, 256, (steps, batch, 112, 112, 3)).astype(np.uint8),  # RGB
-        labels=rng.randint(0, local_classes + public_classes, (steps, batch)))
+        labels=rng.randint(0, local_classes + public_classes, (steps, batch)),
+    )
 
 
 def _pictures(rng, base, count):
@@ -98,12 +104,20 @@ def rounds_case(seed):
     clients = [
         (np.concatenate([_pictures(rng, base[i], 3) for i in (0, 1)]), [0, 0, 0, 1, 1, 1]),
         (np.concatenate([_pictures(rng, base[i], 2) for i in (2, 3)]), [0, 0, 1, 1]),
-        (np.repeat(_pictures(rng, base[4], 1), 12, axis=0), [0] * 12)]
+        (np.repeat(_pictures(rng, base[4], 1), 12, axis=0), [0] * 12),
+    ]
     public = np.concatenate([_pictures(rng, b, 2) for b in (alike, base[6], base[7])])
     return dict(
-        weights=weights, batch=6, epochs=(2, 2), lr=1e-3,
+        weights=weights,
+        batch=6,
+        epochs=(2, 2),
+        lr=1e-3,
         # the rate falls to a tenth after so many epochs of a round
         decay_epochs=(8, 1),
-        images=[x for x, _ in clients], labels=[np.array(y) for _, y in clients],
-        identities=(2, 2, 1), public_images=public, public_labels=np.array([0, 0, 1, 1, 2, 2]),
-        probes=_pictures(rng, base[5], 2))
+        images=[x for x, _ in clients],
+        labels=[np.array(y) for _, y in clients],
+        identities=(2, 2, 1),
+        public_images=public,
+        public_labels=np.array([0, 0, 1, 1, 2, 2]),
+        probes=_pictures(rng, base[5], 2),
+    )

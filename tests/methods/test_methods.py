@@ -1,4 +1,5 @@
 """What makes each method that method."""
+
 import dataclasses
 
 import chex
@@ -34,8 +35,9 @@ def make(name, backbone=None, loss=None, fed=None, **options):
     config = resolve({"method": {"name": name, **({name: options} if options else {})}})
     fed = dataclasses.replace(small.FED, public_data="off", **fed or {})
     plain = small.method(fed=fed, loss=loss)
-    return dataclasses.replace(plain, backbone=backbone or plain.backbone,
-                               recipe=METHODS[name], options=config.options)
+    return dataclasses.replace(
+        plain, backbone=backbone or plain.backbone, recipe=METHODS[name], options=config.options
+    )
 
 
 def run(method, count=2, data=None, layout=LAYOUT, clients=None):
@@ -48,8 +50,11 @@ def run(method, count=2, data=None, layout=LAYOUT, clients=None):
 
 
 def local_gradient(spec, trained, batch_stats, batch, is_own, has_previous, penalty=None):
-    return gradient_in_parts(lambda t, b: local_loss(
-        spec, t, batch_stats, b, is_own, has_previous, penalty), trained, batch)
+    return gradient_in_parts(
+        lambda t, b: local_loss(spec, t, batch_stats, b, is_own, has_previous, penalty),
+        trained,
+        batch,
+    )
 
 
 def leaves_of(tree, chosen):
@@ -63,8 +68,10 @@ def assert_same(a, b, **tolerance):
 
 
 def differs(a, b):
-    return any(np.abs(np.asarray(x) - y).max() > 1e-6 for x, y in zip(
-        jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return any(
+        np.abs(np.asarray(x) - y).max() > 1e-6
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def test_every_method_names_its_source():
@@ -87,8 +94,15 @@ def test_fedprox_without_weight_is_fedavg_and_with_a_huge_one_stays():
     def moved(weight):  # no momentum and a small rate, so that a step cannot overshoot
         fed = dict(lr=1e-3, momentum=0.0, weight_decay=0.0)
         before, _, after, *_ = run(make("fedprox", fed=fed, weight=weight), 1)
-        return sum(np.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(
-            after.backbone), jax.tree.leaves(before.backbone), strict=True)) ** 0.5
+        return (
+            sum(
+                np.sum((a - b) ** 2)
+                for a, b in zip(
+                    jax.tree.leaves(after.backbone), jax.tree.leaves(before.backbone), strict=True
+                )
+            )
+            ** 0.5
+        )
 
     assert moved(900.0) < 0.5 * moved(0.0)
 
@@ -104,10 +118,15 @@ def test_fedprox_gradient_is_the_formula():
     def gradient(m, penalty=None):
         return local_gradient(m, trained, {}, batch, mask, True, penalty=penalty)[0]
 
-    with_term = gradient(method, lambda trained: method.recipe.penalty(
-        method.options, trained["backbone"], received["params"]))
-    expected = jax.tree.map(lambda g, w, r: g + 0.3 * (w - r), gradient(plain)["backbone"],
-                            params, received["params"])
+    with_term = gradient(
+        method,
+        lambda trained: method.recipe.penalty(
+            method.options, trained["backbone"], received["params"]
+        ),
+    )
+    expected = jax.tree.map(
+        lambda g, w, r: g + 0.3 * (w - r), gradient(plain)["backbone"], params, received["params"]
+    )
     assert_same(with_term["backbone"], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -127,11 +146,13 @@ def test_moon_gradient_is_the_formula():
     def identity(variables, images, train):
         return variables["params"]["f"], {}
 
-    method = dataclasses.replace(method, backbone=dataclasses.replace(
-        method.backbone, apply=identity))
+    method = dataclasses.replace(
+        method, backbone=dataclasses.replace(method.backbone, apply=identity)
+    )
     plain = dataclasses.replace(method, recipe=METHODS["fedavg"], options=None)
-    batch = Batch(jnp.zeros((5, 16, 16, 3), jnp.uint8), jnp.arange(5) % 3,
-                        losses.contrastive_direction(g, p))
+    batch = Batch(
+        jnp.zeros((5, 16, 16, 3), jnp.uint8), jnp.arange(5) % 3, losses.contrastive_direction(g, p)
+    )
     trained = {"backbone": {"f": f}, "class_embeddings": jnp.ones((3, 8))}
 
     def gradient(m):
@@ -170,18 +191,19 @@ def test_fedper_and_fedrep_never_average_the_head(name):
     before, _, after, heads, _ = run(method)
     is_head = in_output_layer(method.backbone, before.backbone)
     (old_head, old_body), (new_head, new_body) = (
-        leaves_of(s.backbone, is_head) for s in (before, after))
+        leaves_of(s.backbone, is_head) for s in (before, after)
+    )
     assert old_head and old_body
     assert_same(new_head, old_head)
     assert differs(new_body, old_body)
     for own in leaves_of(heads.previous, is_head)[0]:
         assert np.ptp(own, axis=0).max() > 1e-5  # every client has another one
-    for shared in jax.tree.leaves(starting_backbone(
-            method, after, jax.tree.map(lambda x: x[0], heads))):
+    for shared in jax.tree.leaves(
+        starting_backbone(method, after, jax.tree.map(lambda x: x[0], heads))
+    ):
         assert np.all(np.isfinite(shared))
     start = starting_backbone(method, after, jax.tree.map(lambda x: x[1], heads))
-    assert_same(leaves_of(start, is_head)[0],
-                [x[1] for x in leaves_of(heads.previous, is_head)[0]])
+    assert_same(leaves_of(start, is_head)[0], [x[1] for x in leaves_of(heads.previous, is_head)[0]])
     assert_same(leaves_of(start, is_head)[1], new_body)
 
 
@@ -209,7 +231,8 @@ def test_lg_fedavg_is_fedper_the_other_way_round():
     lg, per = make("lg_fedavg"), make("fedper")
     variables = lg.backbone.init(jax.random.key(0))
     assert jax.tree.leaves(lg.private(variables)) == [
-        not x for x in jax.tree.leaves(per.private(variables))]
+        not x for x in jax.tree.leaves(per.private(variables))
+    ]
     before, _, after, *_ = run(lg)
     is_head = in_output_layer(lg.backbone, before.backbone)
     assert differs(leaves_of(after.backbone, is_head)[0], leaves_of(before.backbone, is_head)[0])
@@ -232,14 +255,24 @@ def test_local_never_hears_of_others():
     before, _, after, heads, _ = run(make("local"))
     assert_same(after.backbone, before.backbone)
     *_, alone, _ = run(make("local"), clients=[1])
-    assert_same(jax.tree.map(lambda x: x[1], heads.previous),
-                jax.tree.map(lambda x: x[0], alone.previous), rtol=1e-5, atol=1e-5)
+    assert_same(
+        jax.tree.map(lambda x: x[1], heads.previous),
+        jax.tree.map(lambda x: x[0], alone.previous),
+        rtol=1e-5,
+        atol=1e-5,
+    )
     assert costs.communication(make("local"), 4, 3.0) == {"down": {}, "up": {}}
 
 
 def test_dittos_personal_copy_follows_its_equation_and_leaves_fedavg_alone():
-    fed = dict(batch_size=5, momentum=0.0, weight_decay=0.0, mirror=False, local_epochs=(1,),
-               lr_decay_epochs=())
+    fed = dict(
+        batch_size=5,
+        momentum=0.0,
+        weight_decay=0.0,
+        mirror=False,
+        local_epochs=(1,),
+        lr_decay_epochs=(),
+    )
     data = small.federation(sizes=(5, 5), identities=(3, 2))  # one step of all images per round
     method = make("ditto", fed=fed, weight=0.5)
     _, _, ditto, _, _ = run(method, 2, data)
@@ -254,13 +287,28 @@ def test_dittos_personal_copy_follows_its_equation_and_leaves_fedavg_alone():
         for received, expected in ((w0, h1), (w1, h2)):
             batch = Batch(jnp.asarray(data.images[i]), jnp.asarray(data.labels[i]))
             gradient = local_gradient(
-                plain, {"backbone": v, "class_embeddings": theta}, {}, batch,
-                jnp.arange(len(theta)) < data.identities[i], True)[0]
-            v, theta = (jax.tree.map(lambda p, g, r: p - 0.02 * (g + 0.5 * (p - r)), v,
-                                     gradient["backbone"], received.backbone["params"]),
-                        theta - 0.02 * gradient["class_embeddings"])
-            assert_same(jax.tree.map(lambda x, i=i: x[i], expected.previous["params"]), v,
-                        rtol=1e-4, atol=1e-5)
+                plain,
+                {"backbone": v, "class_embeddings": theta},
+                {},
+                batch,
+                jnp.arange(len(theta)) < data.identities[i],
+                True,
+            )[0]
+            v, theta = (
+                jax.tree.map(
+                    lambda p, g, r: p - 0.02 * (g + 0.5 * (p - r)),
+                    v,
+                    gradient["backbone"],
+                    received.backbone["params"],
+                ),
+                theta - 0.02 * gradient["class_embeddings"],
+            )
+            assert_same(
+                jax.tree.map(lambda x, i=i: x[i], expected.previous["params"]),
+                v,
+                rtol=1e-4,
+                atol=1e-5,
+            )
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
@@ -280,45 +328,70 @@ def test_finetune_is_all_of_fedavg_and_a_round_of_which_the_server_takes_nothing
 
 def test_centralized_is_one_client_with_everything():
     from fedfr_jax.data.types import Clients  # noqa: PLC0415
-    clients = Clients(np.arange(3), np.array([0, 2, 3]), np.array([0, 4, 9]), np.array([4, 5, 6]),
-                      verification_images=1, order=None)
+
+    clients = Clients(
+        np.arange(3),
+        np.array([0, 2, 3]),
+        np.array([0, 4, 9]),
+        np.array([4, 5, 6]),
+        verification_images=1,
+        order=None,
+    )
     union = clients.union()
     assert len(union) == 1
     np.testing.assert_array_equal(union[0].identities, [0, 1, 2])
-    np.testing.assert_array_equal(union[0].train_images, np.concatenate(
-        [c.train_images for c in clients]))
+    np.testing.assert_array_equal(
+        union[0].train_images, np.concatenate([c.train_images for c in clients])
+    )
     assert METHODS["centralized"].union and METHODS["centralized"].public_data == "all"
 
 
-@pytest.mark.parametrize("settings, optimizer", [
-    (dict(server_optimizer="momentum", server_lr=0.7, server_momentum=0.5), optax.sgd(0.7, 0.5)),
-    (dict(server_optimizer="adam", server_lr=0.1), optax.adam(0.1, 0.9, 0.99, 1e-3))])
+@pytest.mark.parametrize(
+    "settings, optimizer",
+    [
+        (
+            dict(server_optimizer="momentum", server_lr=0.7, server_momentum=0.5),
+            optax.sgd(0.7, 0.5),
+        ),
+        (dict(server_optimizer="adam", server_lr=0.1), optax.adam(0.1, 0.9, 0.99, 1e-3)),
+    ],
+)
 def test_server_optimizers_take_the_difference_for_a_gradient(settings, optimizer):
     start, _, first, *_ = run(make("fedavg", fed=settings), 1)
     _, _, average, *_ = run(make("fedavg"), 1)
     old = start.backbone["params"]
     state = optimizer.init(old)
-    step, _ = optimizer.update(jax.tree.map(jnp.subtract, old, average.backbone["params"]),
-                               state, old)
+    step, _ = optimizer.update(
+        jax.tree.map(jnp.subtract, old, average.backbone["params"]), state, old
+    )
     assert_same(first.backbone["params"], optax.apply_updates(old, step), rtol=1e-4, atol=1e-5)
     once = dict(settings, server_optimizer="momentum", server_lr=1.0)
-    assert_same(run(make("fedavg", fed=once), 1)[2].backbone, average.backbone, rtol=1e-5,
-                atol=1e-6)
+    assert_same(
+        run(make("fedavg", fed=once), 1)[2].backbone, average.backbone, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_server_optimizers_keep_their_state_between_rounds():
     rng = np.random.RandomState(0)
-    for name, optimizer in (("momentum", optax.sgd(1.0, 0.9)), ("adam", optax.adam(
-            1e-3, 0.9, 0.99, 1e-3))):
+    for name, optimizer in (
+        ("momentum", optax.sgd(1.0, 0.9)),
+        ("adam", optax.adam(1e-3, 0.9, 0.99, 1e-3)),
+    ):
         method = make("fedavg", fed=dict(server_optimizer=name))  # default learning rates
-        server = small.start(method, LAYOUT, small.federation().public,
-                             small.federation().cohort())[0]
+        server = small.start(
+            method, LAYOUT, small.federation().public, small.federation().cohort()
+        )[0]
         expected, state = server.backbone["params"], optimizer.init(server.backbone["params"])
         for _ in range(3):
-            average = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape), jax.device_get(
-                {"backbone": server.backbone, "public_embeddings": server.public_embeddings}))
-            difference = jax.tree.map(jnp.subtract, server.backbone["params"],
-                                      average["backbone"]["params"])
+            average = jax.tree.map(
+                lambda x: x + 0.1 * rng.standard_normal(x.shape),
+                jax.device_get(
+                    {"backbone": server.backbone, "public_embeddings": server.public_embeddings}
+                ),
+            )
+            difference = jax.tree.map(
+                jnp.subtract, server.backbone["params"], average["backbone"]["params"]
+            )
             step, state = optimizer.update(difference, state, expected)
             expected = optax.apply_updates(expected, step)
             server = server_average(method, server, average, jnp.float32(3))
@@ -332,16 +405,21 @@ def test_aggregation_weights(aggregation):
     weights = np.zeros(len(heads.has_trained))
     weights[:3] = sizes / sizes.sum()
     assert list(metrics["images"][:3]) == [9, 5, 12]
-    assert_same(after.backbone, jax.tree.map(
-        lambda x: np.tensordot(weights, x, 1), heads.previous), rtol=1e-5, atol=1e-6)
+    assert_same(
+        after.backbone,
+        jax.tree.map(lambda x: np.tensordot(weights, x, 1), heads.previous),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_class_embeddings_may_start_at_random():
     data, starts = small.federation(), []
     for init in ("mean_feature", "random"):
         method = make("fedfr", fed=dict(class_embedding_init=init))
-        starts.append(np.asarray(small.start(method, LAYOUT, data.public, data.cohort())[1]
-                                 .class_embeddings))
+        starts.append(
+            np.asarray(small.start(method, LAYOUT, data.public, data.cohort())[1].class_embeddings)
+        )
     exists = np.arange(4) < np.array(data.identities)[:, None]
     for rows in starts:
         assert not rows[~exists].any() and rows[exists].all(-1).all()
@@ -362,8 +440,9 @@ def test_a_detached_binary_loss_trains_the_dfc_branch_only():
 @pytest.mark.parametrize("changed", [dict(identification="arcface"), dict(balanced=True)])
 def test_identification_losses_reach_the_training(changed):
     data = small.federation(identities=(2, 2, 2), sizes=(9, 5, 11))
-    data = dataclasses.replace(data, labels=tuple(
-        np.minimum(np.arange(len(x)), 1) for x in data.images))  # one image of the first person
+    data = dataclasses.replace(
+        data, labels=tuple(np.minimum(np.arange(len(x)), 1) for x in data.images)
+    )  # one image of the first person
     _, _, plain, *_ = run(make("fedavg"), 1, data)
     _, _, other, *_ = run(make("fedavg", loss=LossConfig(**changed)), 1, data)
     assert differs(other.backbone, plain.backbone)
@@ -387,17 +466,25 @@ def test_arcface_and_balanced_classes():
     labels, margin = np.arange(6) % 4, 0.5
 
     cosine = (f / np.linalg.norm(f, axis=1, keepdims=True)) @ (
-        rows / np.linalg.norm(rows, axis=1, keepdims=True)).T
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    ).T
     theta = np.arccos(cosine)
     own = np.eye(4)[labels].astype(bool)
     logits = 30 * np.where(own, np.cos(theta + margin), cosine)
-    value = losses.margin_loss(jnp.asarray(f, jnp.float32), jnp.asarray(rows, jnp.float32),
-                               labels, scale=30.0, margin=margin, kind="arcface")
+    value = losses.margin_loss(
+        jnp.asarray(f, jnp.float32),
+        jnp.asarray(rows, jnp.float32),
+        labels,
+        scale=30.0,
+        margin=margin,
+        kind="arcface",
+    )
     expected = -jax.nn.log_softmax(logits)[np.arange(6), labels].mean()
     assert float(value) == pytest.approx(float(expected), rel=1e-4)
     edge = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
-    slope = jax.grad(lambda c: losses.arcface_logits(c, jnp.array([0, 0]), scale=30.0,
-                                                     margin=0.5).sum())(edge)
+    slope = jax.grad(
+        lambda c: losses.arcface_logits(c, jnp.array([0, 0]), scale=30.0, margin=0.5).sum()
+    )(edge)
     assert np.all(np.isfinite(slope))
 
     valid = jnp.array([True, True, True, True, False])
@@ -414,8 +501,7 @@ def test_transforms_start_as_the_identity_and_belong_to_the_client(name):
     variables = jax.tree.map(lambda v: v[0], after.previous)
 
     def own(transform):
-        return personal_features(method, variables, jax.tree.map(lambda v: v[0], transform),
-                                       images)
+        return personal_features(method, variables, jax.tree.map(lambda v: v[0], transform), images)
 
     plain = features(method.backbone, variables, images)
     assert_same(own(heads.transform), plain, rtol=1e-5, atol=1e-6)
@@ -447,8 +533,11 @@ def test_a_penalty_sees_all_that_the_server_sent():
     data = small.federation()
     server, _ = small.start(method, LAYOUT, data.public, data.cohort())
     penalty = against_received(method, server, method.recipe.penalty)
-    trained = {"backbone": server.backbone["params"], "class_embeddings": jnp.ones((4, 8)),
-               "public_embeddings": server.public_embeddings + 1.0}
+    trained = {
+        "backbone": server.backbone["params"],
+        "class_embeddings": jnp.ones((4, 8)),
+        "public_embeddings": server.public_embeddings + 1.0,
+    }
     assert float(penalty(trained)) == pytest.approx(server.public_embeddings.size)
     assert float(against_received(off, server, method.recipe.penalty)(trained)) == 0.0
 
@@ -457,17 +546,30 @@ def test_a_client_of_one_identity_learns_from_positives_alone():
     features, classes = jnp.array([[1.0, 0.0], [0.6, 0.8]]), jnp.array([[2.0, 0.0], [0.0, 0.0]])
     settings = dict(scale=30.0, margin=0.4, positive_margin=0.9)
     labels = jnp.zeros(2, int)
-    one = losses.margin_loss(features, classes, labels, class_mask=jnp.array([True, False]),
-                             **settings)
-    assert float(one) == pytest.approx((0.0 + 0.3 ** 2) / 2)
-    both = [losses.margin_loss(features, classes, labels, class_mask=jnp.array([True, True]),
-                               **settings | {"positive_margin": margin}) for margin in (0.0, 0.9)]
+    one = losses.margin_loss(
+        features, classes, labels, class_mask=jnp.array([True, False]), **settings
+    )
+    assert float(one) == pytest.approx((0.0 + 0.3**2) / 2)
+    both = [
+        losses.margin_loss(
+            features,
+            classes,
+            labels,
+            class_mask=jnp.array([True, True]),
+            **settings | {"positive_margin": margin},
+        )
+        for margin in (0.0, 0.9)
+    ]
     assert float(both[0]) == float(both[1])
 
 
 def test_head_and_body_both_have_a_turn():
-    config = resolve({"method": {"name": "fedrep", "fedrep": {"body_epochs": 2}},
-                      "fed": {"local_epochs": (3, 2)}})
+    config = resolve(
+        {
+            "method": {"name": "fedrep", "fedrep": {"body_epochs": 2}},
+            "fed": {"local_epochs": (3, 2)},
+        }
+    )
     with pytest.raises(ConfigError, match=r"fed\.local_epochs has 2"):
         spec_of(config, small.method().backbone)
 

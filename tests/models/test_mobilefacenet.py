@@ -39,8 +39,11 @@ def test_parameters_and_abstract_shapes_at_112():
     backbone = mobilefacenet(112)
     variables = jax.eval_shape(backbone.init, jax.random.key(0))
     assert parameter_count(variables["params"]) == 1_003_136  # "less than 1 M" without slopes
-    slopes = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
-              if path[-1].key == "slope"]
+    slopes = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+        if path[-1].key == "slope"
+    ]
     assert parameter_count(variables["params"]) - parameter_count(slopes) < 1_000_000
     batch = jax.ShapeDtypeStruct((2, 112, 112, 3), jnp.float32)
     features, stats = jax.eval_shape(lambda v, x: backbone.apply(v, x, True), variables, batch)
@@ -66,6 +69,7 @@ def test_forward_and_backward_are_finite_and_reach_every_convolution():
         def loss(params):
             features, stats = backbone.apply({**initial, "params": params}, x, True)
             return jnp.sum(features * weights), (features, stats)
+
         return jax.grad(loss, has_aux=True)(params)
 
     grads, (features, stats) = gradient(initial["params"])
@@ -104,11 +108,16 @@ def test_published_names_round_trip_and_input_scale(initial):
     backbone = mobilefacenet()
     arrays = to_torch(initial, backbone)
     for name, shape in {
-            "conv_1_conv2d_weight": (64, 3, 3, 3), "conv_2_dw_relu_gamma": (64,),
-            "dconv_45_conv_dw_conv2d_weight": (512, 1, 3, 3),
-            "res_4_block5_conv_proj_batchnorm_moving_var": (128,),
-            "fc1_weight": (128, 512), "pre_fc1_bias": (128,), "fc1_gamma": (128,),
-            "fc1_beta": (128,), "fc1_moving_mean": (128,)}.items():
+        "conv_1_conv2d_weight": (64, 3, 3, 3),
+        "conv_2_dw_relu_gamma": (64,),
+        "dconv_45_conv_dw_conv2d_weight": (512, 1, 3, 3),
+        "res_4_block5_conv_proj_batchnorm_moving_var": (128,),
+        "fc1_weight": (128, 512),
+        "pre_fc1_bias": (128,),
+        "fc1_gamma": (128,),
+        "fc1_beta": (128,),
+        "fc1_moving_mean": (128,),
+    }.items():
         assert arrays[name].shape == shape
     assert "conv_6dw7_7_relu_gamma" not in arrays  # linear
     again = from_torch(arrays, backbone)
@@ -119,7 +128,9 @@ def test_published_names_round_trip_and_input_scale(initial):
     pixel = 200.0
     np.testing.assert_allclose(
         arrays["conv_1_conv2d_weight"].transpose(2, 3, 1, 0) * (pixel - 127.5) / 128,
-        ours * (pixel / 255 - 0.5) / 0.5, rtol=1e-5)
+        ours * (pixel / 255 - 0.5) / 0.5,
+        rtol=1e-5,
+    )
 
 
 def test_last_scale_must_be_one(initial):

@@ -1,4 +1,5 @@
 """Backbones: structure, layers against NumPy formulas, and the reference's features."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,17 +40,21 @@ def close(actual, expected, tolerance=1e-5):
 
 # ---- structure ----------------------------------------------------------------------
 
-@pytest.mark.parametrize(("name", "depth", "embedding", "count"), [
-    ("spherenet", 4, 512, 14_397_504),
-    ("spherenet", 10, 512, 17_052_992),
-    ("spherenet", 20, 512, 24_501_952),
-    ("spherenet", 36, 512, 34_606_400),
-    pytest.param("spherenet", 64, 512, 49_726_656, marks=pytest.mark.slow),
-    # The published numbers count the 512 fixed ones of features.weight.
-    ("iresnet", 18, 512, 24_025_600 - 512),
-    ("iresnet", 50, 512, 43_590_848 - 512),
-    pytest.param("iresnet", 100, 512, 65_156_160 - 512, marks=pytest.mark.slow),
-])
+
+@pytest.mark.parametrize(
+    ("name", "depth", "embedding", "count"),
+    [
+        ("spherenet", 4, 512, 14_397_504),
+        ("spherenet", 10, 512, 17_052_992),
+        ("spherenet", 20, 512, 24_501_952),
+        ("spherenet", 36, 512, 34_606_400),
+        pytest.param("spherenet", 64, 512, 49_726_656, marks=pytest.mark.slow),
+        # The published numbers count the 512 fixed ones of features.weight.
+        ("iresnet", 18, 512, 24_025_600 - 512),
+        ("iresnet", 50, 512, 43_590_848 - 512),
+        pytest.param("iresnet", 100, 512, 65_156_160 - 512, marks=pytest.mark.slow),
+    ],
+)
 def test_published_parameter_counts_and_abstract_shapes(name, depth, embedding, count):
     backbone = build(ModelConfig(name=name, depth=depth, embedding=embedding), 112)
     variables = jax.eval_shape(backbone.init, jax.random.key(0))
@@ -57,10 +62,12 @@ def test_published_parameter_counts_and_abstract_shapes(name, depth, embedding, 
     batch = jax.ShapeDtypeStruct((2, 112, 112, 3), jnp.float32)
     for train in (False, True):
         features, stats = jax.eval_shape(
-            lambda v, x, train=train: backbone.apply(v, x, train), variables, batch)
+            lambda v, x, train=train: backbone.apply(v, x, train), variables, batch
+        )
         assert features.shape == (2, embedding) and features.dtype == jnp.float32
         assert jax.tree.map(lambda s: s.shape, stats) == jax.tree.map(
-            lambda s: s.shape, variables["batch_stats"])
+            lambda s: s.shape, variables["batch_stats"]
+        )
     assert (variables["batch_stats"] == {}) == (name == "spherenet")
 
 
@@ -92,18 +99,21 @@ def test_every_convolution_uses_the_given_strategy(conv, monkeypatch):
     assert len(seen) == 1 + 2 * 8 + 4  # stem, two per block, one projection per stage
 
 
-@pytest.mark.parametrize(("changes", "size", "setting"), [
-    ({"name": "resnet"}, 112, "model.name"),
-    ({"depth": 21}, 112, "model.depth"),
-    ({"name": "iresnet", "depth": 20}, 112, "model.depth"),
-    ({"name": "mobilefacenet", "depth": 50}, 112, "model.depth"),
-    ({"name": "mobilefacenet", "widths": (8, 8, 8, 8)}, 112, "model.widths"),
-    ({"widths": (8, 16, 32)}, 112, "model.widths"),
-    ({"name": "iresnet", "depth": 18, "widths": (8, 16, 32, 0)}, 112, "model.widths"),
-    ({"embedding": 0}, 112, "model.embedding"),
-    ({"dtype": "float16"}, 112, "model.dtype"),
-    ({}, 15, "data.image_size"),
-])
+@pytest.mark.parametrize(
+    ("changes", "size", "setting"),
+    [
+        ({"name": "resnet"}, 112, "model.name"),
+        ({"depth": 21}, 112, "model.depth"),
+        ({"name": "iresnet", "depth": 20}, 112, "model.depth"),
+        ({"name": "mobilefacenet", "depth": 50}, 112, "model.depth"),
+        ({"name": "mobilefacenet", "widths": (8, 8, 8, 8)}, 112, "model.widths"),
+        ({"widths": (8, 16, 32)}, 112, "model.widths"),
+        ({"name": "iresnet", "depth": 18, "widths": (8, 16, 32, 0)}, 112, "model.widths"),
+        ({"embedding": 0}, 112, "model.embedding"),
+        ({"dtype": "float16"}, 112, "model.dtype"),
+        ({}, 15, "data.image_size"),
+    ],
+)
 def test_settings_that_cannot_be_name_the_setting(changes, size, setting):
     with pytest.raises(ConfigError, match=setting):
         build(ModelConfig(**changes), size)
@@ -124,6 +134,7 @@ def test_registry_builds_every_name():
 
 
 # ---- initial values -----------------------------------------------------------------
+
 
 def test_spherenet_initial_values(monkeypatch):
     monkeypatch.setitem(spherenet.UNITS, 1, (0, 1, 0, 0))
@@ -157,6 +168,7 @@ def test_iresnet_initial_values():
 
 # ---- layers -------------------------------------------------------------------------
 
+
 def test_prelu_matches_formula_with_one_slope_per_channel():
     x = images(2, 4)
     slope = np.array([0.1, -0.3, 2.0], np.float32)
@@ -174,8 +186,7 @@ def test_batch_norm_matches_numpy(shape):
     variables = {"params": params, "batch_stats": stats}
 
     y, changed = norm.apply(variables, x, False, mutable=["batch_stats"])
-    close(y, (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-3) * params["scale"]
-          + params["bias"])
+    close(y, (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-3) * params["scale"] + params["bias"])
     assert jax.tree.all(jax.tree.map(np.array_equal, changed["batch_stats"], stats))
 
     y, changed = norm.apply(variables, x, True, mutable=["batch_stats"])
@@ -202,6 +213,7 @@ def test_batch_norm_statistics_are_float32_and_survive_a_large_mean():
 
 # ---- forward and backward -----------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", list(SMALL))
 @pytest.mark.usefixtures("tiny")
 def test_forward_and_backward_are_finite_and_reach_every_parameter(name):
@@ -214,6 +226,7 @@ def test_forward_and_backward_are_finite_and_reach_every_parameter(name):
         def loss(params):
             features, new = backbone.apply({"params": params, "batch_stats": stats}, x, True)
             return jnp.sum(features * weights), (features, new)
+
         return jax.grad(loss, has_aux=True)(params)
 
     grads, (features, stats) = gradient(variables["params"], variables["batch_stats"])
@@ -223,8 +236,9 @@ def test_forward_and_backward_are_finite_and_reach_every_parameter(name):
         # A later batch norm takes the effect of some of IResNet's biases away.
         if name != "iresnet" or path[-1].key != "bias":
             assert np.abs(grad).max() > 1e-4, jax.tree_util.keystr(path)
-    for old, new in zip(jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(stats),
-                        strict=True):
+    for old, new in zip(
+        jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(stats), strict=True
+    ):
         assert np.abs(new - old).max() > 0
 
 
@@ -269,6 +283,7 @@ def test_clients_with_their_own_weights_under_vmap_equal_a_loop(name):
         def loss(params):
             features, stats = backbone.apply({**variables, "params": params}, x, True)
             return jnp.sum(jnp.sin(features)), (features, stats)
+
         grads, (features, stats) = jax.grad(loss, has_aux=True)(variables["params"])
         return features, stats, ravel_pytree(grads)[0]
 
@@ -281,11 +296,13 @@ def test_clients_with_their_own_weights_under_vmap_equal_a_loop(name):
 
 # ---- reference features ------------------------------------------------------------
 
+
 def test_spherenet20_reproduces_the_reference_features():
     inputs = golden_inputs()
     with np.load(GOLDEN / "local_training.npz") as golden:
-        sizes = {k: int(golden[k]) for k in ("seed", "batch", "steps", "local_classes",
-                                             "public_classes")}
+        sizes = {
+            k: int(golden[k]) for k in ("seed", "batch", "steps", "local_classes", "public_classes")
+        }
         expected = golden["first_features"]
     case = inputs.local_training_case(**sizes)
     backbone = build(ModelConfig(depth=20), 112)

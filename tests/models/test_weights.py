@@ -1,4 +1,5 @@
 """Conversion of published weights: names, layouts, and files that do not fit."""
+
 import jax
 import numpy as np
 import pytest
@@ -36,10 +37,13 @@ def conv_nchw(x, w, stride, padding):
 
 def iresnet18_nchw(a, x):
     """IResNet-18 in float64 NumPy, from PyTorch names and in PyTorch's layout."""
+
     def norm(x, name):
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        mean, var, w, b = (a[f"{name}.{k}"].reshape(shape)
-                           for k in ("running_mean", "running_var", "weight", "bias"))
+        mean, var, w, b = (
+            a[f"{name}.{k}"].reshape(shape)
+            for k in ("running_mean", "running_var", "weight", "bias")
+        )
         return (x - mean) / np.sqrt(var + 1e-5) * w + b
 
     def prelu(x, name):
@@ -87,14 +91,17 @@ def test_weights_file_loads(tmp_path, sphere):
     assert all(np.array_equal(again[k], v) for k, v in arrays.items())
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"fc.bias": None}, "array fc.bias is missing"),
-    ({"fc.extra": np.zeros(3)}, "array fc.extra is not part of spherenet"),
-    ({"layer2.0.weight": np.zeros((6, 5, 3, 3))}, r"layer2.0.weight has shape \(6, 5, 3, 3\)"),
-    ({"fc.weight": np.zeros((12, 10))}, r"fc.weight has shape \(12, 10\).*data.image_size"),
-    ({"fc.bias": np.full(12, np.nan)}, "fc.bias holds infinite or undefined"),
-    ({"fc.bias": np.array(["a"] * 12)}, "fc.bias has type"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fc.bias": None}, "array fc.bias is missing"),
+        ({"fc.extra": np.zeros(3)}, "array fc.extra is not part of spherenet"),
+        ({"layer2.0.weight": np.zeros((6, 5, 3, 3))}, r"layer2.0.weight has shape \(6, 5, 3, 3\)"),
+        ({"fc.weight": np.zeros((12, 10))}, r"fc.weight has shape \(12, 10\).*data.image_size"),
+        ({"fc.bias": np.full(12, np.nan)}, "fc.bias holds infinite or undefined"),
+        ({"fc.bias": np.array(["a"] * 12)}, "fc.bias has type"),
+    ],
+)
 def test_wrong_arrays_name_file_and_array(tmp_path, sphere, change, words):
     backbone, arrays = sphere
     arrays = {k: v for k, v in {**arrays, **change}.items() if v is not None}

@@ -1,4 +1,5 @@
 """Who takes part: sampling, schedules, availability; placement on devices."""
+
 import dataclasses
 import itertools
 import json
@@ -125,8 +126,9 @@ def test_availability_repeats_and_limits_who_is_drawn(tmp_path):
     mask = rng.random((4, 2000)) < np.array([0.5, 0.01, 0.3, 0.0])[:, None]
     path = saved(tmp_path, mask)
     for sampling in ("uniform", "weighted"):
-        cohorts = cohorts_of(2000, 40, cohort=50, sampling=sampling, availability=path,
-                             weights=np.ones(2000))
+        cohorts = cohorts_of(
+            2000, 40, cohort=50, sampling=sampling, availability=path, weights=np.ones(2000)
+        )
         check(cohorts, 2000)
         sizes = (cohorts >= 0).sum(axis=1)
         np.testing.assert_array_equal(sizes, np.tile(np.minimum(50, mask.sum(axis=1)), 10))
@@ -167,8 +169,9 @@ def test_a_schedule_starts_over(tmp_path):
         assert cohorts_of(10, 1, sampling="schedule", schedule=path).shape == (1, 3)
     mask = np.ones((2, 10), bool)
     mask[0, [1, 9]] = mask[1, 0] = False
-    cohorts = cohorts_of(10, 5, sampling="schedule", schedule=path,
-                         availability=saved(tmp_path, mask))
+    cohorts = cohorts_of(
+        10, 5, sampling="schedule", schedule=path, availability=saved(tmp_path, mask)
+    )
     np.testing.assert_array_equal(
         cohorts, [[2, 5, -1], [-1, -1, -1], [-1, -1, -1], [7, 9, -1], [2, 5, -1]]
     )
@@ -214,8 +217,14 @@ def test_bad_settings(tmp_path):
             cohorts_of(10, 3, cohort=cohort)
     with pytest.raises(InputError, match=r"^population\.sampling: 'some'"):
         cohorts_of(10, 3, sampling="some")
-    for weights in (None, np.ones(9), np.zeros(10), np.full(10, np.nan), np.arange(10) - 1.0,
-                    np.full(10, 1e308)):
+    for weights in (
+        None,
+        np.ones(9),
+        np.zeros(10),
+        np.full(10, np.nan),
+        np.arange(10) - 1.0,
+        np.full(10, 1e308),
+    ):
         with pytest.raises(InputError, match="weights"):
             cohorts_of(10, 3, sampling="weighted", weights=weights)
     bad = {
@@ -229,8 +238,10 @@ def test_bad_settings(tmp_path):
     path = tmp_path / "text.npy"
     for content in (b"", b"no array"):
         path.write_bytes(content)
-        for settings in ({"availability": str(path)},
-                         {"sampling": "schedule", "schedule": str(path)}):
+        for settings in (
+            {"availability": str(path)},
+            {"sampling": "schedule", "schedule": str(path)},
+        ):
             with pytest.raises(InputError, match=f"^{path}: cannot be read"):
                 cohorts_of(10, 3, **settings)
     with pytest.raises(InputError, match=r"absent\.npy: cannot be read"):

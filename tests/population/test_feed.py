@@ -1,4 +1,5 @@
 """A cohort's images: which, where on the devices, and made one round ahead."""
+
 import numpy as np
 import pytest
 

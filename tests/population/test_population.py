@@ -1,4 +1,5 @@
 """Rows of a population at rest: round trips, going back to a checkpoint, kills, bad files."""
+
 import os
 import signal
 import subprocess
@@ -55,9 +56,15 @@ def path(request, tmp_path):
 def test_rows_of_all_kinds_come_back(path):
     rng = np.random.default_rng(0)
     kinds = {
-        "f": (np.float32, (2, 3)), "b": (bool, (5,)), "h": (ml_dtypes.bfloat16, (3,)),
-        "scalar": (np.int8, ()), "wide": (np.float64, (1, 1)), "none": (np.float32, (0, 4)),
-        "u": (np.uint64, ()), "c": (np.complex64, (2,)), "byte": (ml_dtypes.float8_e4m3fn, (7,)),
+        "f": (np.float32, (2, 3)),
+        "b": (bool, (5,)),
+        "h": (ml_dtypes.bfloat16, (3,)),
+        "scalar": (np.int8, ()),
+        "wide": (np.float64, (1, 1)),
+        "none": (np.float32, (0, 4)),
+        "u": (np.uint64, ()),
+        "c": (np.complex64, (2,)),
+        "byte": (ml_dtypes.float8_e4m3fn, (7,)),
     }
 
     def array(lead, kind, shape):
@@ -124,7 +131,7 @@ def test_what_no_kept_round_needs_is_used_again(tmp_path):
         put(store, [0, 1, 2, 3], r)
         store.commit(r)
         store.retain([r - 1, r])
-        assert store.rounds == [r - 1, r][r == 1:]
+        assert store.rounds == [r - 1, r][r == 1 :]
     assert store._records.used <= 12
     store.rewind(28)
     assert state(store) == dict.fromkeys(range(4), 28)
@@ -185,7 +192,7 @@ def test_a_write_that_stops_midway_leaves_the_checkpoint(tmp_path, monkeypatch, 
     done = []
 
     def broken(self, record, parts):
-        self._records.rows[record, : 40] = 77
+        self._records.rows[record, :40] = 77
         done.append(record)
         if len(done) > puts:
             raise KeyboardInterrupt
@@ -237,8 +244,7 @@ def test_kill_in_the_middle_of_writing(tmp_path):
     last = 0
     for delay in (0.02, 0.11, 0.05):
         child = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE,
-            cwd=ROOT,
+            [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT
         )
         assert child.stdout.readline() == b"ready\n"
         while reached() < last + 2:  # however slow the machine is
@@ -338,8 +344,10 @@ def test_a_million_clients_cost_little(path):
     store.write(clients, {"w": np.ones((3, 1 << 18), np.float32)}, 1)
     assert 3 << 20 <= store.nbytes < (3 << 20) + 200_000
     if path:
-        assert sum(os.stat(path.with_suffix(s)).st_blocks * 512
-                   for s in (".rows", ".table")) == store.nbytes
+        assert (
+            sum(os.stat(path.with_suffix(s)).st_blocks * 512 for s in (".rows", ".table"))
+            == store.nbytes
+        )
         store = RowStore(example, 1_000_000, path)
     assert store.touched().tolist() == [5, 123_456, 999_999]
     assert store.read(np.array([123_456, 7]))["w"].sum() == 1 << 18
@@ -350,8 +358,11 @@ def test_other_rows_are_refused(tmp_path):
     RowStore(EXAMPLE, 10, path).close()
     before = path.with_suffix(".json").read_bytes()
     cases = [
-        ({**EXAMPLE, "w": np.zeros(4, np.float32)}, 10,
-         r"row\['w'\] is float32\[3\] in the file, float32\[4\] here"),
+        (
+            {**EXAMPLE, "w": np.zeros(4, np.float32)},
+            10,
+            r"row\['w'\] is float32\[3\] in the file, float32\[4\] here",
+        ),
         ({**EXAMPLE, "n": np.int64(0)}, 10, r"row\['n'\] is int32\[\] in the file, int64\[\] here"),
         ({**EXAMPLE, "x": np.int64(0)}, 10, r"row\['x'\] is absent in the file"),
         ({"n": EXAMPLE["n"]}, 10, r"row\['w'\] is float32\[3\] in the file, absent here"),
@@ -420,8 +431,14 @@ def test_a_truncated_file_is_found(two_rounds, suffix, size):
 def test_lost_and_foreign_files_are_refused(two_rounds, tmp_path):
     journal = two_rounds.with_suffix(".json")
     whole = journal.read_bytes()
-    for content in (b"", whole[:50], b"[" * 100_000, b"[]", b"{}",
-                    whole.replace(b'"clients": 3', b'"clients": 2')):
+    for content in (
+        b"",
+        whole[:50],
+        b"[" * 100_000,
+        b"[]",
+        b"{}",
+        whole.replace(b'"clients": 3', b'"clients": 2'),
+    ):
         journal.write_bytes(content)
         with pytest.raises(DamagedError, match=r"a\.json: the journal .* is damaged"):
             RowStore(EXAMPLE, 10, two_rounds)
@@ -435,8 +452,10 @@ def test_lost_and_foreign_files_are_refused(two_rounds, tmp_path):
         RowStore(EXAMPLE, 10, tmp_path / "absent" / "a.rows")
     for file in tmp_path.iterdir():
         file.unlink()
-    with RowStore(EXAMPLE, 10, two_rounds) as store, pytest.raises(
-            InputError, match="state of no round, not of round 2"):
+    with (
+        RowStore(EXAMPLE, 10, two_rounds) as store,
+        pytest.raises(InputError, match="state of no round, not of round 2"),
+    ):
         store.rewind(2)
 
 

@@ -1,4 +1,5 @@
 """The report, its plots and its tables, on made-up results."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -53,19 +54,40 @@ def full(tmp_path_factory):
     return path, path.read_text(encoding="utf-8")
 
 
-SECTIONS = ("results", "run", "training", "roc", "clients", "faces", "hard-negatives",
-            "mistakes", "settings")
+SECTIONS = (
+    "results",
+    "run",
+    "training",
+    "roc",
+    "clients",
+    "faces",
+    "hard-negatives",
+    "mistakes",
+    "settings",
+)
 
 
 def test_report_has_every_section_and_its_numbers(full):
     path, text = full
     page = Page(text)
-    assert [value for tag, name, value in page.attributes
-            if (tag, name) == ("h2", "id")] == list(SECTIONS)
+    assert [value for tag, name, value in page.attributes if (tag, name) == ("h2", "id")] == list(
+        SECTIONS
+    )
     texts = " ".join(page.texts)
-    for expected in ("94.90 ± 1.20", "TAR @ FAR 1e-3", "38 of 40 clients gain", "11 min 00 s",
-                     "cosine 0.720", "score 0.520", "threshold 0.410", "False rejects",
-                     "fed.local_epochs", "10, 8, 6, 4", "363.4", "2 CPU cores"):
+    for expected in (
+        "94.90 ± 1.20",
+        "TAR @ FAR 1e-3",
+        "38 of 40 clients gain",
+        "11 min 00 s",
+        "cosine 0.720",
+        "score 0.520",
+        "threshold 0.410",
+        "False rejects",
+        "fed.local_epochs",
+        "10, 8, 6, 4",
+        "363.4",
+        "2 CPU cores",
+    ):
         assert expected in texts, expected
     assert path.stat().st_size < 2_000_000
 
@@ -96,8 +118,9 @@ def test_images_and_plots_have_texts_for_those_who_cannot_see_them(full):
     page = Page(full[1])
     images = page.tags.count("img")
     assert images == 1 + 2 * 8 + 2 * 8
-    assert images == sum(1 for tag, name, value in page.attributes
-                         if (tag, name) == ("img", "alt") and value)
+    assert images == sum(
+        1 for tag, name, value in page.attributes if (tag, name) == ("img", "alt") and value
+    )
     drawn = page.tags.count("svg")
     labels = [value for tag, name, value in page.attributes if (tag, name) == ("div", "role")]
     assert drawn == labels.count("img") > 8
@@ -113,8 +136,12 @@ def test_plots_follow_the_colour_scheme_of_the_reader(full):
 def test_plots_are_written_as_png(full):
     written = sorted(path.name for path in (full[0].parent / "plots").iterdir())
     assert len(written) == full[1].count("<svg")
-    for name in ("loss.png", "pretraining.png", "roc-held-out.png",
-                 "gains-verification-tar-0-001.png"):
+    for name in (
+        "loss.png",
+        "pretraining.png",
+        "roc-held-out.png",
+        "gains-verification-tar-0-001.png",
+    ):
         assert name in written
     with Image.open(full[0].parent / "plots" / "loss.png") as image:
         pixels = np.asarray(image.convert("RGB"))
@@ -124,22 +151,39 @@ def test_plots_are_written_as_png(full):
 
 def test_names_cannot_break_the_page(tmp_path):
     data = made_up.data(rounds=2, clients=3)
-    summary = data.summary | {"run": {"name": HOSTILE, "device": HOSTILE,
-                                      "seconds": {HOSTILE: 1.0}}}
+    summary = data.summary | {
+        "run": {"name": HOSTILE, "device": HOSTILE, "seconds": {HOSTILE: 1.0}}
+    }
     models = dict(summary["models"])
     models[HOSTILE] = {"generic": {HOSTILE: {"accuracy": 0.5}}}
     summary["models"] = models
     row = {"kind": "evaluation", "model": HOSTILE, f"generic/{HOSTILE}/accuracy": 0.4}
-    page = Page(write_report(tmp_path / "r.html", dataclasses.replace(
-        data, title=HOSTILE, summary=summary, config={HOSTILE: HOSTILE}, split={HOSTILE: HOSTILE},
-        metrics=[row | {"round": 0}, row | {"round": 1}], faces_caption=HOSTILE,
-        rocs={HOSTILE: {HOSTILE: ([1e-3, 1.0], [0.5, 1.0])}},
-        per_client={HOSTILE: {"pretrained": np.array([0.1, 0.2]),
-                              "personalized": np.array([0.2, 0.3]),
-                              HOSTILE: np.array([0.3, 0.4])}},
-        hard_negatives=[data.hard_negatives[0] | {"client": HOSTILE}],
-        mistakes=[data.mistakes[0] | {"kind": HOSTILE, "client": HOSTILE, "model": HOSTILE}],
-    )).read_text(encoding="utf-8"))
+    page = Page(
+        write_report(
+            tmp_path / "r.html",
+            dataclasses.replace(
+                data,
+                title=HOSTILE,
+                summary=summary,
+                config={HOSTILE: HOSTILE},
+                split={HOSTILE: HOSTILE},
+                metrics=[row | {"round": 0}, row | {"round": 1}],
+                faces_caption=HOSTILE,
+                rocs={HOSTILE: {HOSTILE: ([1e-3, 1.0], [0.5, 1.0])}},
+                per_client={
+                    HOSTILE: {
+                        "pretrained": np.array([0.1, 0.2]),
+                        "personalized": np.array([0.2, 0.3]),
+                        HOSTILE: np.array([0.3, 0.4]),
+                    }
+                },
+                hard_negatives=[data.hard_negatives[0] | {"client": HOSTILE}],
+                mistakes=[
+                    data.mistakes[0] | {"kind": HOSTILE, "client": HOSTILE, "model": HOSTILE}
+                ],
+            ),
+        ).read_text(encoding="utf-8")
+    )
     assert "script" not in page.tags
     assert sum(HOSTILE in text for text in page.texts) > 12
 
@@ -149,28 +193,56 @@ def test_empty_parts_are_left_out(tmp_path):
     page = Page(text)
     assert not {"h2", "table", "figure", "svg", "img", "li"} & set(page.tags)
     assert "nothing yet" in page.texts
-    text = write_report(tmp_path / "r.html", ReportData(
-        title="t", faces=np.zeros((1, 2, 8, 8, 3), np.uint8))).read_text()
+    text = write_report(
+        tmp_path / "r.html", ReportData(title="t", faces=np.zeros((1, 2, 8, 8, 3), np.uint8))
+    ).read_text()
     assert re.findall(r'h2 id="([^"]*)"', text) == ["faces"]
 
 
 def test_missing_numbers_do_not_break_the_report(tmp_path):
     nan = float("nan")
-    models = {"pretrained": {"generic": {"a": {"accuracy": None, "tar": {"0.001": nan}}},
-                             "personalized": {"rank1": {"mean": None}}},
-              "personalized": {"personalized": {"verification_tar": {"0.001": {"mean": nan}}}}}
+    models = {
+        "pretrained": {
+            "generic": {"a": {"accuracy": None, "tar": {"0.001": nan}}},
+            "personalized": {"rank1": {"mean": None}},
+        },
+        "personalized": {"personalized": {"verification_tar": {"0.001": {"mean": nan}}}},
+    }
     data = ReportData(
-        title="gaps", summary={"models": models, "run": {"seconds": {"a": None}, "device": None}},
-        metrics=[{"kind": "round", "round": r, "loss": None, "identification": 1.0 / r,
-                  "hard_negatives_mean": None} for r in (1, 2, 3)]
-        + [{"kind": "evaluation", "round": r, "model": "global", "personal/rank1": value}
-           for r, value in ((0, None), (1, 0.5), (2, 0.6))],
-        rocs={"p": {"global": ([0.0, nan, 1e-2, 1.0], [0.1, 0.2, 0.5, 1.0]),
-                    "empty": ([0.0], [nan])}},
-        per_client={"m": {"pretrained": np.array([nan, 0.2, 0.3, nan]),
-                          "personalized": np.array([0.1, 0.3, 0.2, nan])}},
-        hard_negatives=[{"client": 0, "cosine": nan, "local_image": np.zeros((8, 8, 3), np.uint8),
-                         "public_image": np.zeros((8, 8, 3), np.uint8)}])
+        title="gaps",
+        summary={"models": models, "run": {"seconds": {"a": None}, "device": None}},
+        metrics=[
+            {
+                "kind": "round",
+                "round": r,
+                "loss": None,
+                "identification": 1.0 / r,
+                "hard_negatives_mean": None,
+            }
+            for r in (1, 2, 3)
+        ]
+        + [
+            {"kind": "evaluation", "round": r, "model": "global", "personal/rank1": value}
+            for r, value in ((0, None), (1, 0.5), (2, 0.6))
+        ],
+        rocs={
+            "p": {"global": ([0.0, nan, 1e-2, 1.0], [0.1, 0.2, 0.5, 1.0]), "empty": ([0.0], [nan])}
+        },
+        per_client={
+            "m": {
+                "pretrained": np.array([nan, 0.2, 0.3, nan]),
+                "personalized": np.array([0.1, 0.3, 0.2, nan]),
+            }
+        },
+        hard_negatives=[
+            {
+                "client": 0,
+                "cosine": nan,
+                "local_image": np.zeros((8, 8, 3), np.uint8),
+                "public_image": np.zeros((8, 8, 3), np.uint8),
+            }
+        ],
+    )
     text = write_report(tmp_path / "r.html", data).read_text()
     texts = " ".join(Page(text).texts)
     assert not re.search(r"\bnan\b", text, flags=re.IGNORECASE)
@@ -191,19 +263,39 @@ def test_report_stays_small(tmp_path):
     noise = rng.integers(0, 256, (20, 20, 112, 112, 3), dtype=np.uint8)
     pair = {"client": 1, "local_image": noise[0, 0], "public_image": noise[0, 1], "cosine": 0.5}
     many = {m: rng.standard_cauchy(size=20_000) for m in made_up.MODELS}
-    data = ReportData(title="large", faces=noise, hard_negatives=[pair] * 300,
-                      per_client={"a": many, "b": many},
-                      metrics=[{"kind": "pretrain", "step": i, "epoch": 0, "loss": rng.uniform()}
-                               for i in range(30_000)])
+    data = ReportData(
+        title="large",
+        faces=noise,
+        hard_negatives=[pair] * 300,
+        per_client={"a": many, "b": many},
+        metrics=[
+            {"kind": "pretrain", "step": i, "epoch": 0, "loss": rng.uniform()}
+            for i in range(30_000)
+        ],
+    )
     path = write_report(tmp_path / "r.html", data)
     assert path.stat().st_size < 5_000_000
     assert "The first 60 of 300 pairs" in path.read_text()
 
 
-@pytest.mark.parametrize("part, value", [
-    ("faces", np.zeros((2, 2, 8, 8, 3), np.float32)), ("faces", np.zeros((2, 8, 8, 3), np.uint8)),
-    ("hard_negatives", [{"client": 0, "cosine": 0.5, "local_image": np.zeros((8, 8)),
-                         "public_image": np.zeros((8, 8, 3), np.uint8)}])])
+@pytest.mark.parametrize(
+    "part, value",
+    [
+        ("faces", np.zeros((2, 2, 8, 8, 3), np.float32)),
+        ("faces", np.zeros((2, 8, 8, 3), np.uint8)),
+        (
+            "hard_negatives",
+            [
+                {
+                    "client": 0,
+                    "cosine": 0.5,
+                    "local_image": np.zeros((8, 8)),
+                    "public_image": np.zeros((8, 8, 3), np.uint8),
+                }
+            ],
+        ),
+    ],
+)
 def test_unusable_images_are_named(tmp_path, part, value):
     with pytest.raises(InputError, match="shape"):
         write_report(tmp_path / "r.html", ReportData(title="t", **{part: value}))
@@ -215,8 +307,13 @@ def test_report_can_be_written_again_from_the_work_directory(tmp_path):
         for row in data.metrics[-12:]:
             run.append(row)
         run.write_summary(data.summary)
-        run.write_evaluation(rocs=data.rocs, per_client=data.per_client, faces=data.faces,
-                             hard_negatives=data.hard_negatives, mistakes=data.mistakes)
+        run.write_evaluation(
+            rocs=data.rocs,
+            per_client=data.per_client,
+            faces=data.faces,
+            hard_negatives=data.hard_negatives,
+            mistakes=data.mistakes,
+        )
     loaded = load_report_data(tmp_path)
     assert loaded.title == data.title
     assert loaded.mistakes[5]["kind"] == "false reject" and loaded.mistakes[5]["score"] == 0.13
@@ -243,8 +340,10 @@ def test_gains_by_personalization_are_over_the_global_model(full):
     assert "Gain by personalization, over the global model: personalized 1:N, rank-1" in texts
     assert "Gain by the whole training, over the pretrained model" in texts
     summary = made_up.summary(made_up.data().per_client)["models"]
-    new, old, first = (summary[name]["personalized"]["verification_tar"]["0.001"]["mean"]
-                       for name in ("personalized", "global", "pretrained"))
+    new, old, first = (
+        summary[name]["personalized"]["verification_tar"]["0.001"]["mean"]
+        for name in ("personalized", "global", "pretrained")
+    )
     over_global, over_first = (f"{100 * (new - x):+.1f} points" for x in (old, first))
     assert texts.index(f"{over_global}  from global") < texts.index(f"{over_first}  from pretra")
     for name in ("gains-rank1", "gains-over-pretrained-rank1"):

@@ -1,4 +1,5 @@
 """The closing tables on made-up results."""
+
 from __future__ import annotations
 
 import io
@@ -24,8 +25,10 @@ def test_best_is_bold_and_unresolvable_rates_are_marked():
     assert [cell.best for cell in cells] == [False, True, True]
     assert [cell.unresolvable for cell in cells] == [True, False, False]
     assert any("too few impostor" in note for note in personal.notes)
-    assert not any("too few impostor" in note
-                   for note in found["Personalized identification (1:N), open set"].notes)
+    assert not any(
+        "too few impostor" in note
+        for note in found["Personalized identification (1:N), open set"].notes
+    )
     text = tables.markdown(personal)
     lines = text.splitlines()
     assert lines[0].count("|") == lines[1].count("|") == lines[4].count("|") == 5
@@ -34,8 +37,11 @@ def test_best_is_bold_and_unresolvable_rates_are_marked():
 
 def test_ties_and_lone_values_are_not_best_of_anything():
     def models(**accuracy):
-        return {"models": {name: {"generic": {"s": {"accuracy": value}}}
-                           for name, value in accuracy.items()}}
+        return {
+            "models": {
+                name: {"generic": {"s": {"accuracy": value}}} for name, value in accuracy.items()
+            }
+        }
 
     def best(summary):
         (table,) = tables.closing_tables(summary)
@@ -55,25 +61,42 @@ def test_terminal_tables_are_whole_and_bold_on_a_terminal():
     assert "87.00" in out.getvalue() and "…" not in out.getvalue()
     assert "\x1b" not in out.getvalue()
     out = io.StringIO()
-    tables.render(found, Console(file=out, width=120, force_terminal=True, color_system="standard",
-                                 _environ={}))
+    tables.render(
+        found,
+        Console(file=out, width=120, force_terminal=True, color_system="standard", _environ={}),
+    )
     assert re.search(r"\x1b\[1;32m\s*94\.90 ± 1\.20", out.getvalue())
     assert "[31m" not in out.getvalue()
 
 
-@pytest.mark.parametrize("rate, text", [
-    ("0.001", "1e-3"), ("1e-05", "1e-5"), (0.05, "5e-2"), ("0.1", "1e-1"), (1, "1"), (0, "0"),
-    (0.025, "0.025"), (1e-6, "1e-6")])
+@pytest.mark.parametrize(
+    "rate, text",
+    [
+        ("0.001", "1e-3"),
+        ("1e-05", "1e-5"),
+        (0.05, "5e-2"),
+        ("0.1", "1e-1"),
+        (1, "1"),
+        (0, "0"),
+        (0.025, "0.025"),
+        (1e-6, "1e-6"),
+    ],
+)
 def test_rates_read_as_in_the_field(rate, text):
     assert tables.rate_label(rate) == text
 
 
-@pytest.mark.parametrize("key, text", [
-    ("personal/verification_tar@0.001", "personalized 1:1, TAR @ FAR 1e-3"),
-    ("verification_tar@0.001", "personalized 1:1, TAR @ FAR 1e-3"),
-    ("personal/rank1", "personalized 1:N, rank-1"),
-    ("generic/a/b/tar@0.01", "generic verification (a/b), TAR @ FAR 1e-2"),
-    ("verification_tar@x", "verification_tar@x"), ("anything", "anything")])
+@pytest.mark.parametrize(
+    "key, text",
+    [
+        ("personal/verification_tar@0.001", "personalized 1:1, TAR @ FAR 1e-3"),
+        ("verification_tar@0.001", "personalized 1:1, TAR @ FAR 1e-3"),
+        ("personal/rank1", "personalized 1:N, rank-1"),
+        ("generic/a/b/tar@0.01", "generic verification (a/b), TAR @ FAR 1e-2"),
+        ("verification_tar@x", "verification_tar@x"),
+        ("anything", "anything"),
+    ],
+)
 def test_metric_names(key, text):
     assert tables.metric_label(key) == text
 

@@ -1,4 +1,5 @@
 """Whole runs in a second: few small images, no pretraining, and programs compiled once."""
+
 import dataclasses
 import functools
 
@@ -18,9 +19,15 @@ from fedfr_jax.runtime.simulation import build_simulation
 
 SETTINGS = {
     "method": {"name": "fedavg"},
-    "data": {"image_size": 16, "generated": {"identities": 20, "images_per_identity": (6, 6)},
-             "split": {"client_fraction": 0.8, "identities_per_client": (2, 2),
-                       "verification_images": 2}},
+    "data": {
+        "image_size": 16,
+        "generated": {"identities": 20, "images_per_identity": (6, 6)},
+        "split": {
+            "client_fraction": 0.8,
+            "identities_per_client": (2, 2),
+            "verification_images": 2,
+        },
+    },
     "model": {"name": "tiny", "embedding": 8},  # of small.py
     "pretrain": {"epochs": 0},
     "fed": {"num_clients": 5, "rounds": 4, "batch_size": 4, "local_epochs": (1,), "lr": 0.05},
@@ -36,18 +43,29 @@ _simulation = functools.lru_cache(build_simulation)
 def compiled_once(monkeypatch):
     """Runs that differ in no program share it; those of equal settings share their data."""
     real = rounds.compile_programs
-    monkeypatch.setattr(experiment, "build_simulation",
-                        lambda config, source=None: _simulation(config))
+    monkeypatch.setattr(
+        experiment, "build_simulation", lambda config, source=None: _simulation(config)
+    )
 
     def compile_programs(sim, seeds=1):
         # Shapes follow from the settings, but for the images' and the schedule's.
         config = sim.config
-        key = str(dataclasses.replace(
-            config, eval=None, checkpoint=None, seed=0, data=None,
-            fed=dataclasses.replace(
-                config.fed, rounds=config.fed.rounds if config.recipe.extra_rounds else 0),
-            population=dataclasses.replace(config.population, schedule="", availability=""),
-        )), seeds
+        key = (
+            str(
+                dataclasses.replace(
+                    config,
+                    eval=None,
+                    checkpoint=None,
+                    seed=0,
+                    data=None,
+                    fed=dataclasses.replace(
+                        config.fed, rounds=config.fed.rounds if config.recipe.extra_rounds else 0
+                    ),
+                    population=dataclasses.replace(config.population, schedule="", availability=""),
+                )
+            ),
+            seeds,
+        )
         if key not in _programs:
             _programs[key] = real(sim, seeds)
         return _programs[key]
@@ -87,4 +105,5 @@ def cohort(config, round_index):
 def same(a, b):
     """Whether two states are identical, bit for bit."""
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )

@@ -1,4 +1,5 @@
 """Whoever asks, and whenever: the newest state of a client, or an error."""
+
 import itertools
 import types
 
@@ -29,13 +30,17 @@ def of(clients, round_index):
     return {"w": np.repeat(100.0 * round_index + clients[:, None], 2, 1).astype(np.float32)}
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(
-    ["read_ahead", "take_back", "write"])))
+@pytest.mark.parametrize(
+    "order", list(itertools.permutations(["read_ahead", "take_back", "write"]))
+)
 @pytest.mark.parametrize("again", [False, True])
 def test_writing_and_reading_ahead_in_any_order(order, again, states):
     first, second = ids(0, 1), ids(1, 2)
-    steps = {"read_ahead": lambda: states.read_ahead(second), "write": states.write,
-             "take_back": lambda: states.take_back(first, of(first, 1), 1, to_host=True)}
+    steps = {
+        "read_ahead": lambda: states.read_ahead(second),
+        "write": states.write,
+        "take_back": lambda: states.take_back(first, of(first, 1), 1, to_host=True),
+    }
     states.hand_out(first, None)
     for step in order:
         steps[step]()

@@ -1,4 +1,5 @@
 """Several devices and several processes give what one device gives."""
+
 import json
 import os
 import socket
@@ -46,8 +47,14 @@ def environment(devices):
 
 
 def test_eight_devices_equal_one():
-    found = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], cwd=ROOT, env=environment(8),
-                           capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", EIGHT_DEVICES],
+        cwd=ROOT,
+        env=environment(8),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert found.stdout.strip().endswith("equal"), found.stderr[-3000:]
 
 
@@ -64,14 +71,28 @@ cli.join_processes()
 train(resolve(json.loads(sys.argv[2])), sys.argv[1])
 """
 SETTINGS = {
-    "data": {"image_size": 16, "images": "stream",
-             "generated": {"identities": 40, "images_per_identity": (5, 7)},
-             "split": {"held_out_identities": 10, "held_out_pairs": 40, "client_fraction": 0.6,
-                       "identities_per_client": (2, 3), "verification_images": 2}},
+    "data": {
+        "image_size": 16,
+        "images": "stream",
+        "generated": {"identities": 40, "images_per_identity": (5, 7)},
+        "split": {
+            "held_out_identities": 10,
+            "held_out_pairs": 40,
+            "client_fraction": 0.6,
+            "identities_per_client": (2, 3),
+            "verification_images": 2,
+        },
+    },
     "model": {"depth": 4, "widths": (4, 4, 8, 8), "embedding": 8},
     "pretrain": {"epochs": 1, "batch_size": 16},
-    "fed": {"num_clients": 5, "rounds": 3, "batch_size": 4, "local_epochs": (2, 1),
-            "lr": 0.01, "hard_threshold": 0.9},
+    "fed": {
+        "num_clients": 5,
+        "rounds": 3,
+        "batch_size": 4,
+        "local_epochs": (2, 1),
+        "lr": 0.01,
+        "hard_threshold": 0.9,
+    },
     "population": {"cohort": 3},
     "engine": {"lanes": 1, "conv": "custom"},
     "eval": {"fars": (0.01, 0.1), "batch_size": 32},
@@ -82,12 +103,28 @@ def run_processes(folder, count, devices):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    started = [subprocess.Popen(
-        [sys.executable, "-c", ONE_PROCESS, str(folder), json.dumps(SETTINGS),
-         *([f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process={i}"]
-           if count > 1 else [])],
-        cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True) for i in range(count)]
+    started = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                ONE_PROCESS,
+                str(folder),
+                json.dumps(SETTINGS),
+                *(
+                    [f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process={i}"]
+                    if count > 1
+                    else []
+                ),
+            ],
+            cwd=ROOT,
+            env=environment(devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
     for process in started:
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors[-3000:]
@@ -144,10 +181,25 @@ def test_the_survivor_of_a_killed_process_says_which_one_is_gone(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    survivor, killed = [subprocess.Popen(
-        [sys.executable, "-c", LOSES_ONE, str(tmp_path), f"--coordinator=127.0.0.1:{port}",
-         "--processes=2", f"--process={i}"], cwd=ROOT, env=environment(1),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
+    survivor, killed = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                LOSES_ONE,
+                str(tmp_path),
+                f"--coordinator=127.0.0.1:{port}",
+                "--processes=2",
+                f"--process={i}",
+            ],
+            cwd=ROOT,
+            env=environment(1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
     assert killed.wait(timeout=300) == -9, killed.communicate()[1][-3000:]
     _, errors = survivor.communicate(timeout=60)
     assert survivor.returncode == 2 and "Traceback" not in errors, errors[-3000:]
@@ -161,9 +213,19 @@ def test_the_survivor_of_a_killed_process_says_which_one_is_gone(tmp_path):
 @pytest.mark.parametrize("arguments", [["--coordinator=127.0.0.1:1"], ["--processes=2"]])
 def test_incomplete_flags_are_refused(arguments, tmp_path):
     found = subprocess.run(
-        [sys.executable, "-m", "fedfr_jax.train", "--config=configs/quickstart.py",
-         f"--workdir={tmp_path}", *arguments], cwd=ROOT, capture_output=True, text=True,
-        check=False)
+        [
+            sys.executable,
+            "-m",
+            "fedfr_jax.train",
+            "--config=configs/quickstart.py",
+            f"--workdir={tmp_path}",
+            *arguments,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert found.returncode == 2 and "go together" in found.stderr
 
 
@@ -198,7 +260,14 @@ print(seconds(int(200 * 60 / seconds(200))))
 @pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="XLA's limit cannot be set there")
 def test_a_device_may_wait_for_another_longer_than_xla_would():
     settings = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run([sys.executable, "-c", WAITS], env=settings, cwd=ROOT, timeout=400,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", WAITS],
+        env=settings,
+        cwd=ROOT,
+        timeout=400,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout) > 45  # XLA's limit is 40 seconds

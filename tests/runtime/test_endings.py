@@ -1,4 +1,5 @@
 """How commands end: signals, full disks, several processes that do not fit."""
+
 import errno
 import os
 import signal
@@ -32,12 +33,18 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == "ä\n".encode() and [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-@pytest.mark.parametrize("error, line", [
-    (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "the disk is full: /a/b"),
-    (PermissionError(errno.EACCES, "Permission denied", "/a"), "permission denied: /a"),
-    (OSError(errno.EROFS, "Read-only file system", "/a"), "the file system is read-only: /a"),
-    (RuntimeError("RESOURCE_EXHAUSTED: writing '/a': No space left on device [x.cc]"),
-     "No space left on device")])
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "the disk is full: /a/b"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a"), "permission denied: /a"),
+        (OSError(errno.EROFS, "Read-only file system", "/a"), "the file system is read-only: /a"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: writing '/a': No space left on device [x.cc]"),
+            "No space left on device",
+        ),
+    ],
+)
 def test_what_the_disk_refuses_is_one_line(error, line, tmp_path, capsys):
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     with pytest.raises(SystemExit) as exit, endings.reports_input_errors(tmp_path):
@@ -135,9 +142,13 @@ with reports_input_errors({folder!r}):
 
 @pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_saves_what_is_finished(name, code, tmp_path):
-    ended = subprocess.run([sys.executable, "-c", RUN.format(
-        after=2, name=name, folder=str(tmp_path))], cwd=ROOT, capture_output=True, text=True,
-        check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", RUN.format(after=2, name=name, folder=str(tmp_path))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ended.returncode == code, ended.stderr[-2000:]
     last = ended.stderr.strip().splitlines()[-1]
     assert last.startswith(f"stopped by {name}. The state after round 3 is saved in {tmp_path}")
@@ -146,8 +157,9 @@ def test_a_signal_saves_what_is_finished(name, code, tmp_path):
 
 def test_processes_that_differ_are_told_what_in():
     def gather(*others):
-        return lambda mine: np.stack([mine, *[processes.digests(o) if mine.ndim else np.int32(
-            len(o)) for o in others]])
+        return lambda mine: np.stack(
+            [mine, *[processes.digests(o) if mine.ndim else np.int32(len(o)) for o in others]]
+        )
 
     mine = {"fed.lr": 0.1, "seed": 0, "jax": "1"}
     processes.check_equal(mine, gather=gather(mine, dict(mine)))
@@ -178,19 +190,28 @@ def test_a_grid_goes_on_where_an_error_cannot_be_written(tmp_path, monkeypatch):
 def test_what_cannot_fit_is_refused_before_it_is_taken(monkeypatch):
     memory.check_fits({"a": 3.0, "b": 4.0}, free=7.0)
     with pytest.raises(ConfigError, match=r"^b: 4\.0 GiB .* 7\.0 GiB together, but 6\.0 GiB"):
-        memory.check_fits({"a": 3.0 * 2 ** 30, "b": 4.0 * 2 ** 30}, free=6.0 * 2 ** 30)
+        memory.check_fits({"a": 3.0 * 2**30, "b": 4.0 * 2**30}, free=6.0 * 2**30)
     assert memory.available() > 0
-    monkeypatch.setattr(memory, "available", lambda: 2.0 ** 30)
-    for group, name, value in (("fed", "num_clients", 10 ** 9), ("fed", "rounds", 10 ** 9),
-                               ("data", "generated", {"identities": 10 ** 9})):
+    monkeypatch.setattr(memory, "available", lambda: 2.0**30)
+    for group, name, value in (
+        ("fed", "num_clients", 10**9),
+        ("fed", "rounds", 10**9),
+        ("data", "generated", {"identities": 10**9}),
+    ):
         with pytest.raises(ConfigError, match=f"{group}.{name}.*GiB.* are free; lower it"):
             memory.check_plan(resolve({group: {name: value}}))
 
 
 def test_the_home_directory_in_paths(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    config = resolve({"data": {"root": "~/x", "source": "folder"}, "model": {"weights": "~/w"},
-                      "population": {"availability": "~/a.npy"}})
+    config = resolve(
+        {
+            "data": {"root": "~/x", "source": "folder"},
+            "model": {"weights": "~/w"},
+            "population": {"availability": "~/a.npy"},
+        }
+    )
     assert (config.data.root, config.model.weights, config.population.availability) == tuple(
-        str(tmp_path / name) for name in ("x", "w", "a.npy"))
+        str(tmp_path / name) for name in ("x", "w", "a.npy")
+    )
     assert make_folder("~/runs/x") == tmp_path / "runs" / "x"

@@ -4,6 +4,7 @@ A kill leaves the files as they are at that moment: they are copied before each 
 file of the work directory, and a run is taken up in every copy. (Real kills of processes are in
 ``test_train.py`` and ``test_population.py``.)
 """
+
 import hashlib
 import pathlib
 import shutil
@@ -19,8 +20,16 @@ from fedfr_jax.population.store import RowStore
 from fedfr_jax.runtime import workdir
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
-_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link",
-           "shutil.rmtree"}
+_EVENTS = {
+    "open",
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.truncate",
+    "os.link",
+    "shutil.rmtree",
+}
 _watched: list = []  # an audit hook stays for good, so that there is one for all
 
 
@@ -84,8 +93,11 @@ def _digest(files):
 
 @pytest.mark.parametrize("cohort", [0, 3])
 def test_a_kill_at_any_file_operation_changes_nothing(cohort, tmp_path, monkeypatch):
-    config = quick(population={"cohort": cohort}, fed={"rounds": 3},
-                   eval=SETTINGS["eval"] | {"every": 1, "clients": 1})
+    config = quick(
+        population={"cohort": cohort},
+        fed={"rounds": 3},
+        eval=SETTINGS["eval"] | {"every": 1, "clients": 1},
+    )
     whole = rounds_only(tmp_path / "whole", config=config)
     moments = Moments(tmp_path / "run", tmp_path / "copies")
     real = RowStore._put
@@ -109,8 +121,10 @@ def test_a_kill_at_any_file_operation_changes_nothing(cohort, tmp_path, monkeypa
         rows = [r["round"] for r in workdir.read_metrics(copy) if r["kind"] == "round"]
         assert rows == [1, 2, 3], copy
         shutil.rmtree(copy)
-    print(f"kills: cohort {cohort or 'of all'}: {moments.operations} operations, "
-          f"{len(moments.copies)} different moments, all taken up with the same result")
+    print(
+        f"kills: cohort {cohort or 'of all'}: {moments.operations} operations, "
+        f"{len(moments.copies)} different moments, all taken up with the same result"
+    )
 
 
 def _used(path):
@@ -124,8 +138,11 @@ def _flip(path):
 
 
 DAMAGES = {
-    "a flipped bit": _flip, "cut in half": lambda p: p.write_bytes(_used(p)[:len(_used(p)) // 2]),
-    "emptied": lambda p: p.write_bytes(b""), "deleted": lambda p: p.unlink()}
+    "a flipped bit": _flip,
+    "cut in half": lambda p: p.write_bytes(_used(p)[: len(_used(p)) // 2]),
+    "emptied": lambda p: p.write_bytes(b""),
+    "deleted": lambda p: p.unlink(),
+}
 _OUTPUT = ("tensorboard", "plots", "report.html", "summary.json", "evaluation.npz", "lock")
 
 
@@ -137,9 +154,11 @@ def test_no_damage_is_silent(kind, tmp_path, caplog):
         run.run()
     whole = rounds_only(folder, resume=True, config=config)
     outcomes: dict[str, list] = {"no harm": [], "error": [], "fallback": []}
-    files = [p.relative_to(folder) for p in sorted(folder.rglob("*"))
-             if p.is_file() and p.stat().st_size and not str(
-                 p.relative_to(folder)).startswith(_OUTPUT)]
+    files = [
+        p.relative_to(folder)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.stat().st_size and not str(p.relative_to(folder)).startswith(_OUTPUT)
+    ]
     for name in files:
         copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)
@@ -160,5 +179,7 @@ def test_no_damage_is_silent(kind, tmp_path, caplog):
     assert outcomes["error"] and (outcomes["fallback"] or kind == "emptied")
     for what, found in outcomes.items():
         print(what, *found, sep="\n    ")
-    print(f"damage ({kind}): {len(files)} files: " + ", ".join(
-        f"{len(found)} {what}" for what, found in outcomes.items()))
+    print(
+        f"damage ({kind}): {len(files)} files: "
+        + ", ".join(f"{len(found)} {what}" for what, found in outcomes.items())
+    )

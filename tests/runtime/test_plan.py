@@ -1,4 +1,5 @@
 """Automatic layouts: measured once, kept, and never against the user's word."""
+
 import dataclasses
 import json
 
@@ -37,8 +38,11 @@ def test_a_plan_is_measured_once_and_told():
 
 
 def test_what_a_busy_machine_measures_is_not_kept(monkeypatch):
-    monkeypatch.setattr(plan, "measure", lambda config, seeds: (
-        plan.Candidate(1, "custom", 0, "float32"), "measured"))
+    monkeypatch.setattr(
+        plan,
+        "measure",
+        lambda config, seeds: (plan.Candidate(1, "custom", 0, "float32"), "measured"),
+    )
     lines = []
     monkeypatch.setattr("os.getloadavg", lambda: (100.0, 0.0, 0.0))
     plan.settle(settings(), report=lines.append)
@@ -49,8 +53,13 @@ def test_what_a_busy_machine_measures_is_not_kept(monkeypatch):
 
 
 def test_what_the_user_gives_stays(monkeypatch):
-    given = resolve(SETTINGS | {"model": SETTINGS["model"] | {"dtype": "float32"},
-                                "engine": {"lanes": 2, "conv": "patches"}})
+    given = resolve(
+        SETTINGS
+        | {
+            "model": SETTINGS["model"] | {"dtype": "float32"},
+            "engine": {"lanes": 2, "conv": "patches"},
+        }
+    )
     monkeypatch.setattr(plan, "measure", None)
     assert plan.settle(given) is given
     seen = [c for group in plan.candidates(settings(lanes=2), 2, "gpu") for c in group]
@@ -59,8 +68,9 @@ def test_what_the_user_gives_stays(monkeypatch):
 
 
 def test_more_lanes_are_tried_only_while_they_pay(monkeypatch):
-    config = dataclasses.replace(resolve(SETTINGS), model=dataclasses.replace(
-        resolve(SETTINGS).model, dtype="float32"))
+    config = dataclasses.replace(
+        resolve(SETTINGS), model=dataclasses.replace(resolve(SETTINGS).model, dtype="float32")
+    )
     config = dataclasses.replace(config, fed=dataclasses.replace(config.fed, num_clients=64))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     tried = []
@@ -85,24 +95,48 @@ def test_nothing_fits(monkeypatch):
 
 
 def test_a_resumed_run_keeps_its_plan():
-    earlier = {"engine": {"lanes": 4, "conv": "patches", "gradient_batch": 2},
-               "model": {"dtype": "bfloat16"}}
+    earlier = {
+        "engine": {"lanes": 4, "conv": "patches", "gradient_batch": 2},
+        "model": {"dtype": "bfloat16"},
+    }
     kept = plan.keep_settled(settings(), earlier)
     assert (kept.engine.lanes, kept.engine.conv, kept.engine.gradient_batch) == (4, "patches", 2)
     assert kept.model.dtype == "bfloat16"
     assert plan.keep_settled(settings(conv="custom"), earlier).engine.conv == "custom"
 
 
-@pytest.mark.parametrize("change", [
-    {"dtype": "float64"}, {"dtype": "int8"}, {"lanes": 0}, {"lanes": 4096}, {"lanes": "1"},
-    {"lanes": 1.0}, {"lanes": [1]}, {"conv": "auto"}, {"gradient_batch": 3}, {"other": 1}, None,
-    "[" * 100_000, "{broken", "[1, 2]", "9" * 5000, " " * (2 << 20) + "{}"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "float64"},
+        {"dtype": "int8"},
+        {"lanes": 0},
+        {"lanes": 4096},
+        {"lanes": "1"},
+        {"lanes": 1.0},
+        {"lanes": [1]},
+        {"conv": "auto"},
+        {"gradient_batch": 3},
+        {"other": 1},
+        None,
+        "[" * 100_000,
+        "{broken",
+        "[1, 2]",
+        "9" * 5000,
+        " " * (2 << 20) + "{}",
+    ],
+)
 def test_a_file_of_others_is_measured_anew(change, monkeypatch):
     best = plan.Candidate(3, "patches", 0, "float32")
     monkeypatch.setattr(plan, "measure", lambda config, seeds: (best, "measured"))
     kept = {"lanes": 1, "conv": "custom", "gradient_batch": 0, "dtype": "bfloat16"}
-    text = change if isinstance(change, str) else json.dumps(
-        {plan._key(settings(), 1): None if change is None else kept | change, "x": [1]})
+    text = (
+        change
+        if isinstance(change, str)
+        else json.dumps(
+            {plan._key(settings(), 1): None if change is None else kept | change, "x": [1]}
+        )
+    )
     plan.cache_file().write_text(text)
     assert plan.settle(settings(), report=lambda line: None).engine.lanes == 3
     assert list(plan._read().values()) == [dataclasses.asdict(best)]  # written anew

@@ -1,4 +1,5 @@
 """Nothing is lost, and nothing silently wrong: what a run does where something goes wrong."""
+
 import json
 import os
 import shutil
@@ -100,15 +101,18 @@ def test_damaged_rows_of_the_newest_round_fall_back(two_kept, tmp_path, caplog):
     assert f"the row of client {client}, written in round 4, is damaged" in caplog.text
 
 
-@pytest.mark.parametrize("lost, message", [
-    ("heads", "holds no clients' heads|state of no round, not of round 4"),
-    ("heads/process-0-of-1.json", "process-0-of-1.json is missing|holds no clients' heads"),
-    ("heads/process-0-of-1.rows", "rows of round 3|rows of round 4"),
-    ("checkpoints", "no checkpoint of the server"),
-    ("pretrained", "pretrained/backbone (is missing|does not exist)"),
-    ("fingerprint.json", "fingerprint.json is missing"),
-    ("config.json", "config.json"),
-])
+@pytest.mark.parametrize(
+    "lost, message",
+    [
+        ("heads", "holds no clients' heads|state of no round, not of round 4"),
+        ("heads/process-0-of-1.json", "process-0-of-1.json is missing|holds no clients' heads"),
+        ("heads/process-0-of-1.rows", "rows of round 3|rows of round 4"),
+        ("checkpoints", "no checkpoint of the server"),
+        ("pretrained", "pretrained/backbone (is missing|does not exist)"),
+        ("fingerprint.json", "fingerprint.json is missing"),
+        ("config.json", "config.json"),
+    ],
+)
 def test_what_is_lost_is_refused(lost, message, two_kept, tmp_path):
     copy = copied(two_kept[0], tmp_path)
     path = copy / lost
@@ -182,13 +186,21 @@ def resumed(run, data):
     return rounds_only(run, resume=True, fed={"rounds": 2}, data=FOLDER | {"root": str(data)})
 
 
-@pytest.mark.parametrize("change, what", [
-    (lambda data: shutil.move(data / "p13", data / "aaa"), "people's names or their order"),
-    (lambda data: shutil.rmtree(data / "p13"), r"20 identities then, 19 now"),
-    (lambda data: (data / "p13" / "3.png").unlink(), r"120 images then, 119 now"),
-    (lambda data: [shutil.move(data / a, data / b) for a, b in (
-        ("p01", "x"), ("p02", "p01"), ("x", "p02"))], ""),
-])
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        (lambda data: shutil.move(data / "p13", data / "aaa"), "people's names or their order"),
+        (lambda data: shutil.rmtree(data / "p13"), r"20 identities then, 19 now"),
+        (lambda data: (data / "p13" / "3.png").unlink(), r"120 images then, 119 now"),
+        (
+            lambda data: [
+                shutil.move(data / a, data / b)
+                for a, b in (("p01", "x"), ("p02", "p01"), ("x", "p02"))
+            ],
+            "",
+        ),
+    ],
+)
 def test_data_that_changed_are_refused(change, what, of_a_folder, tmp_path):
     data, run = moved(of_a_folder, tmp_path)
     change(data)
@@ -212,9 +224,13 @@ def test_data_may_move_and_an_image_be_replaced(of_a_folder, tmp_path):
         evaluate(run, data={"image_size": 20})
 
 
-@pytest.mark.parametrize("kind, text, other", [
-    ("schedule", "0 1\n2 3\n", "0 1\n2 4\n"),
-    ("availability", [[True] * 5], [[True] * 4 + [False]])])
+@pytest.mark.parametrize(
+    "kind, text, other",
+    [
+        ("schedule", "0 1\n2 3\n", "0 1\n2 4\n"),
+        ("availability", [[True] * 5], [[True] * 4 + [False]]),
+    ],
+)
 def test_an_edited_schedule_is_refused(kind, text, other, tmp_path):
     path = tmp_path / ("plan.txt" if kind == "schedule" else "plan.npy")
 
@@ -222,8 +238,9 @@ def test_an_edited_schedule_is_refused(kind, text, other, tmp_path):
         path.write_text(content) if kind == "schedule" else np.save(path, np.array(content))
 
     def go(rounds, resume):
-        population = {kind: str(path)} | ({"sampling": "schedule", "cohort": 0}
-                                          if kind == "schedule" else {})
+        population = {kind: str(path)} | (
+            {"sampling": "schedule", "cohort": 0} if kind == "schedule" else {}
+        )
         return rounds_only(tmp_path / "run", resume, population=population, fed={"rounds": rounds})
 
     write(text)
@@ -248,8 +265,10 @@ def test_one_process_at_a_time(tmp_path):
     with Experiment(quick(fed={"rounds": 1}), tmp_path) as run:
         note = json.loads((tmp_path / "lock").read_text())
         assert note["pid"] == os.getpid()
-        for attempt in (lambda: Experiment(quick(), tmp_path, resume=True),
-                        lambda: evaluate(tmp_path)):
+        for attempt in (
+            lambda: Experiment(quick(), tmp_path, resume=True),
+            lambda: evaluate(tmp_path),
+        ):
             with pytest.raises(InputError, match=f"in use by process {os.getpid()} on "):
                 attempt()
         run.run()
@@ -265,18 +284,30 @@ def test_one_process_at_a_time(tmp_path):
     Experiment(quick(), tmp_path, resume=True).close()
 
 
-@pytest.mark.parametrize("what, bad, good", [
-    ("client", {"weight_decay": 1e30}, {}), ("client", {"lr": 1e30}, {}),
-    ("server's model", {"server_optimizer": "momentum", "server_lr": 1e39},
-     {"server_optimizer": "momentum", "server_lr": 1.0})])
+@pytest.mark.parametrize(
+    "what, bad, good",
+    [
+        ("client", {"weight_decay": 1e30}, {}),
+        ("client", {"lr": 1e30}, {}),
+        (
+            "server's model",
+            {"server_optimizer": "momentum", "server_lr": 1e39},
+            {"server_optimizer": "momentum", "server_lr": 1.0},
+        ),
+    ],
+)
 def test_what_is_not_finite_is_not_saved(what, bad, good, tmp_path):
-    with Experiment(quick(fed=bad), tmp_path / "run") as run, pytest.raises(
-            FloatingPointError, match=f"round 1: .*{what}.* not finite.*--resume"):
+    with (
+        Experiment(quick(fed=bad), tmp_path / "run") as run,
+        pytest.raises(FloatingPointError, match=f"round 1: .*{what}.* not finite.*--resume"),
+    ):
         run.run()
     assert not list((tmp_path / "run").glob("checkpoints/[0-9]*"))
     # The advice works.
-    assert same(rounds_only(tmp_path / "run", resume=True, fed=good),
-                rounds_only(tmp_path / "new", fed=good))
+    assert same(
+        rounds_only(tmp_path / "run", resume=True, fed=good),
+        rounds_only(tmp_path / "new", fed=good),
+    )
 
 
 def test_the_rate_may_change_after_some_rounds_and_is_recorded(two_kept, tmp_path):
@@ -284,16 +315,20 @@ def test_the_rate_may_change_after_some_rounds_and_is_recorded(two_kept, tmp_pat
     other = rounds_only(copy, resume=True, fed={"rounds": 5, "lr": 0.01})
     assert int(other[0].round) == 5
     [change] = [r for r in workdir.read_metrics(copy) if r["kind"] == "change"]
-    assert change == {"kind": "change", "round": 4, "settings": {
-        "fed.lr": [0.05, 0.01], "fed.rounds": [4, 5]}}
+    assert change == {
+        "kind": "change",
+        "round": 4,
+        "settings": {"fed.lr": [0.05, 0.01], "fed.rounds": [4, 5]},
+    }
     with Experiment(quick(fed={"rounds": 5, "lr": 0.01}), copy, resume=True) as run:
         assert run.write_run()["run"]["changes"][0]["settings"]["fed.lr"] == [0.05, 0.01]
     with pytest.raises(InputError, match=r"fed\.batch_size: 4 -> 2"):
         rounds_only(copy, resume=True, fed={"rounds": 5, "lr": 0.01, "batch_size": 2})
 
 
-@pytest.mark.parametrize("name", ["fed.momentum", "pretrain.momentum", "fed.server_momentum",
-                                  "fed.server_beta2"])
+@pytest.mark.parametrize(
+    "name", ["fed.momentum", "pretrain.momentum", "fed.server_momentum", "fed.server_beta2"]
+)
 def test_momenta_that_forget_nothing_are_refused(name):
     group, key = name.split(".")
     with pytest.raises(ConfigError, match=f"{name} is 1.0; it must be below 1"):
@@ -334,6 +369,6 @@ def test_a_half_line_of_the_metrics_hinders_nobody(two_kept, tmp_path):
         file.write('{"kind": "evaluation", "rou')
     evaluate(copy)
     found = workdir.read_metrics(copy)
-    assert found[:len(rows)] == rows and len(found) > len(rows)
+    assert found[: len(rows)] == rows and len(found) > len(rows)
     rounds_only(copy, resume=True)
     assert evaluate(copy)["run"]["rounds"] == 4

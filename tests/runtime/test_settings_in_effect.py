@@ -1,4 +1,5 @@
 """Settings that leave a run another one than its user thinks are said or refused."""
+
 import shutil
 
 import jax
@@ -13,8 +14,15 @@ from fedfr_jax.runtime.remarks import first_remark, remark
 from fedfr_jax.runtime.simulation import make_spec
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-ROW = {"kind": "round", "round": 2, "public_images": 200, "hard_negatives_mean": 190.0,
-       "hard_negatives_min": 100, "hard_negatives_max": 200, "hard_threshold": 0.4}
+ROW = {
+    "kind": "round",
+    "round": 2,
+    "public_images": 200,
+    "hard_negatives_mean": 190.0,
+    "hard_negatives_min": 100,
+    "hard_negatives_max": 200,
+    "hard_threshold": 0.4,
+}
 
 
 def test_what_hard_negatives_say_about_their_threshold():
@@ -32,8 +40,9 @@ def test_what_hard_negatives_say_about_their_threshold():
 
 @pytest.mark.parametrize("threshold, advice", [(-1.0, "raise"), (1.0, "lower"), (0.9, "")])
 def test_a_threshold_without_effect_is_said_once(threshold, advice, tmp_path, caplog):
-    config = quick(fed=SETTINGS["fed"] | {"public_data": "hard", "hard_threshold": threshold,
-                                          "rounds": 3})
+    config = quick(
+        fed=SETTINGS["fed"] | {"public_data": "hard", "hard_threshold": threshold, "rounds": 3}
+    )
     with Experiment(config, tmp_path) as run:
         run.run()
         summary = run.write_run()
@@ -96,9 +105,13 @@ def test_the_classifier_beside_the_weights_is_used_where_people_are_the_same(tmp
         began("fourth")
 
 
-@pytest.mark.parametrize("name, groups", [
-    ("fed.batch_size", {"fed": SETTINGS["fed"] | {"batch_size": 1}}),
-    ("pretrain.batch_size", {"pretrain": {"epochs": 1, "batch_size": 1}})])
+@pytest.mark.parametrize(
+    "name, groups",
+    [
+        ("fed.batch_size", {"fed": SETTINGS["fed"] | {"batch_size": 1}}),
+        ("pretrain.batch_size", {"pretrain": {"epochs": 1, "batch_size": 1}}),
+    ],
+)
 def test_batch_norm_of_a_single_image_is_refused(name, groups, tmp_path):
     with pytest.raises(ConfigError, match=f"^{name} is 1, but tiny_norm normalizes"):
         Experiment(quick(model={"name": "tiny_norm", "embedding": 8}, **groups), tmp_path / "x")

@@ -1,4 +1,5 @@
 """Whole runs on a few generated faces: files, resume, errors."""
+
 import dataclasses
 import json
 import os
@@ -110,25 +111,37 @@ train(small.settings(**{changes}), {folder!r})
 """
 
 
-@pytest.mark.parametrize("killed_in, changes", [
-    (3, {"checkpoint": {"every": 2}}),  # rows of later rounds than the checkpoint are there
-    # The first round's checkpoint is there.
-    (2, {"population": {"cohort": 2}, "data": {"images": "stream"}}),
-])
+@pytest.mark.parametrize(
+    "killed_in, changes",
+    [
+        (3, {"checkpoint": {"every": 2}}),  # rows of later rounds than the checkpoint are there
+        # The first round's checkpoint is there.
+        (2, {"population": {"cohort": 2}, "data": {"images": "stream"}}),
+    ],
+)
 def test_resume_after_a_kill_in_mid_round(killed_in, changes, finished, tmp_path):
     folder, config = tmp_path / "killed", settings(**changes)
-    code = COMMAND.format(tests=str(ROOT / "tests"), folder=str(folder), round=killed_in,
-                          changes=changes)
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
-                               cwd=ROOT, env=dict(os.environ))
+    code = COMMAND.format(
+        tests=str(ROOT / "tests"), folder=str(folder), round=killed_in, changes=changes
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=dict(os.environ),
+    )
     line = process.stdout.readline()
     while line and "waiting" not in line:
         line = process.stdout.readline()
     assert "waiting" in line, "the run ended before the round in which it should be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert (folder / "checkpoints" / str((killed_in - 1) // config.checkpoint.every
-                                         * config.checkpoint.every)).exists()
+    assert (
+        folder
+        / "checkpoints"
+        / str((killed_in - 1) // config.checkpoint.every * config.checkpoint.every)
+    ).exists()
     train(config, folder, resume=True)
     whole = finished[0]
     if "population" in changes:
@@ -139,16 +152,21 @@ def test_resume_after_a_kill_in_mid_round(killed_in, changes, finished, tmp_path
     assert rounds == [1, 2, 3]
 
 
-@pytest.mark.parametrize("changes", [
-    {"data": {"images": "stream"}}, {"data": {"images": "render"}},
-    {"engine": {"lanes": 2, "conv": "patches", "cache_features": False}},
-    {"checkpoint": {"every": 3}, "eval": {"every": 2, "fars": (0.01, 0.1), "batch_size": 32}}])
-def test_where_images_are_and_how_rounds_are_laid_out_changes_nothing(changes, finished,
-                                                                      tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"images": "stream"}},
+        {"data": {"images": "render"}},
+        {"engine": {"lanes": 2, "conv": "patches", "cache_features": False}},
+        {"checkpoint": {"every": 3}, "eval": {"every": 2, "fars": (0.01, 0.1), "batch_size": 32}},
+    ],
+)
+def test_where_images_are_and_how_rounds_are_laid_out_changes_nothing(changes, finished, tmp_path):
     config = settings(**changes)
     train(config, tmp_path / "other")
-    found, expected = (final_state(f, c) for f, c in (
-        (tmp_path / "other", config), (finished[0], settings())))
+    found, expected = (
+        final_state(f, c) for f, c in ((tmp_path / "other", config), (finished[0], settings()))
+    )
     # Sums in another order, and faces rendered by another program, which may differ by a grey
     # level, drift apart in three rounds.
     exact = "lanes" not in changes.get("engine", {}) and config.data.images != "render"
@@ -157,10 +175,13 @@ def test_where_images_are_and_how_rounds_are_laid_out_changes_nothing(changes, f
 
 
 def test_a_part_of_the_population_takes_part(tmp_path):
-    config = settings(model={"name": "spherenet", "depth": 4, "widths": (4, 4, 8, 8)},
-                      fed={"num_clients": 5, "rounds": 4}, eval={"clients": 3},
-                      population={"cohort": 2, "previous": "bfloat16"},
-                      data={"split": SETTINGS["data"]["split"] | {"client_fraction": 0.8}})
+    config = settings(
+        model={"name": "spherenet", "depth": 4, "widths": (4, 4, 8, 8)},
+        fed={"num_clients": 5, "rounds": 4},
+        eval={"clients": 3},
+        population={"cohort": 2, "previous": "bfloat16"},
+        data={"split": SETTINGS["data"]["split"] | {"client_fraction": 0.8}},
+    )
     summary = train(config, tmp_path)
     rows = [r for r in workdir.read_metrics(tmp_path) if r["kind"] == "round"]
     assert [r["clients"] for r in rows] == [2] * 4
@@ -175,12 +196,18 @@ def test_a_part_of_the_population_takes_part(tmp_path):
 
 
 def test_own_weights_can_be_started_from(finished, tmp_path):
-    summary = train(settings(pretrain={"epochs": 0}, model={"weights": str(finished[0])},
-                             fed={"rounds": 1}), tmp_path / "b")
+    summary = train(
+        settings(pretrain={"epochs": 0}, model={"weights": str(finished[0])}, fed={"rounds": 1}),
+        tmp_path / "b",
+    )
     assert summary["models"]["pretrained"]["generic"] == workdir.plain(
-        finished[1]["models"]["pretrained"]["generic"])
-    other = settings(pretrain={"epochs": 0}, fed={"rounds": 1},
-                     model={"weights": str(finished[0]), "embedding": 16})
+        finished[1]["models"]["pretrained"]["generic"]
+    )
+    other = settings(
+        pretrain={"epochs": 0},
+        fed={"rounds": 1},
+        model={"weights": str(finished[0]), "embedding": 16},
+    )
     with pytest.raises(InputError, match="model"):
         train(other, tmp_path / "c")
 
@@ -192,13 +219,16 @@ def test_divergence_stops_the_run(tmp_path):
         train(settings(pretrain={"lr": 1e30, "epochs": 3}), tmp_path / "p")
 
 
-@pytest.mark.parametrize("groups, match", [
-    ({"fed": {"num_clients": 50}}, r"fed\.num_clients"),
-    ({"fed": {"batch_size": 64}}, r"fed\.batch_size"),
-    ({"data": {"image_size": 8}}, r"data\.image_size"),
-    ({"model": {"name": "vgg"}}, r"model\.name"),
-    ({"model": {"weights": "/nowhere.npz"}}, "nowhere"),
-])
+@pytest.mark.parametrize(
+    "groups, match",
+    [
+        ({"fed": {"num_clients": 50}}, r"fed\.num_clients"),
+        ({"fed": {"batch_size": 64}}, r"fed\.batch_size"),
+        ({"data": {"image_size": 8}}, r"data\.image_size"),
+        ({"model": {"name": "vgg"}}, r"model\.name"),
+        ({"model": {"weights": "/nowhere.npz"}}, "nowhere"),
+    ],
+)
 def test_what_cannot_work_stops_before_any_work(groups, match, tmp_path):
     with pytest.raises(InputError, match=match):
         train(settings(**groups), tmp_path / "x")
@@ -208,9 +238,19 @@ def test_what_cannot_work_stops_before_any_work(groups, match, tmp_path):
 def test_unknown_settings_and_bad_input_on_the_command_line(tmp_path):
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "fedfr_jax.train", "--config=configs/quickstart.py",
-             f"--workdir={tmp_path / 'cli'}", *arguments], cwd=ROOT, capture_output=True,
-            text=True, check=False)
+            [
+                sys.executable,
+                "-m",
+                "fedfr_jax.train",
+                "--config=configs/quickstart.py",
+                f"--workdir={tmp_path / 'cli'}",
+                *arguments,
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     unknown = run("--config.fed.roundz=3")
     assert unknown.returncode != 0 and "roundz" in unknown.stderr

@@ -1,4 +1,5 @@
 """The work directory and the progress display."""
+
 from __future__ import annotations
 
 import io
@@ -16,8 +17,11 @@ CONFIG = {"seed": 0, "fed": {"rounds": 3, "lr": 0.1}, "data": {"sets": ("a", "b"
 
 
 def make_rows(rounds: int) -> list[dict]:
-    rows = [{"kind": "pretrain", "epoch": e, "step": 2 * e + s, "loss": 5.0 - e}
-            for e in range(3) for s in range(2)]
+    rows = [
+        {"kind": "pretrain", "epoch": e, "step": 2 * e + s, "loss": 5.0 - e}
+        for e in range(3)
+        for s in range(2)
+    ]
     for r in range(rounds + 1):
         if r:
             rows.append({"kind": "round", "round": r, "loss": 1.0 / r})
@@ -32,28 +36,53 @@ def read_events(folder) -> list[event_pb2.Event]:
         data = path.read_bytes()
         while data:
             size = int.from_bytes(data[:8], "little")
-            events.append(event_pb2.Event.FromString(data[12:12 + size]))
-            data = data[16 + size:]
+            events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
     return events
 
 
 def test_rows_read_back_in_order_with_finite_numbers(tmp_path):
     with workdir.open_run(tmp_path / "new" / "run", CONFIG) as run:
-        run.append({"kind": "round", "round": np.int64(1), "loss": jnp.float32(0.5),
-                    "bf": jnp.bfloat16(0.25), "bad": float("nan"), "worse": np.float32("inf"),
-                    "per_client": np.array([1.0, np.nan]), "device": "cpu", "flag": np.True_})
+        run.append(
+            {
+                "kind": "round",
+                "round": np.int64(1),
+                "loss": jnp.float32(0.5),
+                "bf": jnp.bfloat16(0.25),
+                "bad": float("nan"),
+                "worse": np.float32("inf"),
+                "per_client": np.array([1.0, np.nan]),
+                "device": "cpu",
+                "flag": np.True_,
+            }
+        )
         run.append({"kind": "pretrain", "step": 1, "loss": 2})
         assert len(workdir.read_metrics(run.workdir)) == 2  # without closing
     first, second = workdir.read_metrics(tmp_path / "new" / "run")
-    assert first == {"kind": "round", "round": 1, "loss": 0.5, "bf": 0.25, "bad": None,
-                     "worse": None, "per_client": [1.0, None], "device": "cpu", "flag": True}
+    assert first == {
+        "kind": "round",
+        "round": 1,
+        "loss": 0.5,
+        "bf": 0.25,
+        "bad": None,
+        "worse": None,
+        "per_client": [1.0, None],
+        "device": "cpu",
+        "flag": True,
+    }
     assert second["loss"] == 2
     assert workdir.read_config(tmp_path / "new" / "run")["data"] == {"sets": ["a", "b"]}
 
 
-@pytest.mark.parametrize("row, lacking", [
-    ({"round": 1}, "kind"), ({"kind": "round"}, "round"), ({"kind": "pretrain"}, "step"),
-    ({"kind": "evaluation", "round": 1}, "model")])
+@pytest.mark.parametrize(
+    "row, lacking",
+    [
+        ({"round": 1}, "kind"),
+        ({"kind": "round"}, "round"),
+        ({"kind": "pretrain"}, "step"),
+        ({"kind": "evaluation", "round": 1}, "model"),
+    ],
+)
 def test_rows_that_cannot_be_placed_are_refused(tmp_path, row, lacking):
     with workdir.open_run(tmp_path, CONFIG) as run, pytest.raises(InputError, match=lacking):
         run.append(row)
@@ -129,23 +158,38 @@ def test_event_files_hold_the_rows_and_purge_on_resume(tmp_path):
         run.append({"kind": "evaluation", "round": 3, "model": "global", "personal/rank1": 0.9})
     board = tmp_path / "tensorboard"
     assert sorted(path.name for path in board.iterdir()) == [
-        "evaluation-global", "pretrain", "round"]
+        "evaluation-global",
+        "pretrain",
+        "round",
+    ]
     assert len(list((board / "pretrain").iterdir())) == 1
     events = read_events(board / "round")
-    scalars = [(event.step, value.tag, value.simple_value)
-               for event in events for value in event.summary.value]
+    scalars = [
+        (event.step, value.tag, value.simple_value)
+        for event in events
+        for value in event.summary.value
+    ]
     assert scalars[:2] == [(1, "round/loss", 1.0), (2, "round/loss", 0.5)]
     assert scalars[-1] == (3, "round/loss", 7.0)
     starts = [event.step for event in events if event.HasField("session_log")]
     assert starts == [3]
-    tags = {value.tag for event in read_events(board / "evaluation-global")
-            for value in event.summary.value}
+    tags = {
+        value.tag
+        for event in read_events(board / "evaluation-global")
+        for value in event.summary.value
+    }
     assert tags == {"personal/rank1"}
 
 
-@pytest.mark.parametrize("reader, name", [
-    (workdir.read_config, "config.json"), (workdir.read_metrics, "metrics.jsonl"),
-    (workdir.read_summary, "summary.json"), (workdir.read_evaluation, "evaluation.npz")])
+@pytest.mark.parametrize(
+    "reader, name",
+    [
+        (workdir.read_config, "config.json"),
+        (workdir.read_metrics, "metrics.jsonl"),
+        (workdir.read_summary, "summary.json"),
+        (workdir.read_evaluation, "evaluation.npz"),
+    ],
+)
 def test_missing_and_corrupt_files_are_named(tmp_path, reader, name):
     with pytest.raises(InputError, match=name):
         reader(tmp_path)
@@ -182,10 +226,12 @@ def test_summary_round_trip_and_no_half_written_file(tmp_path):
 def test_failed_writes_keep_the_old_file(tmp_path):
     workdir.write_evaluation(tmp_path, rocs={}, per_client={"m": {"global": np.ones(2)}})
     with pytest.raises(InputError, match="m/global"):
-        workdir.write_evaluation(tmp_path, rocs={},
-                                 per_client={"m": {"global": np.array([None, object()])}})
+        workdir.write_evaluation(
+            tmp_path, rocs={}, per_client={"m": {"global": np.array([None, object()])}}
+        )
     np.testing.assert_array_equal(
-        workdir.read_evaluation(tmp_path)["per_client"]["m"]["global"], [1, 1])
+        workdir.read_evaluation(tmp_path)["per_client"]["m"]["global"], [1, 1]
+    )
 
 
 def test_evaluation_round_trip_with_slashes_in_names(tmp_path):
@@ -194,10 +240,22 @@ def test_evaluation_round_trip_with_slashes_in_names(tmp_path):
         "rocs": {"sets/lfw.bin": {"a/b %": (np.array([0.1, 1.0]), np.array([0.5, 1.0]))}},
         "per_client": {"verification_tar@0.001": {"global": np.array([0.5, np.nan])}},
         "faces": None,
-        "hard_negatives": [{"client": 3, "local_image": image, "public_image": image,
-                            "cosine": np.float32(0.5)}] * 12,
-        "mistakes": [{"kind": "false accept", "model": "global", "client": 1, "image_a": image,
-                      "image_b": image, "score": 0.5, "threshold": 0.25}]}
+        "hard_negatives": [
+            {"client": 3, "local_image": image, "public_image": image, "cosine": np.float32(0.5)}
+        ]
+        * 12,
+        "mistakes": [
+            {
+                "kind": "false accept",
+                "model": "global",
+                "client": 1,
+                "image_a": image,
+                "image_b": image,
+                "score": 0.5,
+                "threshold": 0.25,
+            }
+        ],
+    }
     workdir.write_evaluation(tmp_path, **parts)
     found = workdir.read_evaluation(tmp_path)
     far, tar = found["rocs"]["sets/lfw.bin"]["a/b %"]
@@ -213,7 +271,9 @@ def test_evaluation_round_trip_with_slashes_in_names(tmp_path):
 def test_changed_settings_are_named_by_their_path():
     assert workdir.changed_settings(CONFIG, json.loads(json.dumps(CONFIG))) == {}
     assert workdir.changed_settings(CONFIG, {"seed": 1, "fed": {"rounds": 3, "lr": 0.1}}) == {
-        "seed": (0, 1), "data.sets": (["a", "b"], None)}
+        "seed": (0, 1),
+        "data.sets": (["a", "b"], None),
+    }
 
 
 # ------------------------------------------------------------------ progress
@@ -298,8 +358,10 @@ def test_a_long_silence_shows_the_time_so_far():
             clock.now += seconds
             bar.show_when_silent()
     assert out.getvalue().splitlines() == [
-        "rounds: 0/3 round, 4.5 s so far", "rounds: 0/3 round, 15 s so far",
-        "rounds: 0/3 round, in 20 s"]
+        "rounds: 0/3 round, 4.5 s so far",
+        "rounds: 0/3 round, 15 s so far",
+        "rounds: 0/3 round, in 20 s",
+    ]
     out = io.StringIO()
     with progress.track("reading images", None, "", stream=out, clock=clock, keep=False) as bar:
         clock.now += 5
@@ -354,15 +416,32 @@ def test_live_bar_on_a_terminal(monkeypatch):
     assert out.getvalue().startswith("plain: 1/1 step, in") and "\x1b" not in out.getvalue()
 
 
-@pytest.mark.parametrize("seconds, text", [
-    (-1, "0.0 s"), (0.84, "0.8 s"), (9.96, "10 s"), (59.7, "1 min 00 s"), (185, "3 min 05 s"),
-    (3599.9, "1 h 00 min"), (7630, "2 h 07 min")])
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (-1, "0.0 s"),
+        (0.84, "0.8 s"),
+        (9.96, "10 s"),
+        (59.7, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.9, "1 h 00 min"),
+        (7630, "2 h 07 min"),
+    ],
+)
 def test_durations_for_people(seconds, text):
     assert progress.duration(seconds) == text
 
 
-@pytest.mark.parametrize("value, text", [
-    (3.14159, "3.142"), (12345, "12,345"), (12345.6, "12,346"), (float("nan"), "nan"),
-    (np.float32(1e-5), "1e-05"), ("cpu", "cpu")])
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (3.14159, "3.142"),
+        (12345, "12,345"),
+        (12345.6, "12,346"),
+        (float("nan"), "nan"),
+        (np.float32(1e-5), "1e-05"),
+        ("cpu", "cpu"),
+    ],
+)
 def test_quantities_for_people(value, text):
     assert progress.quantity(value) == text

@@ -1,4 +1,5 @@
 """The camera: exposure, colours, tone curve, loss of resolution and sensor noise."""
+
 from __future__ import annotations
 
 import jax.numpy as jnp

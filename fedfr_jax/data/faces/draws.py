@@ -3,6 +3,7 @@
 What `jax.random.split`, `bits` and `uniform` return depends on ``jax_threefry_partitionable``, and
 `uniform` also on ``jax_enable_x64``. `jax.random.fold_in` depends on neither, so all is made of it.
 """
+
 from __future__ import annotations
 
 import jax

@@ -3,6 +3,7 @@
 A photograph is a pure function of ``(seed, identity, sample)``, an image size and a difficulty,
 so nothing is stored and reading any subset in any order gives the same pixels.
 """
+
 from __future__ import annotations
 
 import functools
@@ -129,9 +130,7 @@ def _check(config: DataConfig) -> tuple[int, int]:
     """Returns (fewest, most) images per identity, or says which setting is wrong."""
     made = config.generated
     if not 1 <= made.identities < _INT32_END:
-        raise InputError(
-            f"data.generated.identities is {made.identities}; set it to at least 1"
-        )
+        raise InputError(f"data.generated.identities is {made.identities}; set it to at least 1")
     if len(made.images_per_identity) != 2:
         raise InputError(
             f"data.generated.images_per_identity is {tuple(made.images_per_identity)}; "

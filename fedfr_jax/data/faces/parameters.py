@@ -3,6 +3,7 @@
 Both are dictionaries of float32 scalars, each a pure function of a key. Lengths are in half
 image sides: a frontal, centred face spans about [-0.6, 0.6] x [-0.85, 0.85], y pointing down.
 """
+
 from __future__ import annotations
 
 import jax

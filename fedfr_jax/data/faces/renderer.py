@@ -3,6 +3,7 @@
 The head is a bumpy ellipsoid: a turn shifts each feature by its depth, and a lamp shades the
 relief that the traits describe. The same person looks alike at 32 and at 112 pixels.
 """
+
 from __future__ import annotations
 
 import dataclasses

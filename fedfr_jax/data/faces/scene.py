@@ -1,4 +1,5 @@
 """Where the points of a photograph lie on the head, how it is lit, and what colours it has."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -3,6 +3,7 @@
 Every shape is a signed distance (negative inside) turned into pixel coverage. Images are
 (3, S, S) float32, about [0, 1]; positions are in half image sides, y pointing down.
 """
+
 from __future__ import annotations
 
 import jax

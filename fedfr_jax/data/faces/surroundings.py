@@ -2,6 +2,7 @@
 
 A layer maps an image, (3, S, S) float32, and a scene to the image with more paint on it.
 """
+
 from __future__ import annotations
 
 import jax.numpy as jnp
