@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -73,42 +74,27 @@ def open_folder(
     )
     found = [_list(root / person) for person in people]
     _report(root, people, found)
-    kept = [
-        (person, listing.images)
-        for person, listing in zip(people, found, strict=True)
-        if listing.images
-    ]
+    kept = [(person, own.images) for person, own in zip(people, found, strict=True) if own.images]
     paths = [root / person / file for person, files in kept for file in files]
     counts = [len(files) for _, files in kept]
 
-    def read(images: np.ndarray) -> np.ndarray:
+    def locate(images: np.ndarray) -> dict[str, Any]:
         chosen = [paths[i] for i in np.asarray(images, np.int64)]
-        return decode_lazily(
-            lambda i: chosen[i].read_bytes(),
-            len(chosen),
-            image_size,
-            workers=workers,
-            max_megapixels=max_megapixels,
-            name_of=lambda i: str(chosen[i]),
-        )
-
-    def check(images: np.ndarray) -> None:
-        chosen = [paths[i] for i in np.asarray(images, np.int64)]
-        check_lazily(
-            lambda i: chosen[i].read_bytes(),
-            len(chosen),
-            workers=workers,
-            max_megapixels=max_megapixels,
-            name_of=lambda i: str(chosen[i]),
-        )
+        return {
+            "fetch": lambda i: chosen[i].read_bytes(),
+            "count": len(chosen),
+            "workers": workers,
+            "max_megapixels": max_megapixels,
+            "name_of": lambda i: str(chosen[i]),
+        }
 
     return ImageSource(
         name=f"folder {root}",
         labels=np.repeat(np.arange(len(kept), dtype=np.int64), counts),
         image_size=image_size,
-        read=read,
+        read=lambda images: decode_lazily(image_size=image_size, **locate(images)),
         identity_names=tuple(person for person, _ in kept),
-        check=check,
+        check=lambda images: check_lazily(**locate(images)),
     )
 
 

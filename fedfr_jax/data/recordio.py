@@ -126,37 +126,23 @@ def open_recordio(
             len(originals),
         )
 
-    limits: dict[str, Any] = {"workers": workers, "max_megapixels": max_megapixels}
-
-    def name_of(image: int) -> str:
-        return f"{records.path}: record key {records.keys[image]}"
-
-    def read(images: np.ndarray) -> np.ndarray:
+    def locate(images: np.ndarray) -> dict[str, Any]:
         chosen = np.asarray(images, np.int64)
-        return decode_lazily(
-            lambda i: records.image(chosen[i]),
-            len(chosen),
-            image_size,
-            name_of=lambda i: name_of(chosen[i]),
-            **limits,
-        )
-
-    def check(images: np.ndarray) -> None:
-        chosen = np.asarray(images, np.int64)
-        check_lazily(
-            lambda i: records.image(chosen[i]),
-            len(chosen),
-            name_of=lambda i: name_of(chosen[i]),
-            **limits,
-        )
+        return {
+            "fetch": lambda i: records.image(int(chosen[i])),
+            "count": len(chosen),
+            "workers": workers,
+            "max_megapixels": max_megapixels,
+            "name_of": lambda i: f"{records.path}: record key {records.keys[chosen[i]]}",
+        }
 
     return ImageSource(
         name=f"recordio {records.path}",
         labels=labels.astype(np.int64),
         image_size=image_size,
-        read=read,
+        read=lambda images: decode_lazily(image_size=image_size, **locate(images)),
         identity_names=tuple(map(str, originals.tolist())),
-        check=check,
+        check=lambda images: check_lazily(**locate(images)),
     )
 
 
