@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -74,36 +74,32 @@ def pretrain(
     spread = NamedSharding(mesh, P(engine.AXIS))
     rng = np.random.default_rng([seed, 1])
     for epoch in range(config.epochs):
-        order = rng.permutation(len(labels))
         totals = []
-        for i in range(per_epoch):
-            chosen = order[i * batch : (i + 1) * batch]
-            flip = rng.random(batch) < 0.5
-            inputs = jax.device_put(
-                (chosen.astype(np.int32), labels[chosen].astype(np.int32), flip), spread
-            )
-            state, metrics = step(state, images, *inputs)
+        for i, inputs in enumerate(_batches(labels, batch, rng)):
+            state, metrics = step(state, images, *jax.device_put(inputs, spread))
             totals.append(metrics)
             if i % 8 == 7 or i + 1 == per_epoch:
                 on_step(batch * (i % 8 + 1), _finite(totals[-1][0], epoch))
         loss, accuracy = np.mean(jax.device_get(totals), axis=0)
         done = (epoch + 1) * per_epoch
-        on_epoch(
-            {
-                "kind": "pretrain",
-                "epoch": epoch + 1,
-                "step": done,
-                "loss": float(loss),
-                "accuracy": float(accuracy),
-                "lr": float(rate(done)),
-            }
-        )
+        row = {"kind": "pretrain", "epoch": epoch + 1, "step": done, "loss": float(loss)}
+        on_epoch(row | {"accuracy": float(accuracy), "lr": float(rate(done))})
     # One device's copy: the round shards for itself.
     state = jax.device_get(state)
     return (
         {"params": state.trained["backbone"], "batch_stats": state.batch_stats},
         jnp.asarray(state.trained["class_embeddings"]),
     )
+
+
+def _batches(
+    labels: np.ndarray, size: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The batches of an epoch: (rows, their labels, whether they are mirrored), each (size,)."""
+    order = rng.permutation(len(labels))
+    for i in range(len(labels) // size):
+        chosen = order[i * size : (i + 1) * size]
+        yield chosen.astype(np.int32), labels[chosen].astype(np.int32), rng.random(size) < 0.5
 
 
 def _optimizer(config: PretrainConfig, steps_per_epoch: int):
