@@ -102,25 +102,14 @@ def initial_heads(
       most_identities: K, rows of a head.
       previous: type of the previous backbone, "full", "bfloat16" or "off".
     """
-    shared, device = where_images_are(
-        ServerState(
-            jnp.int32(0), pretrained, jnp.zeros((0, spec.backbone.embedding), type_of(pretrained))
-        ),
-        public,
-        cohort,
-        key,
-    )
+    no_embeddings = jnp.zeros((0, spec.backbone.embedding), type_of(pretrained))
+    server = ServerState(jnp.int32(0), pretrained, no_embeddings)
+    shared, device = where_images_are(server, public, cohort, key)
 
     def on_one_device(shared, device):
         device, cohort = device
-        own = list_features(
-            spec.backbone,
-            shared.server.backbone,
-            shared,
-            device,
-            cohort.used[0],
-            layout.feature_batch,
-        )
+        variables, size = shared.server.backbone, layout.feature_batch
+        own = list_features(spec.backbone, variables, shared, device, cohort.used[0], size)
         return jax.lax.map(
             lambda client: _initial_head(spec, own, client, shared.key, most_identities),
             (cohort.rows, cohort.labels, cohort.sizes, cohort.identities, cohort.clients),
