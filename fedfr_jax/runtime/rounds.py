@@ -76,15 +76,8 @@ def pretrained_model(
     """
     config = sim.config
     finished = folder / "backbone"
-    trains = config.pretrain.epochs > 0
     if resume and finished.is_dir():
-        shapes = server_shapes(sim.spec, sim.public.identities)
-        embeddings = folder / "public_embeddings"
-        return load_pytree(finished, shapes.backbone), (
-            load_pytree(embeddings, shapes.public_embeddings)
-            if trains or embeddings.is_dir()
-            else None
-        )
+        return _saved_model(sim, folder)
     if resume and needed:
         raise InputError(
             f"{finished} is missing, but rounds were trained from it; restore it from "
@@ -92,7 +85,7 @@ def pretrained_model(
         )
     writer.truncate_after(-1, pretrain_epoch=0)
     variables, learned = start
-    if trains:
+    if config.pretrain.epochs > 0:
         labels = sim.split.public_labels
         with track("pretraining", config.pretrain.epochs * len(labels), "image") as bar:
             started = time.monotonic()
@@ -119,6 +112,17 @@ def pretrained_model(
         save_pytree(folder / "public_embeddings", learned)
     save_pytree(finished, variables)
     return variables, learned
+
+
+def _saved_model(sim: Simulation, folder: pathlib.Path) -> tuple[PyTree, jax.Array | None]:
+    """What :func:`pretrained_model` saved in the folder; pretraining always saves embeddings."""
+    shapes = server_shapes(sim.spec, sim.public.identities)
+    embeddings = folder / "public_embeddings"
+    return load_pytree(folder / "backbone", shapes.backbone), (
+        load_pytree(embeddings, shapes.public_embeddings)
+        if sim.config.pretrain.epochs > 0 or embeddings.is_dir()
+        else None
+    )
 
 
 def check_finite(config, variables: PyTree, embeddings: PyTree) -> None:
