@@ -33,7 +33,7 @@ from fedfr_jax.data import ImageSource, open_source
 from fedfr_jax.data.types import remembering
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.experiment import Experiment, train
-from fedfr_jax.reporting.plots import slug
+from fedfr_jax.reporting.figures import slug
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.autotune import seeds_at_once, settle
 from fedfr_jax.runtime.pretrained import copy_pretrained, pretrained_key
@@ -257,6 +257,22 @@ def run_with_mates(
     return run_cell(cell, root)
 
 
+def _wanted(cells: Sequence[Cell], reference: str, only: str) -> list[Cell]:
+    """The cells that are run; raises ConfigError as :func:`run_grid` says."""
+    names = list(dict.fromkeys(cell.row for cell in cells))
+    if reference not in names:
+        raise ConfigError(
+            f"reference is {reference!r}, which is none of the rows: {', '.join(names)}"
+        )
+    try:
+        wanted = [c for c in cells if c.row == reference or re.search(only, c.row)]
+    except re.error as error:
+        raise ConfigError(f"only is {only!r}, which is no regular expression: {error}") from error
+    if only and not any(re.search(only, name) for name in names):
+        raise ConfigError(f"only is {only!r}, which none of the rows matches: {', '.join(names)}")
+    return wanted
+
+
 def run_grid(
     cells: Sequence[Cell],
     root: str | os.PathLike,
@@ -286,18 +302,8 @@ def run_grid(
       InputError: a cell in the work directory has other settings.
     """
     root = pathlib.Path(root).expanduser()
-    names = list(dict.fromkeys(cell.row for cell in cells))
-    reference = reference or names[0]
-    if reference not in names:
-        raise ConfigError(
-            f"reference is {reference!r}, which is none of the rows: {', '.join(names)}"
-        )
-    try:
-        wanted = [c for c in cells if c.row == reference or re.search(only, c.row)]
-    except re.error as error:
-        raise ConfigError(f"only is {only!r}, which is no regular expression: {error}") from error
-    if only and not any(re.search(only, name) for name in names):
-        raise ConfigError(f"only is {only!r}, which none of the rows matches: {', '.join(names)}")
+    reference = reference or cells[0].row
+    wanted = _wanted(cells, reference, only)
 
     def finished(cell):
         return is_finished(cell, root / "cells" / cell.folder)
