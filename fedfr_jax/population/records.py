@@ -132,6 +132,31 @@ class Records:
             ) from error
         self.used = needed
 
+    def versions(
+        self, population: int, *, until: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Records by client: (the newest of each, older ones, the rounds that followed those).
+
+        Args:
+          population: clients there are; records of others, and damaged headers, are nobody's.
+          until: leave out what was written after this round.
+        """
+        table = self.table[: self.used]
+        valid = (
+            (table["client"] > 0)
+            & (table["client"] <= population)
+            & (table["check"] == check_of(table["client"], table["round"], table["crc"]))
+        )
+        if until is not None:
+            valid &= table["round"] <= until
+        records = np.flatnonzero(valid)
+        order = np.lexsort((table["round"][records], table["client"][records]))
+        records = records[order]
+        clients, rounds = table["client"][records], table["round"][records]
+        older = np.zeros(len(records), bool)
+        older[:-1] = clients[1:] == clients[:-1]
+        return records[~older], records[older], rounds[np.flatnonzero(older) + 1]
+
     @property
     def nbytes(self) -> int:
         """Bytes really used on disk, or in memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from typing import Any
 
 import jax
@@ -76,6 +77,21 @@ class RowLayout:
                     f"{expected.dtype}{[count, *expected.shape]}"
                 )
         return [bytes_of(leaf) for leaf in leaves]
+
+    def put(self, row: np.ndarray, parts: list[np.ndarray]) -> int:
+        """Writes the bytes of each leaf into a row; returns their checksum."""
+        crc = 0
+        for leaf, part in zip(self.leaves, parts, strict=True):
+            row[leaf.start : leaf.stop] = part
+            crc = zlib.crc32(part.data, crc)
+        return crc
+
+    def checksum(self, row: np.ndarray) -> int:
+        """The checksum of a row's leaves, as :meth:`put` returned it."""
+        crc = 0
+        for leaf in self.leaves:
+            crc = zlib.crc32(row[leaf.start : leaf.stop].data, crc)
+        return crc
 
 
 def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:

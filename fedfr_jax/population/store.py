@@ -11,7 +11,6 @@ import dataclasses
 import os
 import pathlib
 import threading
-import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -199,7 +198,7 @@ class RowStore:
                     "are missing or are from another copy; restore them, or start in another "
                     "work directory"
                 )
-            records, _, _ = self._versions(round)
+            records, _, _ = self._records.versions(self._population, until=round)
             headers = self._records.table[records]
             found = (len(records), int(headers["check"].sum(dtype=np.uint64)))
             if found != (commit.clients, commit.digest):
@@ -292,31 +291,9 @@ class RowStore:
             raise ValueError(f"clients: ids must be in [-1, {self._population}), some are not")
         return clients
 
-    def _versions(self, until: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Records by client: (the newest of each, older ones, the rounds that followed those).
-
-        Args:
-          until: leave out what was written after this round.
-        """
-        table = self._records.table[: self._records.used]
-        valid = (
-            (table["client"] > 0)
-            & (table["client"] <= self._population)
-            & (table["check"] == check_of(table["client"], table["round"], table["crc"]))
-        )
-        if until is not None:
-            valid &= table["round"] <= until
-        records = np.flatnonzero(valid)
-        order = np.lexsort((table["round"][records], table["client"][records]))
-        records = records[order]
-        clients, rounds = table["client"][records], table["round"][records]
-        older = np.zeros(len(records), bool)
-        older[:-1] = clients[1:] == clients[:-1]
-        return records[~older], records[older], rounds[np.flatnonzero(older) + 1]
-
     def _scan(self) -> None:
         """Rebuilds, from the table, who owns which record."""
-        newest, older, followed = self._versions()
+        newest, older, followed = self._records.versions(self._population)
         table = self._records.table
         # (population,) newest record of each client + 1. Zeros: pages never touched are free.
         self._newest = np.zeros(self._population, np.int32)
@@ -364,7 +341,10 @@ class RowStore:
         checks = int(table["check"][before[had]].sum(dtype=np.uint64))
         table["client"][records] = 0
         crc = np.array(
-            [self._put(record, [part[i] for part in parts]) for i, record in enumerate(records)],
+            [
+                self._layout.put(self._records.rows[record], [part[i] for part in parts])
+                for i, record in enumerate(records)
+            ],
             np.uint64,
         )
         table["round"][records] = round
@@ -394,21 +374,10 @@ class RowStore:
         taken, self._free = self._free[:count], self._free[count:]
         return np.array(taken, np.int64)
 
-    def _put(self, record: int, parts: list[np.ndarray]) -> int:
-        """Writes a row's bytes; returns their checksum."""
-        row, crc = self._records.rows[record], 0
-        for leaf, part in zip(self._layout.leaves, parts, strict=True):
-            row[leaf.start : leaf.stop] = part
-            crc = zlib.crc32(part.data, crc)
-        return crc
-
     def _check_row(self, record: int) -> None:
         """Raises DamagedError where a record's bytes are not those of its checksum."""
-        row, crc = self._records.rows[record], 0
-        for leaf in self._layout.leaves:
-            crc = zlib.crc32(row[leaf.start : leaf.stop], crc)
         header = self._records.table[record]
-        if crc != header["crc"]:
+        if self._layout.checksum(self._records.rows[record]) != header["crc"]:
             raise DamagedError(
                 f"{self._name}: the row of client {header['client'] - 1}, written in round "
                 f"{header['round']}, is damaged; restore the file from a copy, or start in another "
