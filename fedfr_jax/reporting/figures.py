@@ -17,7 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 import matplotlib
+import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from fedfr_jax.atomic import write_file
 
@@ -77,6 +80,7 @@ _STYLE = {
 }
 _WIDTH, HEIGHT = 5.3, 3.2  # inches
 _LETTERS = 12.5  # of a title in an inch
+_MANY_POINTS = 600  # above this, averages are drawn
 
 
 def styled(draw: Callable) -> Callable:
@@ -143,6 +147,22 @@ def new_figure(rows: int = 1, columns: int = 1, height: float = HEIGHT):
     """(figure of the report's width, its axes row by row); the height is in inches."""
     figure = Figure(figsize=(_WIDTH, height))
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()
+
+
+def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Averages neighbours so that at most ``_MANY_POINTS`` remain."""
+    if len(x) <= _MANY_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), _MANY_POINTS)
+    return (
+        np.array([x[part].mean() for part in parts]),
+        np.array([y[part].mean() for part in parts]),
+    )
+
+
+def percent_axis(axis: Axis) -> None:
+    """Labels shares in percent."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
 
 
 @styled

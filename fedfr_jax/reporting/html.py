@@ -19,7 +19,7 @@ from PIL import Image
 from fedfr_jax.atomic import write_text
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
-from fedfr_jax.reporting import plots, tables
+from fedfr_jax.reporting import client_plots, plots, tables
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.progress import duration, quantity
 
@@ -301,9 +301,9 @@ def all_plots(data: ReportData) -> dict[str, list[plots.Plot]]:
     curves = [plots.roc(protocol, models) for protocol, models in data.rocs.items()]
     clients = []
     for metric, models in data.per_client.items():
-        clients.append(plots.distribution(metric, models))
+        clients.append(client_plots.distribution(metric, models))
         clients += [
-            plots.gains(metric, models[reference], models["personalized"], reference)
+            client_plots.gains(metric, models[reference], models["personalized"], reference)
             for reference in ("global", "pretrained")
             if reference in models and "personalized" in models
         ]

@@ -11,28 +11,25 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from fedfr_jax.reporting.figures import (
     BLUE,
-    GREEN,
     INK,
-    MUTED,
-    ORANGE,
     VERMILLION,
     Plot,
     model_style,
     new_figure,
     ordered,
+    percent_axis,
     png,
     slug,
     styled,
     svg,
+    thin,
 )
 from fedfr_jax.reporting.tables import metric_label, rate_label
 
 __all__ = [
     "Plot",
     "comparison",
-    "distribution",
     "evaluations",
-    "gains",
     "hard_negatives",
     "loss_terms",
     "png",
@@ -42,32 +39,15 @@ __all__ = [
     "svg",
 ]
 
-_MANY_POINTS, _MANY_CLIENTS = 600, 150  # above this, averages and outlines are drawn
-
 
 def _column(rows: Sequence[Mapping], key: str) -> np.ndarray:
     """One column of rows as floats; NaN where a row lacks it."""
     return np.array([math.nan if row.get(key) is None else float(row[key]) for row in rows])
 
 
-def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Averages neighbours so that at most ``_MANY_POINTS`` remain."""
-    if len(x) <= _MANY_POINTS:
-        return x, y
-    parts = np.array_split(np.arange(len(x)), _MANY_POINTS)
-    return (
-        np.array([x[part].mean() for part in parts]),
-        np.array([y[part].mean() for part in parts]),
-    )
-
-
 def _rounds_axis(axes: Axes, label: str = "round") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.set_xlabel(label)
-
-
-def _percent_axis(axis) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
 
 
 def _marker(count: int) -> str | None:
@@ -90,13 +70,13 @@ def pretraining(rows: Sequence[Mapping]) -> Plot | None:
     figure, axes = new_figure(1, len(panels), 3.0)
     steps = _column(rows, "step")
     for panel, (key, name) in zip(axes, panels, strict=True):
-        x, y = _thin(steps, _column(rows, key))
+        x, y = thin(steps, _column(rows, key))
         panel.plot(x, y, color=BLUE)
         panel.set_title(name)
         _rounds_axis(panel, "step")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
         if key == "accuracy":
-            _percent_axis(panel.yaxis)
+            percent_axis(panel.yaxis)
         else:
             panel.set_ylim(bottom=0)
     loss = _column(rows, "loss")
@@ -177,7 +157,7 @@ def hard_negatives(rows: Sequence[Mapping]) -> Plot | None:
         share = axes.secondary_yaxis(
             "right", functions=(lambda n: n / total[0], lambda s: s * total[0])
         )
-        _percent_axis(share.yaxis)
+        percent_axis(share.yaxis)
         share.set_ylabel("share of all public images")
     axes.legend(loc="best")
     _rounds_axis(axes)
@@ -244,7 +224,7 @@ def _evaluation(key: str, models: Mapping[str, Mapping[int, float]]) -> Plot:
                 **style,
             )
         ends.append(f"{name} {100 * points[-1][1]:.1f} %")
-    _percent_axis(axes.yaxis)
+    percent_axis(axes.yaxis)
     _rounds_axis(axes)
     axes.legend(loc="best")
     return Plot(
@@ -279,7 +259,7 @@ def roc(protocol: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> P
     axes.xaxis.set_minor_formatter(NullFormatter())
     bottom = min(tar.min() for _, tar in clean.values())
     axes.set_ylim(max(0.0, bottom - 0.04 * (1.02 - bottom)), 1.0 + 0.02 * (1.0 - bottom) + 1e-3)
-    _percent_axis(axes.yaxis)
+    percent_axis(axes.yaxis)
     axes.set_xlabel("false accept rate")
     axes.set_ylabel("true accept rate")
     axes.legend(loc="lower right")
@@ -296,113 +276,6 @@ def roc(protocol: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> P
         "Higher and further left is better: the share of genuine pairs that are accepted "
         "when the threshold lets this share of impostor pairs through. The left end rests "
         "on the fewest impostor pairs.",
-    )
-
-
-def distribution(metric: str, models: Mapping[str, np.ndarray]) -> Plot | None:
-    """Box per model over the clients' values (C,), with the clients as dots if not too many."""
-    label = metric_label(metric)
-    values = {name: np.asarray(models[name], np.float64) for name in ordered(models)}
-    values = {name: array[np.isfinite(array)] for name, array in values.items()}
-    values = {name: array for name, array in values.items() if array.size > 1}
-    if not values:
-        return None
-    figure, (axes,) = new_figure(height=0.9 + 0.55 * len(values))
-    rng = np.random.default_rng(0)
-    for place, (name, style) in enumerate(reversed(model_style(list(values)).items())):
-        color, array = style["color"], values[name]
-        line = {"color": color, "linewidth": 1.2}
-        axes.boxplot(
-            array,
-            positions=[place],
-            orientation="horizontal",
-            widths=0.5,
-            showfliers=array.size > _MANY_CLIENTS,
-            boxprops=line,
-            whiskerprops=line,
-            capprops=line,
-            medianprops={"color": color, "linewidth": 2},
-            flierprops={
-                "marker": ".",
-                "markersize": 3,
-                "markeredgecolor": color,
-                "rasterized": True,
-            },
-        )
-        if array.size <= _MANY_CLIENTS:
-            axes.plot(
-                array,
-                place + rng.uniform(-0.16, 0.16, array.size),
-                "o",
-                color=color,
-                alpha=0.45,
-                markersize=3,
-                markeredgewidth=0,
-            )
-    axes.set_yticks(range(len(values)), list(reversed(values)))
-    axes.tick_params(axis="y", labelcolor=INK, length=0)
-    axes.grid(visible=False, axis="y")
-    _percent_axis(axes.xaxis)
-    medians = ", ".join(f"{name} {100 * np.median(array):.1f} %" for name, array in values.items())
-    return Plot(
-        f"clients-{slug(metric)}",
-        figure,
-        label[:1].upper() + label[1:],
-        f"Box plot over the clients of {label}. Medians: {medians}.",
-        "A dot is a client. The box holds the middle half of the clients, its line is the "
-        "median, the whiskers reach 1.5 box lengths. A mean that rises while the left "
-        "end stays put leaves some clients behind.",
-    )
-
-
-def gains(
-    metric: str, before: np.ndarray, after: np.ndarray, reference: str = "global"
-) -> Plot | None:
-    """Sorted differences per client, personalized minus another model, the ``reference``.
-
-    Args:
-      metric: its key.
-      before: (C,) values of the reference.
-      after: (C,) values of the personalized models.
-      reference: its name. What personalization adds is the difference to the global model.
-    """
-    label = metric_label(metric)
-    gain = 100 * (np.asarray(after, np.float64) - np.asarray(before, np.float64))
-    gain = np.sort(gain[np.isfinite(gain)])
-    if gain.size < 2:
-        return None
-    figure, (axes,) = new_figure(height=2.6)
-    place = np.arange(1, gain.size + 1)
-    for part, color, name in (
-        (np.minimum(gain, 0), ORANGE, "loses"),
-        (np.maximum(gain, 0), GREEN, "gains"),
-    ):
-        if gain.size > _MANY_CLIENTS:
-            axes.fill_between(*_thin(place, part), color=color, linewidth=0, label=name)
-        elif part.any():
-            axes.bar(place[part != 0], part[part != 0], color=color, width=0.8, label=name)
-    axes.axhline(0, color=MUTED, linewidth=0.8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes.set_xlim(0, gain.size + 1)
-    axes.grid(visible=False, axis="x")
-    axes.set_xlabel("clients, sorted by gain")
-    axes.set_ylabel("gain in percentage points")
-    if gain.any():
-        axes.legend(loc="upper left")
-    wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
-    text = (
-        f"{wins} of {gain.size} clients gain, {losses} lose; median "
-        f"{np.median(gain):+.2f}, lowest {gain[0]:+.2f}, highest {gain[-1]:+.2f} points."
-    )
-    base = "" if reference == "global" else f"over-{slug(reference)}-"
-    title = "Gain by personalization" if reference == "global" else "Gain by the whole training"
-    return Plot(
-        f"gains-{base}{slug(metric)}",
-        figure,
-        f"{title}, over the {reference} model: {label}",
-        f"Bar plot. {text}",
-        f"{text} Per client: its own personalized model minus the {reference} "
-        "model on the same pairs.",
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fedfr_jax.errors import InputError
-from fedfr_jax.reporting import figures, plots
+from fedfr_jax.reporting import client_plots, figures
 from fedfr_jax.reporting.html import ReportData, load_report_data, write_report
 from fedfr_jax.runtime import workdir
 
@@ -329,9 +329,11 @@ def test_report_can_be_written_again_from_the_work_directory(tmp_path):
 
 
 def test_gains_count_clients():
-    plot = plots.gains("rank1", np.array([0.5, 0.5, 0.5, np.nan]), np.array([0.6, 0.4, 0.5, 1.0]))
+    plot = client_plots.gains(
+        "rank1", np.array([0.5, 0.5, 0.5, np.nan]), np.array([0.6, 0.4, 0.5, 1.0])
+    )
     assert "1 of 3 clients gain, 1 lose; median +0.00, lowest -10.00" in plot.caption
-    assert plots.gains("rank1", np.array([np.nan]), np.array([0.1])) is None
+    assert client_plots.gains("rank1", np.array([np.nan]), np.array([0.1])) is None
 
 
 def test_gains_by_personalization_are_over_the_global_model(full):
