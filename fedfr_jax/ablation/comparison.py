@@ -20,7 +20,8 @@ from scipy import stats
 from fedfr_jax.atomic import write_text
 from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
 from fedfr_jax.reporting import html as report
-from fedfr_jax.reporting import plots, tables
+from fedfr_jax.reporting import plots, result_table, tables
+from fedfr_jax.reporting.result_table import Cell, ResultTable, render
 from fedfr_jax.reporting.tables import headline_rate
 
 Summary = Mapping[str, Any]
@@ -50,7 +51,7 @@ class Comparison:
     sent: dict[str, str] = dataclasses.field(default_factory=dict)
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def tables(self) -> list[tables.ResultTable]:
+    def tables(self) -> list[ResultTable]:
         """Accuracy, fairness and costs; a notebook shows each as a table."""
         return result_tables(self)
 
@@ -185,17 +186,17 @@ def _label(found: Comparison, row: str) -> str:
     return row if there == len(found.seeds) else f"{row} ({there} of {len(found.seeds)} seeds)"
 
 
-def _cell(found: Comparison, row: str, metric: str, best: set[str]) -> tables.Cell:
+def _cell(found: Comparison, row: str, metric: str, best: set[str]) -> Cell:
     spread = _mean_std(found.values[row][metric])
     if spread is None:
-        return tables.Cell("–")
+        return Cell("–")
     if metric in _COST:
-        return tables.Cell(f"{spread[0]:,.0f}" if spread[0] >= 1000 else f"{spread[0]:.3g}")
+        return Cell(f"{spread[0]:,.0f}" if spread[0] >= 1000 else f"{spread[0]:.3g}")
     text, gain = _plus_minus(*spread), difference(found, row, metric)
     if gain is not None:
         mark = "*" if is_beyond_noise(found, row, metric) else ""
         text += f" ({_plus_minus(*gain, sign='+')}{mark})"
-    return tables.Cell(text, row in best)
+    return Cell(text, row in best)
 
 
 def _plus_minus(mean: float, std: float, sign: str = "") -> str:
@@ -219,7 +220,7 @@ def _best(found: Comparison, metric: str) -> set[str]:
     return {row for row, mean in means.items() if mean == best}
 
 
-def result_tables(found: Comparison) -> list[tables.ResultTable]:
+def result_tables(found: Comparison) -> list[ResultTable]:
     """One table per group of metrics, rows in the order of the grid."""
     result = []
     spread = (
@@ -244,11 +245,9 @@ def result_tables(found: Comparison) -> list[tables.ResultTable]:
         columns = metrics
         if SENT in metrics:
             columns = (*metrics, "what is sent")
-            rows = {
-                row: (*cells, tables.Cell(found.sent.get(row, ""))) for row, cells in rows.items()
-            }
+            rows = {row: (*cells, Cell(found.sent.get(row, ""))) for row, cells in rows.items()}
         result.append(
-            tables.ResultTable(
+            ResultTable(
                 title,
                 columns,
                 tuple((_label(found, row), cells) for row, cells in rows.items()),
@@ -274,7 +273,7 @@ def csv_text(found: Comparison) -> str:
 def markdown(found: Comparison) -> str:
     """``table.md``: all tables under their titles."""
     return "\n".join(
-        f"### {table.title}\n\n{tables.markdown(table)}" for table in result_tables(found)
+        f"### {table.title}\n\n{result_table.markdown(table)}" for table in result_tables(found)
     )
 
 
@@ -332,4 +331,4 @@ def write_report(
 
 def show(found: Comparison) -> None:
     """Prints the tables."""
-    tables.render(result_tables(found))
+    render(result_tables(found))

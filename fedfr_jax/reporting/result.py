@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedfr_jax.errors import InputError
 from fedfr_jax.reporting import html, plots, tables
+from fedfr_jax.reporting.result_table import ResultTable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,7 @@ class Result:
         self.history = list(self._data.metrics)
         self.rocs, self.per_client = self._data.rocs, self._data.per_client
 
-    def tables(self) -> list[tables.ResultTable]:
+    def tables(self) -> list[ResultTable]:
         """The closing tables; a notebook shows each as a table."""
         return tables.closing_tables(self.summary)
 

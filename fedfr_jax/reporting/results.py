@@ -13,6 +13,7 @@ from fedfr_jax.config import Config
 from fedfr_jax.data.split import describe_split
 from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting import html, tables
+from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime import costs, workdir
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.remarks import first_remark
@@ -181,7 +182,7 @@ def write_results(
     writer.flush()
     html.write_report(writer.workdir / "report.html", html.load_report_data(writer.workdir))
     if show:
-        tables.render(tables.closing_tables(summary))
+        render(tables.closing_tables(summary))
         print(f"report: {writer.workdir / 'report.html'}")
     return summary
 

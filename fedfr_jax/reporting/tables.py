@@ -1,4 +1,4 @@
-"""The closing tables: models in rows, metrics in columns, for terminal, Markdown and report.
+"""The closing tables: models in rows, metrics in columns.
 
 They are built from the plain dict of ``summary.json``::
 
@@ -19,28 +19,22 @@ fewer than one error is allowed (by the pair rule, at most one). ``{"evaluated":
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
-
 from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
+from fedfr_jax.reporting.result_table import MARK, NONE, Cell, ResultTable
 
 MODEL_ORDER = ("pretrained", "global", "personalized")
-_MARK, _NONE = "†", "–"
 _UNRESOLVED = (
-    f"{_MARK} fewer than one false accept is allowed at this rate: there are too few "
+    f"{MARK} fewer than one false accept is allowed at this rate: there are too few "
     "impostor scores to resolve it, and the number is the share of genuine scores "
     "above the highest impostor score."
 )
 _UNRESOLVED_PAIRS = (
-    f"{_MARK} the threshold of this rate is the highest impostor score: there are "
+    f"{MARK} the threshold of this rate is the highest impostor score: there are "
     "too few probes to resolve it."
 )
 _GENERIC = "Generic verification: {}"
@@ -53,34 +47,6 @@ _PERSONAL = {
     "identification_pair": ("Personalized identification (1:N), pair rule", "TPIR @ FPIR {}"),
     "identification_openset": ("Personalized identification (1:N), open set", "TPIR @ FPIR {}"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One entry: its text, whether it is the best of its column, whether it is resolved."""
-
-    text: str
-    best: bool = False
-    unresolvable: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class ResultTable:
-    """A table: ``columns`` headers, and per row a model's name and one cell per column."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        text = io.StringIO()
-        render([self], Console(file=text, force_jupyter=False))
-        return text.getvalue()
-
-    def _repr_markdown_(self) -> str:
-        """For notebooks."""
-        return f"**{self.title}**\n\n{markdown(self)}"
 
 
 def rate_label(rate: str | float) -> str:
@@ -98,7 +64,7 @@ def rate_label(rate: str | float) -> str:
 def percent(value: float | None, std: float | None = None) -> str:
     """A share in percent with two decimals, "91.20 ± 3.10"; "–" where there is none."""
     if value is None or not math.isfinite(value):
-        return _NONE
+        return NONE
     spread = "" if std is None or not math.isfinite(std) else f" ± {100 * std:.2f}"
     return f"{100 * value:.2f}{spread}"
 
@@ -201,7 +167,7 @@ def _table(
         for header, column in columns.items():
             value, std, mark = column.get(name, (None, None, False))
             text = percent(value, std)
-            cells.append(Cell(text, name in best[header], mark and text != _NONE))
+            cells.append(Cell(text, name in best[header], mark and text != NONE))
         rows.append((name, tuple(cells)))
     marked = any(cell.unresolvable for _, cells in rows for cell in cells)
     return ResultTable(
@@ -384,60 +350,6 @@ def _spread(found: Mapping[str, Any]) -> tuple[Cell, ...]:
     return tuple(
         Cell(percent(found.get(key))) for key in ("mean", "std", "worst10", "min", "max", "worse")
     )
-
-
-def _text(cell: Cell) -> str:
-    return cell.text + (_MARK if cell.unresolvable else "")
-
-
-def render(tables: list[ResultTable], console: Console | None = None) -> None:
-    """Prints tables to a terminal (stdout by default), the best of each column in bold.
-
-    Where stdout is not a terminal nothing is cut off to fit its width.
-    """
-    # In Jupyter, too, what is printed is text, which can be redirected; there, results are shown
-    # by displaying the tables themselves.
-    console = Console(force_jupyter=False) if console is None else console
-    for table in tables:
-        if not console.is_terminal:
-            console.width = max(
-                console.width,
-                40
-                + sum(
-                    4 + max(len(header), *(len(_text(cells[i])) for _, cells in table.rows))
-                    for i, header in enumerate(table.columns)
-                ),
-            )
-        drawn = RichTable()
-        drawn.add_column("model", no_wrap=True)
-        for header in table.columns:
-            drawn.add_column(Text(header), justify="right")
-        for name, cells in table.rows:
-            drawn.add_row(
-                Text(name),
-                *(Text(_text(cell), style="bold green" if cell.best else "") for cell in cells),
-            )
-        console.print(Text(table.title, style="bold"))
-        console.print(drawn)
-        for note in table.notes:
-            console.print(Text(note, style="dim"), soft_wrap=not console.is_terminal)
-        console.print()
-
-
-def markdown(table: ResultTable) -> str:
-    """A table in Markdown (without its title): best in bold, notes below."""
-
-    def safe(text):
-        return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", text.replace("\n", " "))
-
-    lines = [
-        "| model | " + " | ".join(safe(header) for header in table.columns) + " |",
-        "|---|" + "---:|" * len(table.columns),
-    ]
-    for name, cells in table.rows:
-        texts = [f"**{safe(_text(cell))}**" if cell.best else safe(_text(cell)) for cell in cells]
-        lines.append(f"| {safe(name)} | " + " | ".join(texts) + " |")
-    return "\n".join(lines + [""] + [safe(note) + "  " for note in table.notes]) + "\n"
 
 
 def metric_label(key: str) -> str:

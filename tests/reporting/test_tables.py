@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from fedfr_jax.reporting import tables
+from fedfr_jax.reporting.result_table import markdown, render
 
 
 def test_best_is_bold_and_unresolvable_rates_are_marked():
@@ -29,7 +30,7 @@ def test_best_is_bold_and_unresolvable_rates_are_marked():
         "too few impostor" in note
         for note in found["Personalized identification (1:N), open set"].notes
     )
-    text = tables.markdown(personal)
+    text = markdown(personal)
     lines = text.splitlines()
     assert lines[0].count("|") == lines[1].count("|") == lines[4].count("|") == 5
     assert lines[4].count("**") == 4 and "†" in lines[4] and "**" not in lines[2]
@@ -57,11 +58,11 @@ def test_terminal_tables_are_whole_and_bold_on_a_terminal():
     summary = made_up.summary(made_up.data(rounds=1).per_client)
     found = tables.closing_tables(summary)
     out = io.StringIO()
-    tables.render(found, Console(file=out, width=40))
+    render(found, Console(file=out, width=40))
     assert "87.00" in out.getvalue() and "…" not in out.getvalue()
     assert "\x1b" not in out.getvalue()
     out = io.StringIO()
-    tables.render(
+    render(
         found,
         Console(file=out, width=120, force_terminal=True, color_system="standard", _environ={}),
     )
