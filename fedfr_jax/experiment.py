@@ -35,6 +35,7 @@ from fedfr_jax.reporting.result import Result
 from fedfr_jax.reporting.results import describe_run, make_round_evaluation, notes, write_results
 from fedfr_jax.runtime import resuming, workdir
 from fedfr_jax.runtime.autotune import keep_settled
+from fedfr_jax.runtime.changes import check_changes
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
 from fedfr_jax.runtime.client_states import open_store, open_stores, personal_models
 from fedfr_jax.runtime.command_line import folder_of_process
@@ -423,7 +424,7 @@ def evaluate(folder: str | pathlib.Path, **changed: Any) -> dict[str, Any]:
     folder = pathlib.Path(folder).expanduser()
     earlier = workdir.read_config(folder)
     config = resolve(merged(earlier, changed))
-    workdir.check_changes(folder, earlier, to_dict(config))
+    check_changes(folder, earlier, to_dict(config))
     use_cpu_devices(config.engine.cpu_devices)
     with contextlib.ExitStack() as files:
         files.enter_context(WorkdirLock(folder))

@@ -36,6 +36,7 @@ from fedfr_jax.experiment import Experiment, train
 from fedfr_jax.reporting.figures import slug
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.autotune import seeds_at_once, settle
+from fedfr_jax.runtime.changes import changed_settings
 from fedfr_jax.runtime.pretrained import copy_pretrained, pretrained_key
 from fedfr_jax.runtime.simulation import use_cpu_devices
 from fedfr_jax.settings import DataConfig
@@ -104,7 +105,7 @@ def is_finished(cell: Cell, folder: pathlib.Path) -> bool:
     """
     if not (folder / workdir.CONFIG).exists():
         return False
-    changed = workdir.changed_settings(workdir.read_config(folder), to_dict(cell.config))
+    changed = changed_settings(workdir.read_config(folder), to_dict(cell.config))
     changed = {k: v for k, v in changed.items() if not k.startswith(_RESETTLED)}
     if changed:
         what = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
@@ -362,9 +363,7 @@ def _changes(cells: Sequence[Cell], reference: str) -> dict[str, str]:
     first = {cell.row: to_dict(cell.config) for cell in reversed(cells)}
     base = first.get(reference, {})
     return {
-        row: ", ".join(
-            f"{k} = {new}" for k, (_, new) in workdir.changed_settings(base, settings).items()
-        )
+        row: ", ".join(f"{k} = {new}" for k, (_, new) in changed_settings(base, settings).items())
         or "–"
         for row, settings in reversed(first.items())
     }

@@ -16,8 +16,9 @@ from fedfr_jax.algorithm.initialize import server_shapes
 from fedfr_jax.config import Config, to_dict
 from fedfr_jax.data.split import load_split
 from fedfr_jax.errors import InputError
-from fedfr_jax.runtime import fingerprints, workdir
+from fedfr_jax.runtime import fingerprints
 from fedfr_jax.runtime.checkpoints import load_pytree
+from fedfr_jax.runtime.json_file import plain
 from fedfr_jax.runtime.simulation import Simulation
 
 _DEPENDS_ON = ("seed", "data", "model", "pretrain")
@@ -28,7 +29,7 @@ def pretrained_key(config: Config) -> str:
     settings = to_dict(config)
     parts = {name: settings[name] for name in _DEPENDS_ON}
     parts |= {"clients": config.fed.num_clients, "mirror": config.fed.mirror}
-    digest = hashlib.sha256(json.dumps(workdir.plain(parts), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(plain(parts), sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 

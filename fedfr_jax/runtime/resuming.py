@@ -17,6 +17,7 @@ from fedfr_jax.data.split import save_split
 from fedfr_jax.errors import DamagedError, InputError
 from fedfr_jax.population.store import RowStore
 from fedfr_jax.runtime import client_states, fingerprints, workdir
+from fedfr_jax.runtime.changes import changed_settings
 from fedfr_jax.runtime.checkpoints import (
     RoundCheckpoints,
     digest_of,
@@ -24,6 +25,7 @@ from fedfr_jax.runtime.checkpoints import (
     newest_whole,
     saved_rounds,
 )
+from fedfr_jax.runtime.json_file import plain
 from fedfr_jax.runtime.processes import check_equal, worst
 from fedfr_jax.runtime.simulation import Simulation
 
@@ -95,9 +97,7 @@ def _check_rounds(sim: Simulation, folder: pathlib.Path, earlier: int) -> None:
 
 def _in_common(config, found) -> dict[str, Any]:
     values = {
-        key: workdir.plain(new)
-        for key, (_, new) in workdir.changed_settings({}, config).items()
-        if key not in _OWN
+        key: plain(new) for key, (_, new) in changed_settings({}, config).items() if key not in _OWN
     }
     return (
         values

@@ -16,21 +16,20 @@ complete, so a run that is killed leaves no half-written one behind.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 from tensorboardX import SummaryWriter
 
 from fedfr_jax.atomic import write_text
 from fedfr_jax.errors import DamagedError, InputError
+from fedfr_jax.runtime.changes import MAY_CHANGE, check_changes
 from fedfr_jax.runtime.evaluation_file import EVALUATION, write_evaluation
 from fedfr_jax.runtime.evaluation_file import read_evaluation as read_evaluation  # noqa: PLC0414 - part of this module
+from fedfr_jax.runtime.json_file import json_text, plain, read_json, write_json
 from fedfr_jax.runtime.metrics_file import line_of, read_rows
 
 CONFIG, METRICS, SUMMARY, TENSORBOARD = (
@@ -41,69 +40,6 @@ CONFIG, METRICS, SUMMARY, TENSORBOARD = (
 )
 _DIGESTS = "config.json.sha256"
 _CHECK = "check"  # of the summary: SHA-256 of the rest, as it stands in the file
-# What a resumed run may change: a rate that diverged, how long, what is measured, how it runs.
-_MAY_CHANGE = (
-    "fed.rounds",
-    "fed.lr",
-    "fed.lr_decay",
-    "fed.lr_decay_epochs",
-    "fed.momentum",
-    "fed.weight_decay",
-    "fed.server_lr",
-    "fed.server_momentum",
-    "fed.server_beta2",
-    "fed.server_epsilon",
-    "eval.",
-    "engine.",
-    "checkpoint.",
-    "data.workers",
-    "data.max_megapixels",
-    "data.images",
-    "data.resident_gib",
-    "data.root",
-    "data.verification_sets",
-    "data.verification_labels",
-    "population.schedule",
-    "population.availability",
-)
-
-
-def plain(value: Any) -> Any:
-    """Turns a value into what JSON can hold.
-
-    NumPy and JAX scalars become Python numbers, arrays and tuples become lists,
-    keys become text, and NaN and infinities become ``None``.
-
-    Raises:
-      InputError: a value has no JSON form.
-    """
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    array = np.asarray(value)
-    if array.dtype.name == "bfloat16":
-        array = array.astype(np.float32)
-    if array.dtype.kind not in "biufU":
-        raise InputError(
-            f"a value of type {type(value).__name__} cannot be written as JSON: {str(value)[:80]!r}"
-        )
-    return plain(array.tolist())
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes ``value`` (see :func:`plain`) as indented JSON, all of it or nothing."""
-    write_text(path, _json(value))
-
-
-def _json(value: Any) -> str:
-    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
 
 
 def announce_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
@@ -113,29 +49,8 @@ def announce_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> No
     """
     path = pathlib.Path(workdir) / _DIGESTS
     earlier = path.read_text().split()[-1:] if path.exists() else []
-    new = hashlib.sha256(_json(config).encode()).hexdigest()
+    new = hashlib.sha256(json_text(config).encode()).hexdigest()
     write_text(path, "\n".join([*earlier, new]) + "\n")
-
-
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads one JSON object.
-
-    Raises:
-      InputError: the file is missing, or is not a JSON object.
-    """
-    path = pathlib.Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist: is {path.parent} the work directory of a run "
-            "that got this far?"
-        ) from None
-    except (ValueError, RecursionError) as error:  # no JSON, too many digits, too deep
-        raise InputError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds a JSON {type(value).__name__} where an object is expected")
-    return value
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -176,7 +91,7 @@ def read_summary(workdir: str | os.PathLike) -> dict[str, Any]:
 
 def _digest(content: Mapping[str, Any]) -> str:
     try:
-        return hashlib.sha256(_json(content).encode()).hexdigest()
+        return hashlib.sha256(json_text(content).encode()).hexdigest()
     except (ValueError, RecursionError, InputError):
         return ""  # nothing that was written here
 
@@ -193,27 +108,6 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     return read_rows(pathlib.Path(workdir) / METRICS)
 
 
-def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple]:
-    """Settings that differ between two nested dicts: dotted name -> (old, new).
-
-    A setting that one of them lacks counts as ``None`` there.
-    """
-
-    def flat(tree, prefix=""):
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from flat(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    before, after = dict(flat(plain(old))), dict(flat(plain(new)))
-    return {
-        key: (before.get(key), after.get(key))
-        for key in sorted(before | after)
-        if before.get(key) != after.get(key)
-    }
-
-
 def holds_run(workdir: str | os.PathLike) -> bool:
     """Whether a run has written its settings or results into this directory."""
     workdir = pathlib.Path(workdir)
@@ -224,7 +118,7 @@ def open_run(
     workdir: str | os.PathLike,
     config: Mapping[str, Any],
     resume: bool = False,
-    may_change: Sequence[str] = _MAY_CHANGE,
+    may_change: Sequence[str] = MAY_CHANGE,
 ) -> RunWriter:
     """Starts or takes up a run in ``workdir`` and writes its ``config.json``.
 
@@ -253,42 +147,6 @@ def open_run(
         writer.append_change(changed)
     write_json(workdir / CONFIG, config)
     return writer
-
-
-def check_changes(
-    workdir: pathlib.Path,
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
-    may_change: Sequence[str] = _MAY_CHANGE,
-) -> dict[str, tuple]:
-    """What differs between a run's settings and new ones, if all of it may change.
-
-    Args:
-      workdir: of the run, for the message.
-      old, new: nested dicts.
-      may_change: as for :func:`open_run`.
-
-    Returns:
-      As :func:`changed_settings`.
-
-    Raises:
-      InputError: something else differs.
-    """
-    changed = changed_settings(old, new)
-    fixed = [
-        f"{key}: {before!r} -> {after!r}"
-        for key, (before, after) in changed.items()
-        if not any(
-            name in ("", key) or (name.endswith(".") and key.startswith(name))
-            for name in may_change
-        )
-    ]
-    if fixed:
-        raise InputError(
-            f"the run in {workdir} had other settings ({'; '.join(fixed)}); go on "
-            "with the ones in its config.json, or choose another --workdir"
-        )
-    return changed
 
 
 def make_folder(folder: str | os.PathLike) -> pathlib.Path:
@@ -353,7 +211,7 @@ class RunWriter:
         """Adds a row that tells of changed settings, unless the last one does.
 
         Args:
-          changed: from :func:`changed_settings`.
+          changed: from :func:`fedfr_jax.runtime.changes.changed_settings`.
         """
         rows = read_metrics(self.workdir) if (self.workdir / METRICS).exists() else []
         done = max((row["round"] for row in rows if row.get("kind") == "round"), default=0)

@@ -19,6 +19,7 @@ from fedfr_jax.experiment import evaluate, train
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.checkpoints import load_pytree, save_pytree
 from fedfr_jax.runtime.client_states import open_store
+from fedfr_jax.runtime.json_file import plain
 from fedfr_jax.runtime.simulation import build_simulation
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -35,7 +36,7 @@ def test_a_run_leaves_everything_behind(finished):
     for name in ("checkpoints/3", "pretrained", "tensorboard"):
         assert list((folder / name).iterdir()), name
     assert "</html>" in (folder / "report.html").read_text()
-    assert workdir.read_summary(folder) == workdir.plain(summary)
+    assert workdir.read_summary(folder) == plain(summary)
     for name in ("split.npz", "evaluation.npz"):
         with np.load(folder / name, allow_pickle=False) as stored:
             assert sum(stored[key].size for key in stored.files) > 100, name
@@ -71,13 +72,13 @@ def test_evaluating_again_gives_the_same_table(finished, caplog):
     again = evaluate(folder)
     assert "times and rates of the training are lost" in caplog.text
     assert "second5" not in (folder / "summary.json").read_text()
-    assert workdir.plain(again["models"]) == workdir.plain(summary["models"])
+    assert plain(again["models"]) == plain(summary["models"])
     assert len(workdir.read_metrics(folder)) == before
 
 
 def test_the_same_seed_gives_the_same_run(finished, tmp_path):
     summary = train(settings(), tmp_path / "again")
-    assert workdir.plain(summary["models"]) == workdir.plain(finished[1]["models"])
+    assert plain(summary["models"]) == plain(finished[1]["models"])
 
 
 def test_a_finished_run_is_not_overwritten(finished):
@@ -200,7 +201,7 @@ def test_own_weights_can_be_started_from(finished, tmp_path):
         settings(pretrain={"epochs": 0}, model={"weights": str(finished[0])}, fed={"rounds": 1}),
         tmp_path / "b",
     )
-    assert summary["models"]["pretrained"]["generic"] == workdir.plain(
+    assert summary["models"]["pretrained"]["generic"] == plain(
         finished[1]["models"]["pretrained"]["generic"]
     )
     other = settings(

@@ -12,6 +12,8 @@ from tensorboardX.proto import event_pb2
 
 from fedfr_jax.errors import DamagedError, InputError
 from fedfr_jax.runtime import progress, workdir
+from fedfr_jax.runtime.changes import changed_settings
+from fedfr_jax.runtime.json_file import plain
 
 CONFIG = {"seed": 0, "fed": {"rounds": 3, "lr": 0.1}, "data": {"sets": ("a", "b")}}
 
@@ -91,9 +93,9 @@ def test_rows_that_cannot_be_placed_are_refused(tmp_path, row, lacking):
 
 def test_values_without_json_form_are_refused():
     with pytest.raises(InputError, match="object"):
-        workdir.plain({"a": [object()]})
+        plain({"a": [object()]})
     with pytest.raises(InputError, match="complex"):
-        workdir.plain(np.complex64(1))
+        plain(np.complex64(1))
 
 
 def test_an_existing_run_is_not_written_over(tmp_path):
@@ -269,8 +271,8 @@ def test_evaluation_round_trip_with_slashes_in_names(tmp_path):
 
 
 def test_changed_settings_are_named_by_their_path():
-    assert workdir.changed_settings(CONFIG, json.loads(json.dumps(CONFIG))) == {}
-    assert workdir.changed_settings(CONFIG, {"seed": 1, "fed": {"rounds": 3, "lr": 0.1}}) == {
+    assert changed_settings(CONFIG, json.loads(json.dumps(CONFIG))) == {}
+    assert changed_settings(CONFIG, {"seed": 1, "fed": {"rounds": 3, "lr": 0.1}}) == {
         "seed": (0, 1),
         "data.sets": (["a", "b"], None),
     }

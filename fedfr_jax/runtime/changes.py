@@ -1,0 +1,93 @@
+"""Changes of settings: in what a run that is taken up may differ from what it was."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedfr_jax.errors import InputError
+from fedfr_jax.runtime.json_file import plain
+
+# What a resumed run may change: a rate that diverged, how long, what is measured, how it runs.
+MAY_CHANGE = (
+    "fed.rounds",
+    "fed.lr",
+    "fed.lr_decay",
+    "fed.lr_decay_epochs",
+    "fed.momentum",
+    "fed.weight_decay",
+    "fed.server_lr",
+    "fed.server_momentum",
+    "fed.server_beta2",
+    "fed.server_epsilon",
+    "eval.",
+    "engine.",
+    "checkpoint.",
+    "data.workers",
+    "data.max_megapixels",
+    "data.images",
+    "data.resident_gib",
+    "data.root",
+    "data.verification_sets",
+    "data.verification_labels",
+    "population.schedule",
+    "population.availability",
+)
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple]:
+    """Settings that differ between two nested dicts: dotted name -> (old, new).
+
+    A setting that one of them lacks counts as ``None`` there.
+    """
+
+    def flat(tree, prefix=""):
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    before, after = dict(flat(plain(old))), dict(flat(plain(new)))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before | after)
+        if before.get(key) != after.get(key)
+    }
+
+
+def check_changes(
+    workdir: pathlib.Path,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    may_change: Sequence[str] = MAY_CHANGE,
+) -> dict[str, tuple]:
+    """What differs between a run's settings and new ones, if all of it may change.
+
+    Args:
+      workdir: of the run, for the message.
+      old, new: nested dicts.
+      may_change: as for :func:`fedfr_jax.runtime.workdir.open_run`.
+
+    Returns:
+      As :func:`changed_settings`.
+
+    Raises:
+      InputError: something else differs.
+    """
+    changed = changed_settings(old, new)
+    fixed = [
+        f"{key}: {before!r} -> {after!r}"
+        for key, (before, after) in changed.items()
+        if not any(
+            name in ("", key) or (name.endswith(".") and key.startswith(name))
+            for name in may_change
+        )
+    ]
+    if fixed:
+        raise InputError(
+            f"the run in {workdir} had other settings ({'; '.join(fixed)}); go on "
+            "with the ones in its config.json, or choose another --workdir"
+        )
+    return changed
