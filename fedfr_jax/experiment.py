@@ -39,6 +39,7 @@ from fedfr_jax.runtime.changes import check_changes
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
 from fedfr_jax.runtime.client_states import open_store, open_stores, personal_models
 from fedfr_jax.runtime.command_line import folder_of_process
+from fedfr_jax.runtime.embedding import make_embed, make_personal_embed
 from fedfr_jax.runtime.lock import WorkdirLock
 from fedfr_jax.runtime.pretrained import copy_pretrained, pretrained_key
 from fedfr_jax.runtime.rounds import (
@@ -50,12 +51,7 @@ from fedfr_jax.runtime.rounds import (
     starting_server,
     starting_weights,
 )
-from fedfr_jax.runtime.simulation import (
-    build_simulation,
-    make_embed,
-    make_personal_embed,
-    use_cpu_devices,
-)
+from fedfr_jax.runtime.simulation import build_simulation, use_cpu_devices
 
 PyTree = Any
 _PRETRAINED: dict[str, pathlib.Path] = {}  # of this process' runs, by their keys

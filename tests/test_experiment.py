@@ -14,7 +14,8 @@ from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.experiment import Experiment, open_run, run, settings_of, train
 from fedfr_jax.reporting.result import Result
 from fedfr_jax.runtime import simulation
-from fedfr_jax.runtime.simulation import make_embed, use_cpu_devices
+from fedfr_jax.runtime.embedding import make_embed
+from fedfr_jax.runtime.simulation import use_cpu_devices
 from fedfr_jax.runtime.workdir import read_metrics
 
 pytestmark = pytest.mark.usefixtures("blank_figures")

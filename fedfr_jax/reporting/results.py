@@ -15,9 +15,10 @@ from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting import html, tables
 from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime import costs, workdir
+from fedfr_jax.runtime.embedding import make_embed, make_personal_embed
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.remarks import first_remark
-from fedfr_jax.runtime.simulation import Simulation, make_embed, make_personal_embed
+from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
 

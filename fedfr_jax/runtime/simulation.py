@@ -21,7 +21,6 @@ from jax.sharding import PartitionSpec as P
 
 from fedfr_jax import data as data_sources
 from fedfr_jax import engine
-from fedfr_jax.algorithm.features import features, personal_features
 from fedfr_jax.algorithm.initialize import fill_in_new, initial_heads
 from fedfr_jax.algorithm.plain import compile_round, round_function
 from fedfr_jax.algorithm.spec import RoundSpec
@@ -220,13 +219,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
         min_client_images=config.fed.batch_size,
     )
     source = degraded(source, config.data.degrade, config.data.seed, split.clients)
-    uses_public = config.fed.public_data != "off"
-    if not len(split.public_images) and (uses_public or config.pretrain.epochs):
-        raise ConfigError(
-            "data.split leaves no public identities, but fed.public_data="
-            f"{config.fed.public_data!r} and pretrain.epochs="
-            f"{config.pretrain.epochs} need them"
-        )
+    _check_public_images(config, split)
     generic = verification_sets(config, source, split)
     config = settle(config)
     layout = make_layout(config)
@@ -241,14 +234,12 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     )
     evaluated = evaluated_clients(len(split.clients), config.eval.clients, config.data.seed)
     with track("reading images", None, "", keep=False):
-        public = engine.replicate(
-            PublicData(
-                source.read(split.public_images),
-                split.public_labels.astype(np.int32),
-                len(split.public_identities),
-            ),
-            layout.mesh,
+        public = PublicData(
+            source.read(split.public_images),
+            split.public_labels.astype(np.int32),
+            len(split.public_identities),
         )
+        public = engine.replicate(public, layout.mesh)
         client_images = open_client_images(config.data, source, split.clients, layout.mesh)
         held_out = read_held_out(source, split, evaluated)
     return Simulation(
@@ -264,6 +255,17 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
         spec,
         layout,
     )
+
+
+def _check_public_images(config: Config, split: FederatedSplit) -> None:
+    """Pretraining, and rounds with public data, need public images."""
+    uses_public = config.fed.public_data != "off"
+    if not len(split.public_images) and (uses_public or config.pretrain.epochs):
+        raise ConfigError(
+            "data.split leaves no public identities, but fed.public_data="
+            f"{config.fed.public_data!r} and pretrain.epochs="
+            f"{config.pretrain.epochs} need them"
+        )
 
 
 def _check_batch_norm(config: Config) -> None:
@@ -374,32 +376,3 @@ def compile_start(sim: Simulation) -> Callable[..., PyTree]:
 def round_key(config: Config) -> jax.Array:
     """The key from which all randomness of the rounds comes."""
     return jax.random.fold_in(jax.random.key(config.seed), 3)
-
-
-def make_embed(sim: Simulation) -> Callable[[PyTree, np.ndarray], np.ndarray]:
-    """``(variables, images (N, S, S, 3) uint8) -> (N, d)`` features of the shared backbone."""
-    return _in_batches(sim, lambda variables, x: features(sim.backbone, variables, x))
-
-
-def make_personal_embed(sim: Simulation) -> Callable[..., np.ndarray]:
-    """``((backbone, transform), images) -> (N, d)`` features of one personalized model."""
-    spec = dataclasses.replace(sim.spec, backbone=sim.backbone)
-    return _in_batches(sim, lambda model, x: personal_features(spec, model[0], model[1], x))
-
-
-def _in_batches(sim: Simulation, embed) -> Callable[[PyTree, np.ndarray], np.ndarray]:
-    """Runs ``embed`` on images of the host, batches of one size spread over the devices."""
-    mesh = sim.layout.mesh
-    size = sim.config.eval.batch_size * mesh.size
-    run = jax.jit(lambda model, images: engine.on_each_device(embed, model, images, mesh=mesh))
-
-    def run_all(model, images):
-        model, out = engine.replicate(model, mesh), []
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            padding = [(0, size - len(part))] + [(0, 0)] * 3
-            out.append(run(model, engine.spread(np.pad(part, padding), mesh)))
-        parts = jax.device_get(out)  # after the last batch is under way
-        return np.concatenate(parts)[: len(images)]
-
-    return run_all

@@ -1,0 +1,45 @@
+"""Features of images on the host under a simulation's models, batch by batch on its devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedfr_jax import engine
+from fedfr_jax.algorithm.features import features, personal_features
+from fedfr_jax.runtime.simulation import Simulation
+
+PyTree = Any
+
+
+def make_embed(sim: Simulation) -> Callable[[PyTree, np.ndarray], np.ndarray]:
+    """``(variables, images (N, S, S, 3) uint8) -> (N, d)`` features of the shared backbone."""
+    return _in_batches(sim, lambda variables, x: features(sim.backbone, variables, x))
+
+
+def make_personal_embed(sim: Simulation) -> Callable[..., np.ndarray]:
+    """``((backbone, transform), images) -> (N, d)`` features of one personalized model."""
+    spec = dataclasses.replace(sim.spec, backbone=sim.backbone)
+    return _in_batches(sim, lambda model, x: personal_features(spec, model[0], model[1], x))
+
+
+def _in_batches(sim: Simulation, embed) -> Callable[[PyTree, np.ndarray], np.ndarray]:
+    """Runs ``embed`` on images of the host, batches of one size spread over the devices."""
+    mesh = sim.layout.mesh
+    size = sim.config.eval.batch_size * mesh.size
+    run = jax.jit(lambda model, images: engine.on_each_device(embed, model, images, mesh=mesh))
+
+    def run_all(model, images):
+        model, out = engine.replicate(model, mesh), []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            padding = [(0, size - len(part))] + [(0, 0)] * 3
+            out.append(run(model, engine.spread(np.pad(part, padding), mesh)))
+        parts = jax.device_get(out)  # after the last batch is under way
+        return np.concatenate(parts)[: len(images)]
+
+    return run_all
