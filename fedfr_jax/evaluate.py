@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from fedfr_jax.experiment import evaluate
+from fedfr_jax.reporting.reevaluation import evaluate
 from fedfr_jax.runtime.command_line import run_command
 
 

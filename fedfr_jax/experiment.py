@@ -24,20 +24,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from fedfr_jax.algorithm.state import ServerState
-from fedfr_jax.config import Config, Settings, merged, resolve, settings_of, to_dict
+from fedfr_jax.config import Config, Settings, merged, settings_of
 from fedfr_jax.data.types import ImageSource, as_images
-from fedfr_jax.errors import ConfigError, DamagedError, InputError
+from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting.result import Result
 from fedfr_jax.reporting.results import describe_run, make_round_evaluation, notes, write_results
 from fedfr_jax.runtime import resuming, workdir
 from fedfr_jax.runtime.autotune import keep_settled
-from fedfr_jax.runtime.changes import check_changes
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
-from fedfr_jax.runtime.client_states import open_store, open_stores, personal_models
+from fedfr_jax.runtime.client_states import head_of, open_store, personal_models
 from fedfr_jax.runtime.command_line import folder_of_process
 from fedfr_jax.runtime.embedding import make_embed, make_personal_embed
 from fedfr_jax.runtime.lock import WorkdirLock
@@ -217,11 +215,7 @@ class Experiment:
         Raises:
           KeyError: the client has not taken part yet.
         """
-        number = np.array([client])
-        if not self._store.known(number)[0]:
-            raise KeyError(f"client {client} has not taken part in a round yet")
-        head = jax.tree.map(lambda x: np.asarray(x[0]), self._store.read(number))
-        return {name: getattr(head, name) for name in head.__dataclass_fields__}
+        return head_of(self._store, client)
 
     def embed(self, images: np.ndarray, client: int | None = None) -> np.ndarray:
         """(N, d) features of (N, S, S, 3) uint8 images: of the global or a client's own model.
@@ -284,15 +278,8 @@ class Experiment:
           What ``summary.json`` holds.
         """
         with self._timed("evaluation"):
-            return write_results(
-                self.sim,
-                self._writer,
-                self._run(),
-                self.pretrained,
-                self.server.backbone,
-                self._personal(),
-                show=show,
-            )
+            run, models = self._run(), (self.pretrained, self.server.backbone, self._personal())
+            return write_results(self.sim, self._writer, run, *models, show=show)
 
     def faces(self, rows: int = 6, columns: int = 10) -> np.ndarray | None:
         """One image of public identities, one per row: (height, width, 3) uint8."""
@@ -403,50 +390,3 @@ def train(
         # A process has its own clients' heads only.
         print(f"trained; evaluate with: python -m fedfr_jax.evaluate --workdir={folder}")
         return experiment.write_run()
-
-
-def evaluate(folder: str | pathlib.Path, **changed: Any) -> dict[str, Any]:
-    """Evaluates the newest checkpoint of a work directory; returns the summary.
-
-    Server and clients are of one round: the one before, which is said, if the newest is damaged.
-
-    Args:
-      folder: the work directory.
-      **changed: settings that may differ from the run's: ``data={"root": ...}`` if it was moved.
-
-    Raises:
-      InputError: there is no run or checkpoint, or it is damaged, or its data are other data.
-    """
-    folder = pathlib.Path(folder).expanduser()
-    earlier = workdir.read_config(folder)
-    config = resolve(merged(earlier, changed))
-    check_changes(folder, earlier, to_dict(config))
-    use_cpu_devices(config.engine.cpu_devices)
-    with contextlib.ExitStack() as files:
-        files.enter_context(WorkdirLock(folder))
-        sim = build_simulation(config)
-        resuming.check_data(sim, folder)
-        pretrained = resuming.load_pretrained(sim, folder)
-        checkpoints = files.enter_context(RoundCheckpoints(folder))
-        stores = [files.enter_context(store) for store in open_stores(sim, folder)]
-        server = resuming.state_to_evaluate(sim, checkpoints, stores)
-        run = describe_run(config, folder.resolve().name, int(server.round))
-        if (folder / workdir.SUMMARY).exists():
-            try:
-                run = workdir.read_summary(folder).get("run", {}) | run
-            except DamagedError as error:  # a result: all of it but times can be had again
-                logging.warning(
-                    "%s is not used: times and rates of the training are lost (%s)",
-                    folder / workdir.SUMMARY,
-                    error,
-                )
-        run |= notes(workdir.read_metrics(folder))
-        writer = files.enter_context(workdir.RunWriter(folder))
-        return write_results(
-            sim,
-            writer,
-            run,
-            pretrained,
-            server.backbone,
-            personal_models(sim, stores, server.backbone),
-        )

@@ -243,6 +243,19 @@ class ClientStates:
         return found if self._unwritten is None else found.with_newer(self._unwritten[0])
 
 
+def head_of(store: RowStore, client: int) -> dict[str, Any]:
+    """What a client keeps to itself, as arrays by the names of :class:`Heads`.
+
+    Raises:
+      KeyError: the client has not taken part yet.
+    """
+    number = np.array([client])
+    if not store.known(number)[0]:
+        raise KeyError(f"client {client} has not taken part in a round yet")
+    head = jax.tree.map(lambda x: np.asarray(x[0]), store.read(number))
+    return {name: getattr(head, name) for name in head.__dataclass_fields__}
+
+
 def personal_models(
     sim: Simulation, stores: Sequence[RowStore], backbone: PyTree
 ) -> Callable[[int], tuple[PyTree, PyTree]]:

@@ -134,7 +134,7 @@ def run_processes(folder, count, devices):
 def test_two_processes_with_two_devices_equal_one_device(tmp_path):
     from fedfr_jax.algorithm.initialize import server_shapes  # noqa: PLC0415
     from fedfr_jax.config import resolve  # noqa: PLC0415
-    from fedfr_jax.experiment import evaluate  # noqa: PLC0415
+    from fedfr_jax.reporting.reevaluation import evaluate  # noqa: PLC0415
     from fedfr_jax.runtime.checkpoints import RoundCheckpoints  # noqa: PLC0415 - imports orbax
     from fedfr_jax.runtime.client_states import open_stores, personal_models  # noqa: PLC0415
     from fedfr_jax.runtime.simulation import build_simulation  # noqa: PLC0415

@@ -10,7 +10,8 @@ from quick import SETTINGS, cohort, compiled_once, quick, rounds_only, same, sta
 
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import ConfigError, InputError
-from fedfr_jax.experiment import Experiment, evaluate
+from fedfr_jax.experiment import Experiment
+from fedfr_jax.reporting.reevaluation import evaluate
 from fedfr_jax.runtime import workdir
 
 pytestmark = pytest.mark.usefixtures("compiled_once")

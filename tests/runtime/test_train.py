@@ -15,7 +15,8 @@ from small import ROOT, SETTINGS, final_state, settings
 
 from fedfr_jax.config import resolve
 from fedfr_jax.errors import InputError
-from fedfr_jax.experiment import evaluate, train
+from fedfr_jax.experiment import train
+from fedfr_jax.reporting.reevaluation import evaluate
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.checkpoints import load_pytree, save_pytree
 from fedfr_jax.runtime.client_states import open_store
