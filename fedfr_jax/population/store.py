@@ -341,10 +341,7 @@ class RowStore:
         checks = int(table["check"][before[had]].sum(dtype=np.uint64))
         table["client"][records] = 0
         crc = np.array(
-            [
-                self._layout.put(self._records.rows[record], [part[i] for part in parts])
-                for i, record in enumerate(records)
-            ],
+            [self._put(record, [part[i] for part in parts]) for i, record in enumerate(records)],
             np.uint64,
         )
         table["round"][records] = round
@@ -373,6 +370,10 @@ class RowStore:
             self._free += range(used, used + more)
         taken, self._free = self._free[:count], self._free[count:]
         return np.array(taken, np.int64)
+
+    def _put(self, record: int, parts: list[np.ndarray]) -> int:
+        """Writes a row's bytes; returns their checksum."""
+        return self._layout.put(self._records.rows[record], parts)
 
     def _check_row(self, record: int) -> None:
         """Raises DamagedError where a record's bytes are not those of its checksum."""
