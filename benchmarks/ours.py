@@ -22,6 +22,7 @@ from fedfr_jax.config import Config, method_config
 from fedfr_jax.engine.layout import Layout
 from fedfr_jax.methods import METHODS
 from fedfr_jax.population.cohort_data import CohortData, PublicData
+from fedfr_jax.population.packing import pack_clients, pack_public
 from fedfr_jax.runtime import simulation
 from fedfr_jax.runtime.autotune import settle
 from fedfr_jax.settings import DataConfig, EngineConfig, FedConfig, ModelConfig, SplitConfig
@@ -55,46 +56,29 @@ def _config(case: Case, dtype: str, conv: str, lanes: int, cache_features: bool)
     )
 
 
-def _slots(case: Case, devices: int) -> np.ndarray:
-    """(devices * slots,) client in each slot, -1 = empty."""
-    slots = -(-case.clients // devices)
-    return np.pad(np.arange(case.clients), (0, devices * slots - case.clients), constant_values=-1)
-
-
 def _data(case: Case, problem, devices: int) -> tuple[PublicData, CohortData]:
-    images, public = problem["images"], case.public
-    clients = _slots(case, devices)
-    slots, there = len(clients) // devices, clients >= 0
-    # Every client's images in turn; an empty slot's are those of client 0, and never used.
-    table_rows = problem["client/image_rows"][np.maximum(clients, 0)] - public
-    rows = np.arange(slots * case.images, dtype=np.int32).reshape(slots, case.images)
-    cohort = CohortData(
-        images=images[public:],
-        table_rows=table_rows.reshape(-1),
-        used=np.array([n.sum() * case.images for n in np.split(there, devices)], np.int32),
-        rows=np.tile(rows, (devices, 1)),
-        labels=problem["client/image_labels"][np.maximum(clients, 0)],
-        sizes=np.where(there, case.images, 0).astype(np.int32),
-        identities=np.where(there, case.identities, 0).astype(np.int32),
-        clients=clients.astype(np.int32),
+    images, labels = problem["images"], problem["client/image_labels"]
+    clients = [
+        (images[rows], own) for rows, own in zip(problem["client/image_rows"], labels, strict=True)
+    ]
+    public = pack_public(images[: case.public], problem["public_labels"])
+    cohort = pack_clients(clients, devices)
+    # Labels are drawn, so that the last identities may lack images.
+    identities = np.where(cohort.clients >= 0, case.identities, 0).astype(np.int32)
+    return (
+        public.replace(identities=case.identities if case.public else 0),
+        cohort.replace(identities=identities),
     )
-    return PublicData(
-        images[:public], problem["public_labels"], case.identities if public else 0
-    ), cohort
 
 
 def _place(case: Case, problem, layout: Layout):
-    """((server, heads), public, cohort) on the devices."""
+    """((server, heads), public, cohort) on the devices, and the client in each slot."""
     mesh = layout.mesh
     public, cohort = _data(case, problem, mesh.size)
     server, heads = _state(case, problem)
-    clients = np.maximum(_slots(case, mesh.size), 0)
-    heads = engine.spread(jax.tree.map(lambda x: x[clients], heads), mesh)
-    return (
-        (engine.replicate(server, mesh), heads),
-        engine.replicate(public, mesh),
-        place(cohort, layout),
-    )
+    heads = jax.tree.map(lambda x: x[np.maximum(cohort.clients, 0)], heads)
+    state = engine.replicate(server, mesh), engine.spread(heads, mesh)
+    return state, engine.replicate(public, mesh), place(cohort, layout), cohort.clients
 
 
 def _state(case: Case, problem) -> tuple[ServerState, Heads]:
@@ -137,7 +121,8 @@ def build(
     layout = simulation.make_layout(config)
     _, spec = simulation.make_spec(config)
     step = compile_round(spec, layout)
-    state, public, cohort = _place(case, problem, layout)
+    state, public, cohort, slots = _place(case, problem, layout)
+    slot_of = np.array([np.flatnonzero(slots == client)[0] for client in range(case.clients)])
     state = list(state)
     key = engine.replicate(jax.random.key(KEY), layout.mesh)
 
@@ -146,7 +131,7 @@ def build(
 
     def update():
         server, heads = jax.device_get(state)
-        heads = jax.tree.map(lambda x: x[: case.clients], heads)
+        heads = jax.tree.map(lambda x: x[slot_of], heads)
         found = {f"backbone/{k}": v for k, v in arrays_of(case, server.backbone).items()}
         found["client/class_embeddings"] = heads.class_embeddings
         if case.binary:
