@@ -120,6 +120,7 @@ def small_workload(name):
     return workload, problem.workload_problem(workload)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["A", "B"])
 def test_workloads_on_the_engine_are_a_plain_loop(name):
     workload, arrays = small_workload(name)
@@ -171,6 +172,7 @@ def tiny_case(settings):
     return cases.fedfr_case("tiny", TINY, competitors, settings)
 
 
+@pytest.mark.slow
 def test_the_runner_writes_table_and_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(cases.SUITES, "cpu", {"tiny": tiny_case})
     monkeypatch.setattr(run.machine, "peaks", lambda: {"float32": 1e12, "bfloat16": 2e12})

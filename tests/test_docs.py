@@ -31,6 +31,7 @@ print("tried")
 """
 
 
+@pytest.mark.slow
 def test_the_example_method_works_as_shown(tmp_path):
     text = (ROOT / "docs" / "extending.md").read_text()
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
@@ -73,6 +74,7 @@ runpy.run_path({path!r}, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_the_example_of_the_interface_runs(tmp_path):
     path = ROOT / "docs" / "example.py"
     assert len(path.read_text().splitlines()) <= 25

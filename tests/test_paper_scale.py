@@ -52,7 +52,8 @@ def shapes(config):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_round_at_the_papers_shapes(dtype):
     config = paper_config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))

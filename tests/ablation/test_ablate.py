@@ -56,6 +56,29 @@ def test_bad_rows_are_named():
         grid.make_cells({}, [("a b", {}), ("a-b", {})], (0,))
 
 
+def test_a_failed_cell_does_not_end_the_grid_and_is_run_again(tmp_path, monkeypatch):
+    cells = grid.make_cells(base(), ROWS[1:], (0,))
+    real, calls = grid.train, []
+
+    def train(config, folder, **options):
+        calls.append(config.method.name)
+        if len(calls) == 1:
+            raise MemoryError("no room")
+        return real(config, folder, **options)
+
+    monkeypatch.setattr(grid, "train", train)
+    found = grid.run_grid(cells, tmp_path, reference="FedAvg", report=lambda line: None)
+    assert calls == ["fedavg", "pretrained"] and list(found.values) == ["pretrained"]
+    assert "no room" in (tmp_path / "cells" / "fedavg" / "seed0" / "error.txt").read_text()
+    found = grid.run_grid(cells, tmp_path, reference="FedAvg", report=lambda line: None)
+    assert calls == ["fedavg", "pretrained", "fedavg"]
+    assert list(found.values) == ["FedAvg", "pretrained"]
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [row["method"] for row in rows] == ["FedAvg", "pretrained"]
+    assert float(rows[0]["sent (MB)"]) > float(rows[1]["sent (MB)"]) == 0
+
+
+@pytest.mark.slow
 def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
     cells = grid.make_cells(base(), ROWS, (0, 1), vary=("seed",))
     real, calls, lines = grid.train, [], []
@@ -114,6 +137,7 @@ def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
     assert list(found.values) == ["FedFR", "FedAvg", "pretrained"]
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_give_what_they_give_alone(tmp_path):
     lines, found = [], {}
     momentum = {"server_optimizer": "momentum", "server_lr": 0.7, "server_momentum": 0.5}

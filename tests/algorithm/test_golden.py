@@ -26,14 +26,9 @@ from fedfr_jax.settings import FedConfig, LossConfig, ModelConfig
 def _files(key):
     """Golden files that hold ``key``; a skipped parameter where there is none."""
     found = [f for f in sorted(GOLDEN.glob("**/*.npz")) if key in np.load(f).files]
-    # Where there is a case in double precision it is the exact one, and the other is a slow test.
-    exact = {f.name for f in found if f.parent.name == "float64"}
-    marks = {
-        f: [pytest.mark.slow] * (f.name in exact and f.parent.name != "float64") for f in found
-    }
-    return [
-        pytest.param(f, id="/".join(f.relative_to(GOLDEN).parts), marks=marks[f]) for f in found
-    ] or [pytest.param(None, marks=pytest.mark.skip(reason=f"no golden files in {GOLDEN}"))]
+    return [pytest.param(f, id="/".join(f.relative_to(GOLDEN).parts)) for f in found] or [
+        pytest.param(None, marks=pytest.mark.skip(reason=f"no golden files in {GOLDEN}"))
+    ]
 
 
 def _assert_close(actual, expected, tolerance, name=""):
@@ -115,6 +110,7 @@ def test_components(path):
     np.testing.assert_array_equal(positive, golden["binary_targets"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", _files("final_features"))
 def test_local_training(path):
     golden = np.load(path)

@@ -20,19 +20,24 @@ MODELS = {
 
 SLOW = pytest.mark.slow
 LAYOUTS = [
-    pytest.param("spherenet", conv, lanes)
-    for conv, lanes in (("patches", 2), ("grouped", 1), ("custom", 2))
+    pytest.param("spherenet", "custom", 2, "bfloat16"),
+    pytest.param("spherenet", "custom", 2, "float32", marks=SLOW),
 ]
 LAYOUTS += [
-    pytest.param(name, conv, lanes, marks=SLOW)
+    pytest.param("spherenet", conv, lanes, dtype, marks=SLOW)
+    for conv, lanes in (("patches", 2), ("grouped", 1))
+    for dtype in ("float32", "bfloat16")
+]
+LAYOUTS += [
+    pytest.param(name, conv, lanes, dtype, marks=SLOW)
     for name in ("mobilefacenet", "iresnet")
     for conv, lanes in (("patches", 2), ("grouped", 1))
+    for dtype in ("float32", "bfloat16")
 ]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name, conv, lanes", LAYOUTS)
-def test_a_round_lowers_for_tpu_and_cuda(name, dtype, conv, lanes):
+@pytest.mark.parametrize("name, conv, lanes, dtype", LAYOUTS)
+def test_a_round_lowers_for_tpu_and_cuda(name, conv, lanes, dtype):
     config = ModelConfig(**{**MODELS[name].__dict__, "dtype": dtype})
     method = RoundSpec(build(config, 32, conv), small.FED, LossConfig())
     layout, data = small.layout(lanes), small.federation()

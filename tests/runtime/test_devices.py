@@ -46,6 +46,7 @@ def environment(devices):
     return dict(os.environ, XLA_FLAGS=flags)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one():
     found = subprocess.run(
         [sys.executable, "-c", EIGHT_DEVICES],

@@ -140,7 +140,9 @@ with reports_input_errors({folder!r}):
 """
 
 
-@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(
+    "name, code", [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_what_is_finished(name, code, tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", RUN.format(after=2, name=name, folder=str(tmp_path))],

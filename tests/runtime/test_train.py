@@ -116,7 +116,8 @@ train(small.settings(**{changes}), {folder!r})
 @pytest.mark.parametrize(
     "killed_in, changes",
     [
-        (3, {"checkpoint": {"every": 2}}),  # rows of later rounds than the checkpoint are there
+        # Rows of later rounds than the checkpoint are there.
+        pytest.param(3, {"checkpoint": {"every": 2}}, marks=pytest.mark.slow),
         # The first round's checkpoint is there.
         (2, {"population": {"cohort": 2}, "data": {"images": "stream"}}),
     ],
