@@ -26,11 +26,8 @@ import subprocess
 import sys
 
 if not getattr(importlib.util.find_spec("fedfr_jax"), "origin", None):  # a mere folder has none
-    pins = [
-        f"{name}=={importlib.metadata.version(name)}"
-        for name in ("jax", "jaxlib", "flax", "numpy")
-        if importlib.util.find_spec(name)
-    ]
+    pins = [f"{name}=={importlib.metadata.version(name)}" for name in (
+        "jax", "jaxlib", "flax", "numpy") if importlib.util.find_spec(name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, *pins], check=True)
     importlib.invalidate_caches()
 
@@ -52,28 +49,15 @@ jax.devices()
 # %%
 SMALL = os.environ.get("FEDFR_NOTEBOOK") == "small"
 base = {
-    "data": {
-        "image_size": 32,
-        "generated": {"identities": 56 if SMALL else 140, "images_per_identity": (32, 32)},
-        "split": {
-            "held_out_identities": 16 if SMALL else 40,
-            "held_out_pairs": 60 if SMALL else 600,
-            "identities_per_client": (6, 6),
-            "verification_images": 6,
-        },
-    },
+    "data": {"image_size": 32, "generated": {"identities": 56 if SMALL else 140,
+                                             "images_per_identity": (32, 32)},
+             "split": {"held_out_identities": 16 if SMALL else 40,
+                       "held_out_pairs": 60 if SMALL else 600,
+                       "identities_per_client": (6, 6), "verification_images": 6}},
     "model": {"depth": 4, "widths": (16, 32, 64, 64), "embedding": 32},
     "pretrain": {"epochs": 1 if SMALL else 12, "batch_size": 32, "lr": 0.02},
-    "fed": {
-        "num_clients": 3 if SMALL else 6,
-        "rounds": 1 if SMALL else 3,
-        "batch_size": 32,
-        "lr": 5e-3,
-        "local_epochs": (3, 2),
-        "lr_decay_epochs": (),
-        "hard_threshold": 0.8,
-    },
-}
+    "fed": {"num_clients": 3 if SMALL else 6, "rounds": 1 if SMALL else 3, "batch_size": 32,
+            "lr": 5e-3, "local_epochs": (3, 2), "lr_decay_epochs": (), "hard_threshold": 0.8}}
 if jax.default_backend() == "cpu":  # elsewhere it is measured what is fastest
     base["engine"] = {"lanes": 1, "conv": "custom"}
 seeds = (0, 1) if SMALL else (0, 1, 2)
@@ -105,11 +89,8 @@ for table in found.tables():
 # that term's weight. FedFR itself is there already, so only the new cells are run.
 
 # %%
-rows = [
-    FEDFR,
-    *[row for row in PARTS if row[0] == "FedFR without contrastive"],
-    ("FedFR, weak contrast", {"method": {"fedfr": {"contrastive_weight": 0.5}}}),
-]
+rows = [FEDFR, *[row for row in PARTS if row[0] == "FedFR without contrastive"],
+        ("FedFR, weak contrast", {"method": {"fedfr": {"contrastive_weight": 0.5}}})]
 rows = rows[::2] if SMALL else rows
 found = grid.run_grid(grid.make_cells(base, rows, seeds), folder)
 assert not found.failures, found.failures

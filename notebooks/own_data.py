@@ -29,11 +29,8 @@ import subprocess
 import sys
 
 if not getattr(importlib.util.find_spec("fedfr_jax"), "origin", None):  # a mere folder has none
-    pins = [
-        f"{name}=={importlib.metadata.version(name)}"
-        for name in ("jax", "jaxlib", "flax", "numpy")
-        if importlib.util.find_spec(name)
-    ]
+    pins = [f"{name}=={importlib.metadata.version(name)}" for name in (
+        "jax", "jaxlib", "flax", "numpy") if importlib.util.find_spec(name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, *pins], check=True)
     importlib.invalidate_caches()
 
@@ -61,16 +58,8 @@ jax.devices()
 
 # %%
 def generated_recordio(folder, people):
-    source = open_source(
-        resolve(
-            {
-                "data": {
-                    "image_size": 48,
-                    "generated": {"identities": people, "images_per_identity": (24, 28)},
-                }
-            }
-        ).data
-    )
+    source = open_source(resolve({"data": {"image_size": 48, "generated": {
+        "identities": people, "images_per_identity": (24, 28)}}}).data)
     write_recordio(folder, source.read(np.arange(len(source.labels))), source.labels)
     return folder
 
@@ -97,31 +86,19 @@ def as_folders(data, folder, people):
     return {**data, "source": "folder", "root": str(folder)}
 
 
-some = as_folders(
-    {"source": "recordio", "root": str(root), "image_size": 48}, tempfile.mkdtemp(), people=3
-)
+some = as_folders({"source": "recordio", "root": str(root), "image_size": 48},
+                  tempfile.mkdtemp(), people=3)
 opened = open_source(resolve({"data": some}).data)
 print("people:", len(set(opened.labels)), "images:", len(opened.labels))
 
 # %%
 data = {"source": "recordio", "root": str(root), "image_size": 48}
-split = {
-    "client_fraction": 1.0,
-    "unused_public": True,
-    "client_images": (10, 10_000),
-    "identities_per_client": (4, 12),
-    "verification_images": 5,
-    "max_training_images": 60,
-    "held_out_identities": 1900,
-    "held_out_pairs": 600,
-}
+split = {"client_fraction": 1.0, "unused_public": True, "client_images": (10, 10_000),
+         "identities_per_client": (4, 12), "verification_images": 5, "max_training_images": 60,
+         "held_out_identities": 1900, "held_out_pairs": 600}
 if not REAL:
-    split |= {
-        "client_fraction": 0.5,
-        "identities_per_client": (4, 5),
-        "held_out_identities": 8 if SMALL else 30,
-        "held_out_pairs": 60 if SMALL else 600,
-    }
+    split |= {"client_fraction": 0.5, "identities_per_client": (4, 5),
+              "held_out_identities": 8 if SMALL else 30, "held_out_pairs": 60 if SMALL else 600}
 if (root / "lfw_bin_labels.npy").exists():
     data |= {"verification_sets": ("lfw.bin",), "verification_labels": ("lfw_bin_labels.npy",)}
 
@@ -131,16 +108,9 @@ base = {
     "data": data | {"split": split},
     "model": {"depth": 4, "widths": (16, 32, 64, 128), "embedding": 64},
     "pretrain": {"epochs": 1 if SMALL else 12, "batch_size": 32, "lr": 0.02},
-    "fed": {
-        "num_clients": (3 if SMALL else 8) if few else 12,
-        "rounds": 2 if SMALL else 4,
-        "batch_size": 32,
-        "hard_threshold": 0.6,
-        "lr": 1e-2,
-        "local_epochs": (4, 3, 2),
-        "lr_decay_epochs": (),
-    },
-}
+    "fed": {"num_clients": (3 if SMALL else 8) if few else 12, "rounds": 2 if SMALL else 4,
+            "batch_size": 32, "hard_threshold": 0.6, "lr": 1e-2, "local_epochs": (4, 3, 2),
+            "lr_decay_epochs": ()}}
 
 # %% [markdown]
 # ## Looking at the data before training

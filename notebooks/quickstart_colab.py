@@ -29,11 +29,8 @@ import subprocess
 import sys
 
 if not getattr(importlib.util.find_spec("fedfr_jax"), "origin", None):  # a mere folder has none
-    pins = [
-        f"{name}=={importlib.metadata.version(name)}"
-        for name in ("jax", "jaxlib", "flax", "numpy")
-        if importlib.util.find_spec(name)
-    ]
+    pins = [f"{name}=={importlib.metadata.version(name)}" for name in (
+        "jax", "jaxlib", "flax", "numpy") if importlib.util.find_spec(name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, *pins], check=True)
     importlib.invalidate_caches()
 
@@ -57,37 +54,21 @@ print(jax.__version__, jax.devices())
 
 # %%
 SMALL = os.environ.get("FEDFR_NOTEBOOK") == "small"
-size = (
-    dict(people=56, clients=3, rounds=2, pretraining=1, pairs=60)
-    if SMALL
-    else dict(people=200, clients=8, rounds=6, pretraining=12, pairs=1500)
-)
-data = {
-    "image_size": 32,
-    "generated": {"identities": size["people"], "images_per_identity": (30, 34)},
-    "split": {
-        "held_out_identities": size["people"] // 4,
-        "held_out_pairs": size["pairs"],
-        "identities_per_client": (4, 6) if SMALL else (6, 9),
-        "verification_images": 6,
-    },
-}
+size = dict(people=56, clients=3, rounds=2, pretraining=1, pairs=60) if SMALL else dict(
+    people=200, clients=8, rounds=6, pretraining=12, pairs=1500)
+data = {"image_size": 32,
+        "generated": {"identities": size["people"], "images_per_identity": (30, 34)},
+        "split": {"held_out_identities": size["people"] // 4, "held_out_pairs": size["pairs"],
+                  "identities_per_client": (4, 6) if SMALL else (6, 9),
+                  "verification_images": 6}}
 
 # %%
 base = {
     "data": data,
     "model": {"depth": 4, "widths": (16, 32, 64, 64), "embedding": 32},
     "pretrain": {"epochs": size["pretraining"], "batch_size": 32, "lr": 0.02},
-    "fed": {
-        "num_clients": size["clients"],
-        "rounds": size["rounds"],
-        "batch_size": 32,
-        "lr": 5e-3,
-        "local_epochs": (4, 3, 2),
-        "lr_decay_epochs": (),
-        "hard_threshold": 0.8,
-    },
-}
+    "fed": {"num_clients": size["clients"], "rounds": size["rounds"], "batch_size": 32,
+            "lr": 5e-3, "local_epochs": (4, 3, 2), "lr_decay_epochs": (), "hard_threshold": 0.8}}
 
 # %% [markdown]
 # ## Train
@@ -149,12 +130,8 @@ for table in fedfr.tables():
 # in a thousand is (TAR @ FAR 1e-3), mean over the clients and the client that does worst.
 
 # %%
-tar = pd.concat(
-    {
-        name: result.clients()["verification_tar@0.001"]
-        for name, result in (("FedFR", fedfr), ("FedAvg", fedavg))
-    }
-)
+tar = pd.concat({name: result.clients()["verification_tar@0.001"]
+                 for name, result in (("FedFR", fedfr), ("FedAvg", fedavg))})
 tar.groupby(level=0, sort=False).agg(["mean", "min"]).round(3)
 
 # %% [markdown]

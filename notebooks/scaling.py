@@ -27,11 +27,8 @@ import subprocess
 import sys
 
 if not getattr(importlib.util.find_spec("fedfr_jax"), "origin", None):  # a mere folder has none
-    pins = [
-        f"{name}=={importlib.metadata.version(name)}"
-        for name in ("jax", "jaxlib", "flax", "numpy")
-        if importlib.util.find_spec(name)
-    ]
+    pins = [f"{name}=={importlib.metadata.version(name)}" for name in (
+        "jax", "jaxlib", "flax", "numpy") if importlib.util.find_spec(name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE, *pins], check=True)
     importlib.invalidate_caches()
 
@@ -63,36 +60,17 @@ jax.devices()
 def settings(population, cohort, rounds):
     people, public, held_out = 4 * population, 120, 60
     return {
-        "data": {
-            "image_size": 32,
-            "images": "render",
-            "generated": {
-                "identities": people + public + held_out,
-                "images_per_identity": (12, 12),
-            },
-            "split": {
-                "client_fraction": people / (people + public),
-                "identities_per_client": (4, 4),
-                "verification_images": 4,
-                "held_out_identities": held_out,
-                "held_out_pairs": 600,
-            },
-        },
+        "data": {"image_size": 32, "images": "render", "generated": {
+                     "identities": people + public + held_out, "images_per_identity": (12, 12)},
+                 "split": {"client_fraction": people / (people + public),
+                           "identities_per_client": (4, 4), "verification_images": 4,
+                           "held_out_identities": held_out, "held_out_pairs": 600}},
         "model": {"depth": 4, "widths": (8, 16, 32, 32), "embedding": 32},
         "pretrain": {"epochs": 1 if SMALL else 10, "batch_size": 32, "lr": 0.02},
-        "fed": {
-            "num_clients": population,
-            "rounds": rounds,
-            "batch_size": 16,
-            "lr": 0.005,
-            "local_epochs": (2,),
-            "lr_decay_epochs": (),
-            "public_data": "off",
-        },
-        "population": {"cohort": cohort},
-        "eval": {"clients": min(20, population)},
-        "engine": {"lanes": 1, "conv": "custom"} if jax.default_backend() == "cpu" else {},
-    }
+        "fed": {"num_clients": population, "rounds": rounds, "batch_size": 16, "lr": 0.005,
+                "local_epochs": (2,), "lr_decay_epochs": (), "public_data": "off"},
+        "population": {"cohort": cohort}, "eval": {"clients": min(20, population)},
+        "engine": {"lanes": 1, "conv": "custom"} if jax.default_backend() == "cpu" else {}}
 
 
 # %%
@@ -104,17 +82,11 @@ def measure(population, cohort, rounds):
         models = experiment.evaluate()["models"]
         used = os.stat(experiment.folder / "heads" / "process-0-of-1.rows").st_blocks * 512
     rank1 = models["personalized"]["personalized"]["rank1"]["mean"]
-    return {
-        "clients": population,
-        "cohort": cohort,
-        "start (s)": ready,
-        "round (s)": warm["seconds"].median(),
-        "images of a round": warm["images"].median(),
-        "held-out people (%)": 100 * models["global"]["generic"]["held-out people"]["accuracy"],
-        "own people, rank-1 (%)": 100 * rank1,
-        "heads (MB)": used / 1e6,
-        "memory so far (GB)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-    }
+    return {"clients": population, "cohort": cohort, "start (s)": ready,
+            "round (s)": warm["seconds"].median(), "images of a round": warm["images"].median(),
+            "held-out people (%)": 100 * models["global"]["generic"]["held-out people"]["accuracy"],
+            "own people, rank-1 (%)": 100 * rank1, "heads (MB)": used / 1e6,
+            "memory so far (GB)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
 
 
 # %% [markdown]
@@ -142,14 +114,9 @@ by_cohort.round(3)
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 axes[0].plot(by_population["clients"], by_population["round (s)"], "o-")
-axes[0].set(
-    xscale="log", ylim=(0, None), xlabel="clients", ylabel="seconds per round", title="cohort of 10"
-)
+axes[0].set(xscale="log", ylim=(0, None), xlabel="clients", ylabel="seconds per round",
+            title="cohort of 10")
 axes[1].plot(by_cohort["cohort"], by_cohort["round (s)"] / by_cohort["cohort"], "o-")
-axes[1].set(
-    ylim=(0, None),
-    xlabel="cohort",
-    ylabel="seconds per client and round",
-    title=f"{populations[-1]:,} clients",
-)
+axes[1].set(ylim=(0, None), xlabel="cohort", ylabel="seconds per client and round",
+            title=f"{populations[-1]:,} clients")
 plt.show()
