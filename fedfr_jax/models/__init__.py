@@ -3,7 +3,9 @@
 A new backbone is one file with a ``build(config, image_size, conv)`` function that
 returns a Flax module, called as ``module(images, train)`` and with the names of its last
 layers in ``output_layers``, and the description of its published weights (or None), plus one
-line in ``MODELS``.
+line in ``MODELS``. To be trained from a layer up (``fed.trainable``), it also says the names of
+its top-level modules in the order of the forward pass (``layers``), where its last stage begins
+(``last_stage``), and takes a third argument ``part``, the slice of them to run.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from flax import linen as nn
 
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.models import iresnet, mobilefacenet, spherenet
-from fedfr_jax.models.layers import MIN_IMAGE_SIZE, parameter_count
+from fedfr_jax.models.layers import MIN_IMAGE_SIZE, apply_module, parameter_count
 from fedfr_jax.models.weights import Published, from_torch, load_weights, to_torch
 from fedfr_jax.settings import ModelConfig
 
@@ -58,6 +60,9 @@ class Backbone:
       name: key in ``MODELS``.
       output_layers: top-level modules of the variables that make the embedding from the last
         map; what personalized methods call the head of the network.
+      input_shape: of one input, (S, S, 3), or that of an activation where only the upper part
+        of a network is left; see :mod:`fedfr_jax.models.parts`.
+      module: the Flax module that ``init`` and ``apply`` are made of.
       batch_statistics: whether local training normalizes with the statistics of the mini-batch
         (``train`` = True), or with the running ones as they are.
       published: names and layouts of its published weights, if there are any.
@@ -71,6 +76,8 @@ class Backbone:
     output_layers: tuple[str, ...] = ()
     batch_statistics: bool = True
     published: Published | None = None
+    input_shape: tuple[int, ...] = ()
+    module: Any = None
 
 
 def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
@@ -103,6 +110,8 @@ def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
         output_layers=module.output_layers,
         batch_statistics=config.batch_norm == "batch",
         published=published,
+        input_shape=(image_size, image_size, 3),
+        module=module,
     )
 
 
@@ -147,10 +156,6 @@ def _apply_function(module: nn.Module, image_size: int) -> Callable[..., tuple[j
                 f"images have shape {images.shape}, this backbone takes "
                 f"(N, {image_size}, {image_size}, 3)"
             )
-        if not (train and variables["batch_stats"]):
-            features: Any = module.apply(variables, images, train=train)
-            return features, variables["batch_stats"]
-        features, updates = module.apply(variables, images, train=True, mutable=["batch_stats"])
-        return features, updates["batch_stats"]
+        return apply_module(module, variables, images, train)
 
     return apply

@@ -77,21 +77,36 @@ class IResNet(nn.Module):
     embedding: int
     dtype: jnp.dtype
     strategy: str
+    last_stage = "layer4_0"
     output_layers = ("fc", "features")
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        blocks = [f"layer{i}_{k}" for i, n in enumerate(self.blocks, 1) for k in range(n)]
+        return ("conv1", "bn1", "prelu", *blocks, "bn2", *self.output_layers)
+
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool, part: slice = slice(None)) -> jax.Array:
         x = entering(images, self.dtype)
-        x = Conv(self.widths[0], strategy=self.strategy, init=_conv_init, name="conv1")(x)
-        x = BatchNorm(name="bn1")(x, train)
-        x = PReLU(name="prelu")(x)
-        for stage, (blocks, width) in enumerate(zip(self.blocks, self.widths, strict=True), 1):
-            for k in range(blocks):
-                stride = 2 if k == 0 else 1
-                x = _Block(width, stride, self.strategy, name=f"layer{stage}_{k}")(x, train)
-        x = BatchNorm(name="bn2")(x, train)
-        x = Dense(self.embedding, init=_linear_init, name="fc")(x.reshape(x.shape[0], -1))
-        return BatchNorm(use_scale=False, name="features")(x, train)
+        for name in self.layers[part]:
+            x = self._layer(name, x, train)
+        return x
+
+    def _layer(self, name: str, x: jax.Array, train: bool) -> jax.Array:
+        if name == "conv1":
+            return Conv(self.widths[0], strategy=self.strategy, init=_conv_init, name=name)(x)
+        if name in ("bn1", "bn2"):
+            return BatchNorm(name=name)(x, train)
+        if name == "prelu":
+            return PReLU(name=name)(x)
+        if name == "fc":
+            x = x.reshape(x.shape[0], -1)
+            return Dense(self.embedding, init=_linear_init, name=name)(x)
+        if name == "features":
+            return BatchNorm(use_scale=False, name=name)(x, train)
+        stage, k = map(int, name.removeprefix("layer").split("_"))
+        stride = 2 if k == 0 else 1
+        return _Block(self.widths[stage - 1], stride, self.strategy, name=name)(x, train)
 
 
 def build(config: ModelConfig, image_size: int, conv: str) -> tuple[nn.Module, Published]:

@@ -241,3 +241,17 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def parameter_count(tree: Any) -> int:
     """Number of scalars in a pytree of arrays or of ``jax.ShapeDtypeStruct``."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def apply_module(
+    module: nn.Module, variables: dict[str, Any], inputs: jax.Array, train: bool, *part: slice
+) -> tuple[jax.Array, Any]:
+    """(outputs, batch_stats) of a network, or of the ``part`` of its layers.
+
+    In training mode the running statistics are those after the batch.
+    """
+    if not (train and variables["batch_stats"]):
+        outputs: Any = module.apply(variables, inputs, train, *part)
+        return outputs, variables["batch_stats"]
+    outputs, updates = module.apply(variables, inputs, True, *part, mutable=["batch_stats"])
+    return outputs, updates["batch_stats"]

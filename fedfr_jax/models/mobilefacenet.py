@@ -4,6 +4,9 @@ convolutions, a global depthwise convolution and a linear layer.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -97,26 +100,48 @@ class MobileFaceNet(nn.Module):
     embedding: int
     dtype: jnp.dtype
     strategy: str
+    last_stage = "dconv_45"
     output_layers = ("fc", "fc_norm")
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        blocks = []
+        for name, *_, count in BLOCKS:
+            blocks += [name] if count is None else [f"{name}_block{k}" for k in range(count)]
+        return ("conv_1", "conv_2_dw", *blocks, "conv_6sep", "conv_6dw", *self.output_layers)
+
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        way = self.strategy
+    def __call__(self, images: jax.Array, train: bool, part: slice = slice(None)) -> jax.Array:
         x = entering(images, self.dtype)
-        x = _ConvNorm(STEM, 3, 2, strategy=way, name="conv_1")(x, train)
-        x = _ConvNorm(STEM, 3, depthwise=True, strategy=way, name="conv_2_dw")(x, train)
-        for name, expanded, width, stride, blocks in BLOCKS:
-            if blocks is None:
-                x = _Bottleneck(expanded, width, stride, way, name=name)(x, train)
-                continue
-            for k in range(blocks):
-                x = x + _Bottleneck(expanded, width, stride, way, name=f"{name}_block{k}")(x, train)
-        x = _ConvNorm(HEAD, strategy=way, name="conv_6sep")(x, train)
-        x = _ConvNorm(
-            HEAD, x.shape[1], depthwise=True, linear=True, padding=0, strategy=way, name="conv_6dw"
-        )(x, train)
-        x = Dense(self.embedding, init=he_normal, name="fc")(x.reshape(x.shape[0], -1))
-        return BatchNorm(eps=_LAST_EPS, use_scale=False, name="fc_norm")(x, train)
+        for name in self.layers[part]:
+            x = self._layer(name, x, train)
+        return x
+
+    def _layer(self, name: str, x: jax.Array, train: bool) -> jax.Array:
+        if name in self.output_layers:
+            return self._output(name, x, train)
+        convolution = functools.partial(_ConvNorm, strategy=self.strategy, name=name)
+        match name:
+            case "conv_1":
+                return convolution(STEM, 3, 2)(x, train)
+            case "conv_2_dw":
+                return convolution(STEM, 3, depthwise=True)(x, train)
+            case "conv_6sep":
+                return convolution(HEAD)(x, train)
+            case "conv_6dw":
+                return convolution(HEAD, x.shape[1], depthwise=True, linear=True, padding=0)(
+                    x, train
+                )
+        sizes: dict[str, Any] = {stage: of for stage, *of in BLOCKS}
+        expanded, width, stride, count = sizes[name.rpartition("_block")[0] or name]
+        y = _Bottleneck(expanded, width, stride, self.strategy, name=name)(x, train)
+        return y if count is None else x + y
+
+    def _output(self, name: str, x: jax.Array, train: bool) -> jax.Array:
+        if name == "fc":
+            x = x.reshape(x.shape[0], -1)
+            return Dense(self.embedding, init=he_normal, name=name)(x)
+        return BatchNorm(eps=_LAST_EPS, use_scale=False, name=name)(x, train)
 
 
 def build(config: ModelConfig, image_size: int, conv: str) -> tuple[nn.Module, Published]:

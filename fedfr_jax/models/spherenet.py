@@ -90,16 +90,21 @@ class SphereNet(nn.Module):
     embedding: int
     dtype: jnp.dtype
     strategy: str
+    layers = ("stage1", "stage2", "stage3", "stage4", "fc")
+    last_stage = "stage4"
     output_layers = ("fc",)
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool, part: slice = slice(None)) -> jax.Array:
         del train  # nothing here behaves differently in training
         x = entering(images, self.dtype)
-        for k, (units, width) in enumerate(zip(self.units, self.widths, strict=True), start=1):
-            x = _Stage(width, units, self.strategy, name=f"stage{k}")(x)
-        x = x.reshape(x.shape[0], -1)
-        return Dense(self.embedding, name="fc")(x)
+        for name in self.layers[part]:
+            if name == "fc":
+                x = Dense(self.embedding, name=name)(x.reshape(x.shape[0], -1))
+                continue
+            k = int(name.removeprefix("stage")) - 1
+            x = _Stage(self.widths[k], self.units[k], self.strategy, name=name)(x)
+        return x
 
 
 def build(config: ModelConfig, image_size: int, conv: str) -> tuple[nn.Module, Published]:
