@@ -31,8 +31,15 @@ from fedfr_jax.data.types import ImageSource, as_images
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting.result import Result
-from fedfr_jax.reporting.results import describe_run, make_round_evaluation, notes, write_results
+from fedfr_jax.reporting.results import (
+    describe_run,
+    make_round_evaluation,
+    notes,
+    public_photographs,
+    write_results,
+)
 from fedfr_jax.runtime import resuming, workdir
+from fedfr_jax.runtime.activations import lower_part, trained_variables, with_activations
 from fedfr_jax.runtime.autotune import keep_settled
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
 from fedfr_jax.runtime.client_states import head_of, open_store, personal_models
@@ -69,7 +76,8 @@ class Experiment:
       config: the settings with what was left on automatic decided.
       sim: data, split, model, layout; see :class:`fedfr_jax.runtime.simulation.Simulation`.
       folder: the work directory.
-      pretrained: variables of the backbone before the first round, on the host.
+      pretrained: variables of the backbone (of what trains of it) before the first round, on the
+        host.
       server: the server's state, on the devices. Rounds give its memory away: take
         ``jax.device_get(experiment.server)`` to keep one.
 
@@ -129,6 +137,8 @@ class Experiment:
             resuming.check_pretrained(
                 own, record=True, pretrained=pretrained, classifier=embeddings
             )
+        self.sim = with_activations(self.sim, pretrained, own)
+        pretrained = trained_variables(self.sim, pretrained)
         saved = resuming.newest_state(self.sim, self._checkpoints, self._store)
         self.server: ServerState = starting_server(self.sim, pretrained, embeddings, saved)
         if self.round > self.config.rounds:
@@ -237,17 +247,20 @@ class Experiment:
     @functools.cached_property
     def _programs_of_models(self):
         """Compiled once, whatever number of models is asked for."""
-        return make_embed(self.sim), make_personal_embed(self.sim)
+        return lower_part(self.sim), make_embed(self.sim), make_personal_embed(self.sim)
 
     def _frozen(self, client: int | None):
-        clients, (embed, personal_embed) = len(self.sim.split.clients), self._programs_of_models
+        clients, (lower, embed, personal_embed) = (
+            len(self.sim.split.clients),
+            self._programs_of_models,
+        )
         if client is None:
             backbone = jax.device_get(self.server.backbone)
-            return lambda images: embed(backbone, images)
+            return lambda images: embed(backbone, lower(images))
         if not (isinstance(client, (int, np.integer)) and 0 <= client < clients):
             raise InputError(f"client {client!r}: there are the clients 0 to {clients - 1}")
         personal = jax.device_get(self._personal()(client))
-        return lambda images: personal_embed(personal, images)
+        return lambda images: personal_embed(personal, lower(images))
 
     def _personal(self):
         if self._store.rounds[-1:] not in ([self.round], []):
@@ -283,7 +296,7 @@ class Experiment:
 
     def faces(self, rows: int = 6, columns: int = 10) -> np.ndarray | None:
         """One image of public identities, one per row: (height, width, 3) uint8."""
-        sheet = assess.identity_sheet(self.sim.public, rows, columns)
+        sheet = assess.identity_sheet(public_photographs(self.sim), rows, columns)
         return None if sheet is None else np.concatenate(np.concatenate(sheet, axis=1), axis=1)
 
 

@@ -138,6 +138,10 @@ class FedConfig:
     lr_decay_epochs: tuple[int, ...] = (8,)  # per round; then max(1, int(0.75 E))
     lr_decay: float = 0.1
     mirror: bool = True  # random horizontal flip
+    # What trains in the rounds: all | last_stage | embedding (the layers after the last map), or a
+    # regular expression: the first layer whose name matches, and all after it. What lies below
+    # stays as pretrained, and its activations are computed once per image and mirror.
+    trainable: str = "all"
     # hard: hard negatives | all | off (local classes only) | auto: what the method says
     public_data: str = "auto"
     hard_threshold: float = 0.4  # cosine above which a public image is a hard negative

@@ -107,15 +107,24 @@ class TinyNetwork(nn.Module):
     embedding: int
     conv: str
     batch_norm: bool = False
+    last_stage = "output"
     output_layers = ("output",)
 
+    @property
+    def layers(self):
+        return ("kernel", "norm", "output") if self.batch_norm else ("kernel", "output")
+
     @nn.compact
-    def __call__(self, x, train):
-        kernel = self.param("kernel", nn.initializers.he_normal(), (3, 3, 3, 6))
-        x = conv2d(x, kernel, stride=4, strategy=self.conv)
-        if self.batch_norm:
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x)
-        return nn.Dense(self.embedding, name="output")(jnp.tanh(x).reshape(len(x), -1))
+    def __call__(self, x, train, part=slice(None)):
+        for name in self.layers[part]:
+            if name == "kernel":
+                kernel = self.param(name, nn.initializers.he_normal(), (3, 3, 3, 6))
+                x = conv2d(x, kernel, stride=4, strategy=self.conv)
+            elif name == "norm":
+                x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name=name)(x)
+            else:
+                x = nn.Dense(self.embedding, name=name)(jnp.tanh(x).reshape(len(x), -1))
+        return x
 
 
 for name, batch_norm in (("tiny", False), ("tiny_norm", True)):

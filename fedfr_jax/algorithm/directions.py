@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from fedfr_jax.algorithm import losses
-from fedfr_jax.algorithm.features import Shared, features, mirror, type_of
+from fedfr_jax.algorithm.features import Images, Shared, features, type_of
 from fedfr_jax.algorithm.pool import Pool
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
@@ -22,9 +22,9 @@ from fedfr_jax.engine.layout import Layout
 
 
 def direction(
-    spec: RoundSpec, server: ServerState, head: Heads, images: UInt8[Array, "B S S 3"]
+    spec: RoundSpec, server: ServerState, head: Heads, images: Images
 ) -> Float[Array, "B d"]:
-    """(B, d) direction of the contrastive term for uint8 images."""
+    """(B, d) direction of the contrastive term for images as the network sees them."""
     previous = jax.tree.map(lambda v, own: own.astype(v.dtype), server.backbone, head.previous)
     return losses.contrastive_direction(
         features(spec.backbone, server.backbone, images), features(spec.backbone, previous, images)
@@ -66,8 +66,7 @@ def _table(
 
     def one_block(i, table):
         entries = jax.lax.dynamic_slice_in_dim(first, i * block, block)
-        images = pool.images(entries % count)
-        images = jnp.where((entries >= count)[:, None, None, None], mirror(images), images)
+        images = pool.views(entries % count, entries >= count)
         return table.at[entries].set(direction(spec, shared.server, head, images))
 
     table = jnp.zeros((views * count, spec.backbone.embedding), type_of(shared.server.backbone))

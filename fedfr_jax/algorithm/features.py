@@ -1,4 +1,9 @@
-"""Images, where they lie during a round, and their features under frozen backbones."""
+"""Images, where they lie during a round, and their features under frozen backbones.
+
+Where only the upper part of a network trains (``fed.trainable``), activations of the lower part
+stand in for images everywhere: (V, ...) floats for an image, those of the image itself and,
+where images are mirrored, those of its mirror.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm.spec import RoundSpec
@@ -18,6 +23,7 @@ from fedfr_jax.models import Backbone
 from fedfr_jax.population.cohort_data import CohortData, PublicData
 
 PyTree = Any
+Images = UInt8[Array, "B S S 3"] | Float[Array, "B ..."]
 
 
 @struct.dataclass
@@ -47,9 +53,7 @@ def where_images_are(server, public: PublicData, cohort: CohortData, key):
     )
 
 
-def own_images(
-    shared: Shared, device: Device, positions: Int[Array, " B"]
-) -> UInt8[Array, "B S S 3"]:
+def own_images(shared: Shared, device: Device, positions: Int[Array, " B"]) -> Images:
     """Images at some positions of a device's list."""
     if shared.table is not None:
         return shared.table[device.table_rows[positions]]
@@ -61,9 +65,9 @@ def type_of(variables: PyTree) -> jnp.dtype:
     return engine.sum_type(variables)
 
 
-def to_input(images: UInt8[Array, "*B S S 3"], dtype: Any) -> Float[Array, "*B S S 3"]:
-    """uint8 RGB -> a floating type in [-1, 1], ``(x / 255 - 0.5) / 0.5``."""
-    return images.astype(dtype) / 127.5 - 1.0
+def to_input(images: Images, dtype: Any) -> Float[Array, "*B S S 3"]:
+    """uint8 RGB -> a float in [-1, 1], ``(x / 255 - 0.5) / 0.5``; activations as they are."""
+    return images.astype(dtype) / 127.5 - 1.0 if _is_image(images) else images.astype(dtype)
 
 
 def mirror(images: UInt8[Array, "*B H W 3"]) -> UInt8[Array, "*B H W 3"]:
@@ -71,10 +75,24 @@ def mirror(images: UInt8[Array, "*B H W 3"]) -> UInt8[Array, "*B H W 3"]:
     return images[..., ::-1, :]
 
 
-def features(
-    backbone: Backbone, variables: PyTree, images: UInt8[Array, "B S S 3"]
-) -> Float[Array, "B d"]:
-    """(B, d) features of uint8 images under a frozen backbone."""
+def views(images: Images, flip: Bool[Array, " B"]) -> Images:
+    """What the network sees of B images (or of their activations): the mirror where ``flip``."""
+    if _is_image(images):
+        return jnp.where(flip[:, None, None, None], mirror(images), images)
+    return images[jnp.arange(len(images)), flip.astype(int)]
+
+
+def unmirrored(images: Images) -> Images:
+    """What the network sees of images as they are."""
+    return images if _is_image(images) else images[:, 0]
+
+
+def _is_image(images: Images) -> bool:
+    return images.dtype == jnp.uint8
+
+
+def features(backbone: Backbone, variables: PyTree, images: Images) -> Float[Array, "B d"]:
+    """(B, d) features of images, as :func:`views` gives them, under a frozen backbone."""
     return backbone.apply(variables, to_input(images, type_of(variables)), False)[0]
 
 
@@ -84,7 +102,7 @@ def list_features(
     """(R, d) features of a device's list of images; those after ``used`` mean nothing."""
     size = len(device.images if shared.table is None else device.table_rows)
     return engine.loop_blocks(
-        lambda p: features(backbone, variables, own_images(shared, device, p)),
+        lambda p: features(backbone, variables, unmirrored(own_images(shared, device, p))),
         jnp.arange(size),
         used,
         block=block,
@@ -96,7 +114,7 @@ def public_features(
 ) -> Float[Array, "N_0 d"]:
     """(N_0, d) features of the public images, computed by all devices together."""
     return engine.map_blocks(
-        lambda s, p: features(spec.backbone, s[0], s[1][p]),
+        lambda s, p: features(spec.backbone, s[0], unmirrored(s[1][p])),
         (variables, public.images),
         len(public.labels),
         mesh=layout.mesh,
@@ -105,14 +123,14 @@ def public_features(
 
 
 def personal_features(
-    spec: RoundSpec, backbone: PyTree, transform: PyTree, images: UInt8[Array, "B S S 3"]
+    spec: RoundSpec, backbone: PyTree, transform: PyTree, images: Images
 ) -> Float[Array, "B d"]:
     """Features under a client's personalized model, transform after its own backbone.
 
     Args:
       backbone: variables of the client's backbone, as trained and not averaged.
       transform: the client's DFC transform.
-      images: (B, S, S, 3) uint8.
+      images: (B, S, S, 3) uint8, or activations as :func:`views` gives them.
 
     Returns:
       (B, d).

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Int, UInt8
+from jaxtyping import Array, Bool, Int
 
 from fedfr_jax.algorithm import losses
-from fedfr_jax.algorithm.features import Device, Shared, mirror, own_images, type_of
+from fedfr_jax.algorithm.features import Device, Images, Shared, own_images, type_of, views
 from fedfr_jax.algorithm.spec import RoundSpec
 
 
@@ -31,7 +31,7 @@ class Batch:
     """A mini-batch of one client.
 
     Attributes:
-      images: (B, S, S, 3) uint8, mirrored where the augmentation said so.
+      images: (B, S, S, 3) uint8, mirrored where the augmentation said so, or activations.
       labels: (B,) int32: local label, or K + public label.
       direction: (B, d) from :func:`fedfr_jax.algorithm.losses.contrastive_direction` of the
         features under the incoming and the client's previous backbone, or None.
@@ -53,7 +53,7 @@ class Pool:
       valid: (P,) bool, which entries the client trains on.
       weights: (P,) of the entries in the identification loss, or None where all are 1.
       key: of the client and the round; the epoch is folded in.
-      images: maps (B,) positions in the pool to (B, S, S, 3) uint8 images.
+      images: maps (B,) positions in the pool to images (or their activations).
       mirrored: whether half of the images are mirrored, drawn anew in every epoch.
     """
 
@@ -82,12 +82,9 @@ class Pool:
             return jnp.zeros(self.valid.shape, bool)
         return _bits(self._keys(epoch)[1], self.valid.shape) < jnp.uint32(2**31)
 
-    def views(
-        self, positions: Int[Array, " B"], flip: Bool[Array, " B"]
-    ) -> UInt8[Array, "B S S 3"]:
-        """(B, S, S, 3) uint8 images at (B,) positions, mirrored where (B,) ``flip`` says so."""
-        images = self.images(positions)
-        return jnp.where(flip[:, None, None, None], mirror(images), images)
+    def views(self, positions: Int[Array, " B"], flip: Bool[Array, " B"]) -> Images:
+        """Images at (B,) positions, mirrored where (B,) ``flip`` says so."""
+        return views(self.images(positions), flip)
 
 
 def make_pool(
@@ -101,7 +98,8 @@ def make_pool(
         if not public:
             return local
         other = shared.public.images[jnp.maximum(positions - own, 0)]
-        return jnp.where((positions < own)[:, None, None, None], local, other)
+        is_own = jnp.expand_dims(positions < own, range(1, local.ndim))
+        return jnp.where(is_own, local, other)
 
     labels = jnp.concatenate([client.labels, most_identities + shared.public.labels[:public]])
     valid = jnp.concatenate([jnp.arange(own) < client.size, client.kept_public])

@@ -57,8 +57,9 @@ class Assessor:
       held_out: the clients' probes.
       generic: verification sets.
       training_images: client's number -> (images (M, S, S, 3), labels (M,)): its gallery.
-      embed: ``(variables, images) -> (N, d)``, of a shared backbone.
-      personal_embed: ``((variables, transform), images) -> (N, d)``.
+      lower: images -> inputs of the models: what all of them compute alike, or the images.
+      embed: ``(variables, inputs) -> (N, d)``, of a shared backbone.
+      personal_embed: ``((variables, transform), inputs) -> (N, d)``.
       batch: images per call, for pair sets.
     """
 
@@ -66,6 +67,7 @@ class Assessor:
     held_out: HeldOut
     generic: tuple[VerificationSet, ...]
     training_images: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    lower: Callable
     embed: Callable
     personal_embed: Callable
     batch: int
@@ -105,7 +107,9 @@ def generic_results(assessor: Assessor, variables: PyTree) -> dict[str, PairResu
     """Verification of every pair set with image and mirror."""
     return {
         s.name: evaluate_pairs(
-            embed_with_mirror(lambda x: assessor.embed(variables, x), s.images, assessor.batch),
+            embed_with_mirror(
+                lambda x: assessor.embed(variables, assessor.lower(x)), s.images, assessor.batch
+            ),
             s.is_same,
             assessor.settings.fars,
         )
@@ -121,11 +125,17 @@ def assess_shared(assessor: Assessor, variables: PyTree, tick=lambda: None) -> A
       tick: called once per client.
     """
     held_out, results = assessor.held_out, []
-    probes = assessor.embed(variables, held_out.images)
+    probes = assessor.embed(variables, assessor.lower(held_out.images))
     for position in range(len(held_out.numbers)):
         images, labels = gallery(assessor, position)
         results.append(
-            _client_results(assessor, position, probes, assessor.embed(variables, images), labels)
+            _client_results(
+                assessor,
+                position,
+                probes,
+                assessor.embed(variables, assessor.lower(images)),
+                labels,
+            )
         )
         tick()
     return Assessment(generic_results(assessor, variables), *zip(*results, strict=True))
@@ -136,6 +146,7 @@ def assess_personalized(
 ) -> Assessment:
     """Each client's own model, under that client's protocol."""
     held_out, results = assessor.held_out, []
+    probes = assessor.lower(held_out.images)
     for position, client in enumerate(held_out.numbers):
         model = models(int(client))
         images, labels = gallery(assessor, position)
@@ -143,8 +154,8 @@ def assess_personalized(
             _client_results(
                 assessor,
                 position,
-                assessor.personal_embed(model, held_out.images),
-                assessor.personal_embed(model, images),
+                assessor.personal_embed(model, probes),
+                assessor.personal_embed(model, assessor.lower(images)),
                 labels,
             )
         )
@@ -313,11 +324,11 @@ def hard_negative_examples(
     """
     if not len(public_images):
         return []
-    public = unit_rows(assessor.embed(variables, public_images))
+    public = unit_rows(assessor.embed(variables, assessor.lower(public_images)))
     examples = []
     for position, client in enumerate(assessor.held_out.numbers[:count]):
         images, _ = gallery(assessor, position)
-        cosine = unit_rows(assessor.embed(variables, images)) @ public.T
+        cosine = unit_rows(assessor.embed(variables, assessor.lower(images))) @ public.T
         local, other = np.unravel_index(cosine.argmax(), cosine.shape)
         examples.append(
             {
@@ -336,11 +347,12 @@ def mistake_examples(
     """Each client's worst false accept and false reject, at the threshold of FAR 1e-3."""
     held_out = assessor.held_out
     examples: list[dict] = []
+    probes = assessor.lower(held_out.images)
     far_index = nearest(personalized.verification[0].fars, HEADLINE_FAR)
     for position, client in enumerate(held_out.numbers):
         if len(examples) >= 2 * count:
             break
-        unit = unit_rows(assessor.personal_embed(models(int(client)), held_out.images))
+        unit = unit_rows(assessor.personal_embed(models(int(client)), probes))
         threshold = float(personalized.verification[position].thresholds[far_index])
         examples += list(_client_mistakes(held_out, position, unit, threshold))
     return examples

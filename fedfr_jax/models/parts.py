@@ -8,6 +8,7 @@ inputs are those activations: every method trains it as it would train a whole n
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -87,6 +88,19 @@ def divide(backbone: Backbone, trainable: str) -> Parts | None:
         published=None,
     )
     return Parts(lower, upper, frozen)
+
+
+def trained_part(backbone: Backbone, trainable: str) -> Backbone:
+    """The upper part where a network is divided, else the network."""
+    parts = divide(backbone, trainable)
+    return backbone if parts is None else parts.upper
+
+
+def activation_bytes(upper: Backbone, mirrored: bool) -> int:
+    """Bytes of what stands in for one image: its activations, and those of its mirror."""
+    variables = jax.eval_shape(upper.init, jax.random.key(0))
+    size = jax.tree.leaves(variables)[0].dtype.itemsize
+    return (1 + mirrored) * math.prod(upper.input_shape) * size
 
 
 def _first_trained(backbone: Backbone, trainable: str) -> int:

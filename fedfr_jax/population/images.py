@@ -28,7 +28,7 @@ class ClientImages:
       mesh: the devices.
       kind: resident | stream | render.
       numbers: (T,) ascending image numbers of the resident table, or None.
-      table: (T, S, S, 3) uint8 on every device, or None.
+      table: (T, S, S, 3) uint8 on every device, or activations (T, V, ...), or None.
     """
 
     source: ImageSource
@@ -83,8 +83,9 @@ def _read_used(source: ImageSource, rows: CohortRows) -> np.ndarray:
     """The devices' lists of images; what a list does not use stays black and is not read."""
     capacity = len(rows.numbers) // len(rows.used)
     used = (np.arange(capacity) < rows.used[:, None]).reshape(-1)
-    images = np.zeros((len(used), source.image_size, source.image_size, 3), np.uint8)
-    images[used] = source.read(rows.numbers[used])
+    read = source.read(rows.numbers[used] if used.any() else rows.numbers[:1])
+    images = np.zeros((len(used), *read.shape[1:]), read.dtype)
+    images[used] = read if used.any() else 0
     return images
 
 

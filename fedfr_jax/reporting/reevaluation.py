@@ -12,6 +12,7 @@ from fedfr_jax.config import merged, resolve, to_dict
 from fedfr_jax.errors import DamagedError
 from fedfr_jax.reporting.results import describe_run, notes, write_results
 from fedfr_jax.runtime import resuming, workdir
+from fedfr_jax.runtime.activations import trained_variables, with_activations
 from fedfr_jax.runtime.changes import check_changes
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
 from fedfr_jax.runtime.client_states import open_stores, personal_models
@@ -42,6 +43,8 @@ def evaluate(folder: str | pathlib.Path, **changed: Any) -> dict[str, Any]:
         resuming.check_data(sim, folder)
         pretrained = resuming.load_pretrained(sim, folder)
         checkpoints = files.enter_context(RoundCheckpoints(folder))
+        sim = with_activations(sim, pretrained, folder, images=False)
+        pretrained = trained_variables(sim, pretrained)
         stores = [files.enter_context(store) for store in open_stores(sim, folder)]
         server = resuming.state_to_evaluate(sim, checkpoints, stores)
         run = describe_run(config, folder.resolve().name, int(server.round))

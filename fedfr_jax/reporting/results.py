@@ -12,9 +12,11 @@ import numpy as np
 from fedfr_jax.config import Config
 from fedfr_jax.data.split import describe_split
 from fedfr_jax.evaluation import assess
+from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.reporting import html, tables
 from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime import costs, workdir
+from fedfr_jax.runtime.activations import lower_part
 from fedfr_jax.runtime.embedding import make_embed, make_personal_embed
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.remarks import first_remark
@@ -28,13 +30,15 @@ def make_assessor(sim: Simulation) -> assess.Assessor:
 
     def training_images(number):
         client = sim.split.clients[number]
-        return sim.client_images.read(client.train_images), client.train_labels
+        read = sim.client_images.read if sim.parts is None else sim.source.read
+        return read(client.train_images), client.train_labels
 
     return assess.Assessor(
         sim.config.eval,
         sim.held_out,
         sim.generic,
         training_images,
+        lower_part(sim),
         make_embed(sim),
         make_personal_embed(sim),
         min(sim.config.eval.batch_size * sim.layout.mesh.size, 4096),
@@ -63,20 +67,27 @@ def evaluate_models(
     rocs, per_client = assess.curves(results)
     summaries = {name: assess.summarize(a) for name, a in results.items()}
     assess.add_losers(summaries["personalized"], results["personalized"], results["global"])
-    count = sim.config.eval.examples
+    count, public = sim.config.eval.examples, public_photographs(sim)
     uses_hard = sim.config.fed.public_data == "hard"
     parts = {
         "rocs": rocs,
         "per_client": per_client,
-        "faces": assess.identity_sheet(sim.public),
+        "faces": assess.identity_sheet(public),
         "hard_negatives": assess.hard_negative_examples(
-            assessor, backbone, np.asarray(sim.public.images), count
+            assessor, backbone, np.asarray(public.images), count
         )
         if uses_hard
         else [],
         "mistakes": assess.mistake_examples(assessor, personal, results["personalized"], count),
     }
     return summaries, parts
+
+
+def public_photographs(sim: Simulation) -> PublicData:
+    """The public images themselves, where rounds take their activations."""
+    if sim.parts is None:
+        return sim.public
+    return sim.public.replace(images=sim.source.read(sim.split.public_images))
 
 
 def append_evaluation(writer: workdir.RunWriter, round_index: int, models: dict[str, Any]) -> None:

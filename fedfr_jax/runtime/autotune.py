@@ -34,6 +34,7 @@ from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.atomic import write_text
 from fedfr_jax.config import Config
 from fedfr_jax.models import build
+from fedfr_jax.models.parts import ALL, trained_part
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.settings import LossConfig
 
@@ -226,10 +227,9 @@ def seconds_per_step(config: Config, candidate: Candidate, mesh) -> float:
 
 def _program(config: Config, candidate: Candidate, mesh):
     """A compiled function that trains ``lanes`` clients per device for a few steps."""
-    backbone = build(
-        dataclasses.replace(config.model, dtype=candidate.dtype),
-        config.data.image_size,
-        candidate.conv,
+    model = dataclasses.replace(config.model, dtype=candidate.dtype)
+    backbone = trained_part(
+        build(model, config.data.image_size, candidate.conv), config.fed.trainable
     )
     # FedFR whatever the method: the network weighs, and the rows of a comparison should share
     # their layout.
@@ -244,10 +244,13 @@ def _program(config: Config, candidate: Candidate, mesh):
         backbone.init(jax.random.key(0)),
         jnp.ones((classes, backbone.embedding), head.class_embeddings.dtype),
     )
-    size = config.data.image_size
-    images = np.random.default_rng(0).integers(0, 256, (fed.batch_size, size, size, 3), np.uint8)
+    rng, shape = np.random.default_rng(0), (fed.batch_size, *backbone.input_shape)
     batch = Batch(
-        jnp.asarray(images),
+        jnp.asarray(
+            rng.integers(0, 256, shape, np.uint8)
+            if config.fed.trainable == ALL
+            else rng.standard_normal(shape, np.float32)
+        ),
         jnp.arange(fed.batch_size) % identities,
         jnp.ones((fed.batch_size, backbone.embedding)),
     )
@@ -298,6 +301,8 @@ def _key(config: Config, seeds: int) -> str:
         "lanes": most_lanes(config, len(jax.devices())) * seeds,
         "identities": config.data.split.identities_per_client[1],
     }
+    if config.fed.trainable != ALL:
+        parts["trainable"] = config.fed.trainable
     text = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f"{device.device_kind} {config.model.name} {digest}"

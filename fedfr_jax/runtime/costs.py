@@ -15,6 +15,7 @@ from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import Config
 from fedfr_jax.engine.flops import multiply_adds
 from fedfr_jax.models import build
+from fedfr_jax.models.parts import trained_part
 
 PyTree = Any
 
@@ -66,16 +67,21 @@ def communication(
 
 
 @functools.cache
-def _forward_flops(model, image_size: int) -> int:
-    backbone = build(dataclasses.replace(model, dtype="float32"), image_size, "grouped")
+def _forward_flops(model, image_size: int, trainable: str) -> int:
+    backbone = trained_part(
+        build(dataclasses.replace(model, dtype="float32"), image_size, "grouped"), trainable
+    )
     variables = jax.eval_shape(backbone.init, jax.random.key(0))
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *backbone.input_shape), jnp.float32)
     return 2 * multiply_adds(lambda v, x: backbone.apply(v, x, False)[0], variables, image)
 
 
 def forward_flops(config: Config) -> int:
-    """Floating-point operations of one image through the backbone (convolutions and products)."""
-    return _forward_flops(config.model, config.data.image_size)
+    """Floating-point operations of one image through the backbone (convolutions and products).
+
+    Through the part of it that trains: what is frozen is computed once, not in every round.
+    """
+    return _forward_flops(config.model, config.data.image_size, config.fed.trainable)
 
 
 def local_flops(

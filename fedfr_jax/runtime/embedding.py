@@ -17,17 +17,21 @@ PyTree = Any
 
 
 def make_embed(sim: Simulation) -> Callable[[PyTree, np.ndarray], np.ndarray]:
-    """``(variables, images (N, S, S, 3) uint8) -> (N, d)`` features of the shared backbone."""
-    return _in_batches(sim, lambda variables, x: features(sim.backbone, variables, x))
+    """``(variables, images) -> (N, d)`` features of the shared backbone.
+
+    Images are (N, S, S, 3) uint8, or what :func:`fedfr_jax.runtime.activations.lower_part` makes
+    of them.
+    """
+    return in_batches(sim, lambda variables, x: features(sim.backbone, variables, x))
 
 
 def make_personal_embed(sim: Simulation) -> Callable[..., np.ndarray]:
     """``((backbone, transform), images) -> (N, d)`` features of one personalized model."""
     spec = dataclasses.replace(sim.spec, backbone=sim.backbone)
-    return _in_batches(sim, lambda model, x: personal_features(spec, model[0], model[1], x))
+    return in_batches(sim, lambda model, x: personal_features(spec, model[0], model[1], x))
 
 
-def _in_batches(sim: Simulation, embed) -> Callable[[PyTree, np.ndarray], np.ndarray]:
+def in_batches(sim: Simulation, embed) -> Callable[[PyTree, np.ndarray], np.ndarray]:
     """Runs ``embed`` on images of the host, batches of one size spread over the devices."""
     mesh = sim.layout.mesh
     size = sim.config.eval.batch_size * mesh.size
@@ -37,7 +41,7 @@ def _in_batches(sim: Simulation, embed) -> Callable[[PyTree, np.ndarray], np.nda
         model, out = engine.replicate(model, mesh), []
         for start in range(0, len(images), size):
             part = images[start : start + size]
-            padding = [(0, size - len(part))] + [(0, 0)] * 3
+            padding = [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1)
             out.append(run(model, engine.spread(np.pad(part, padding), mesh)))
         parts = jax.device_get(out)  # after the last batch is under way
         return np.concatenate(parts)[: len(images)]

@@ -146,7 +146,7 @@ def load_pretrained(sim: Simulation, folder: pathlib.Path) -> PyTree:
     Raises:
       InputError: they are missing, damaged, or not those of the run.
     """
-    example = server_shapes(sim.spec, sim.public.identities).backbone
+    example = jax.eval_shape(sim.network.init, jax.random.key(0))
     pretrained = load_pytree(folder / _PRETRAINED / "backbone", example)
     check_pretrained(folder, pretrained=pretrained)
     return pretrained

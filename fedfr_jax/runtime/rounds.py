@@ -42,14 +42,14 @@ def starting_weights(sim: Simulation) -> tuple[PyTree, jax.Array | None]:
       InputError: the weights are missing or do not fit the model.
     """
     path = sim.config.model.weights
-    variables = sim.backbone.init(jax.random.key(sim.config.seed))
+    variables = sim.network.init(jax.random.key(sim.config.seed))
     if not path:
         return variables, None
     if pathlib.Path(path).is_dir():
         return load_pytree(folder_of_weights(path) / "backbone", variables), (
             None if sim.config.pretrain.epochs else saved_classifier(sim)
         )
-    return load_weights(path, sim.backbone), None
+    return load_weights(path, sim.network), None
 
 
 def pretrained_model(
@@ -96,7 +96,7 @@ def pretrained_model(
                 writer.append(row | {"images_per_second": rate})
 
             variables, learned = pretrain(
-                sim.backbone,
+                sim.network,
                 sim.public.images,
                 labels,
                 config.pretrain,
@@ -116,10 +116,10 @@ def pretrained_model(
 
 def _saved_model(sim: Simulation, folder: pathlib.Path) -> tuple[PyTree, jax.Array | None]:
     """What :func:`pretrained_model` saved in the folder; pretraining always saves embeddings."""
-    shapes = server_shapes(sim.spec, sim.public.identities)
     embeddings = folder / "public_embeddings"
-    return load_pytree(folder / "backbone", shapes.backbone), (
-        load_pytree(embeddings, shapes.public_embeddings)
+    shapes = jax.eval_shape(sim.network.init, jax.random.key(0))
+    return load_pytree(folder / "backbone", shapes), (
+        load_pytree(embeddings, server_shapes(sim.spec, sim.public.identities).public_embeddings)
         if sim.config.pretrain.epochs > 0 or embeddings.is_dir()
         else None
     )

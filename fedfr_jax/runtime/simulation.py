@@ -36,6 +36,7 @@ from fedfr_jax.engine.convolutions import default_strategy
 from fedfr_jax.engine.layout import Layout
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.models import Backbone, build
+from fedfr_jax.models.parts import Parts, divide, trained_part
 from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.population.images import ClientImages, choose_kind, open_client_images
 from fedfr_jax.population.schedule import Schedule, make_schedule
@@ -60,8 +61,12 @@ class Simulation:
         some methods are not those of the split.
       held_out: images of the evaluated clients' identities that nobody trains on.
       generic: pairs of people that nobody trained on.
-      backbone: the network where its weights are shared (pretraining, evaluation).
+      network: the whole network, where its weights are shared (pretraining, evaluation).
+      parts: where ``fed.trainable`` divides it; None: everything trains.
+      backbone: what of it trains, on weights that are shared.
       spec: what a client does; its network may compute convolutions otherwise.
+      frozen: the pretrained variables of the whole network, below which nothing trains; None
+        without parts, and before :func:`fedfr_jax.runtime.activations.with_activations`.
       layout: devices and lanes.
     """
 
@@ -73,9 +78,12 @@ class Simulation:
     schedule: Schedule
     held_out: HeldOut
     generic: tuple[VerificationSet, ...]
+    network: Backbone
+    parts: Parts | None
     backbone: Backbone
     spec: RoundSpec
     layout: Layout
+    frozen: PyTree = None
 
 
 def use_cpu_devices(count: int) -> None:
@@ -141,9 +149,9 @@ def make_layout(config: Config) -> Layout:
 
 
 def make_spec(config: Config) -> tuple[Backbone, RoundSpec]:
-    """(network for shared weights, what a client does)."""
+    """(network for shared weights, what a client does); the part of it that trains."""
     shared, own = (
-        build(config.model, config.data.image_size, conv)
+        trained_part(build(config.model, config.data.image_size, conv), config.fed.trainable)
         for conv in (default_strategy(), config.engine.conv)
     )
     return shared, spec_of(config, own)
@@ -229,6 +237,8 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
         config.population, config.rounds, config.seed, clients, layout.mesh.size
     )
     backbone, spec = make_spec(config)
+    network = build(config.model, config.data.image_size, default_strategy())
+    parts = divide(network, config.fed.trainable)
     memory.check_images(
         config, split, choose_kind(config.data, source, split.clients), schedule, spec
     )
@@ -240,7 +250,13 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
             len(split.public_identities),
         )
         public = engine.replicate(public, layout.mesh)
-        client_images = open_client_images(config.data, source, split.clients, layout.mesh)
+        # Activations will stand in for the clients' images where the network is divided.
+        client_images = open_client_images(
+            config.data if parts is None else dataclasses.replace(config.data, images="stream"),
+            source,
+            split.clients,
+            layout.mesh,
+        )
         held_out = read_held_out(source, split, evaluated)
     return Simulation(
         config,
@@ -251,6 +267,8 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
         schedule,
         held_out,
         generic,
+        network,
+        parts,
         backbone,
         spec,
         layout,
