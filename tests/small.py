@@ -86,7 +86,7 @@ class Federation:
         return jax.tree.map(jnp.asarray, cohort.replace(**images))
 
 
-def federation(sizes=(9, 5, 12), identities=(3, 2, 4), public=10, seed=0) -> Federation:
+def federation(sizes=(9, 5, 12), identities=(3, 2, 3), public=10, seed=0) -> Federation:
     """Random images; clients hold ``sizes`` images of ``identities`` people."""
     rng = np.random.RandomState(seed)
     images = rng.randint(0, 256, (public + sum(sizes), SIZE, SIZE, 3)).astype(np.uint8)

@@ -211,7 +211,9 @@ def assert_round_equals_reference(method, layout, data, references=None, table=T
     return measured
 
 
-@pytest.mark.parametrize("lanes, devices", [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize(
+    "lanes, devices", [(1, 1), (2, 2), pytest.param(2, 1, marks=pytest.mark.slow)]
+)
 def test_unequal_clients_at_several_lane_counts(lanes, devices):
     assert_round_equals_reference(
         small.method(), small.layout(lanes, devices), small.federation(), two_reference_rounds()
@@ -225,13 +227,14 @@ def test_unequal_clients_at_several_lane_counts(lanes, devices):
 def test_other_ways_to_the_same_round(changes, table, devices):
     assert_round_equals_reference(
         small.method(),
-        small.layout(2, devices, **changes),
+        small.layout(1, devices, **changes),
         small.federation(),
         two_reference_rounds(),
         table,
     )
 
 
+@pytest.mark.slow
 def test_a_network_of_several_layers():
     assert_round_equals_reference(
         small.method(model=small.SPHERENET, hard_threshold=0.95),
@@ -244,20 +247,21 @@ def test_a_client_without_hard_negatives():
     data = small.federation()
     # Client 0 sees black images only: no public image is like them at this threshold.
     data = dataclasses.replace(data, images=(np.zeros_like(data.images[0]), *data.images[1:]))
-    metrics = assert_round_equals_reference(
-        small.method(hard_threshold=0.8), small.layout(lanes=2), data
-    )
+    metrics = assert_round_equals_reference(small.method(hard_threshold=0.8), small.layout(), data)
     assert int(metrics["hard_negatives"][0]) == 0
     assert int(metrics["hard_negatives"].max()) > 0
 
 
 @pytest.mark.parametrize(
-    "changes", [dict(public_data="all"), dict(public_data="off"), dict(mirror=False)]
+    "changes",
+    [
+        dict(public_data="all"),
+        pytest.param(dict(public_data="off"), marks=pytest.mark.slow),
+        dict(mirror=False),
+    ],
 )
 def test_public_data_switches(changes):
-    assert_round_equals_reference(
-        small.method(**changes), small.layout(lanes=2), small.federation()
-    )
+    assert_round_equals_reference(small.method(**changes), small.layout(), small.federation())
 
 
 def test_fedavg_is_the_round_without_the_parts_of_fedfr():
@@ -313,7 +317,7 @@ def test_previous_backbones_in_half_precision_or_not_at_all():
 
 def test_batch_norm_statistics_are_averaged():
     method = small.method(model=small.TINY_NORM)
-    data, layout = small.federation(), small.layout(lanes=2)
+    data, layout = small.federation(), small.layout()
     assert_round_equals_reference(method, layout, data)
     cohort = data.cohort()
     server, heads = small.start(method, layout, data.public, cohort)
@@ -328,7 +332,7 @@ def test_frozen_batch_norm_keeps_its_statistics_and_trains_the_rest():
     results = []
     for part in (0, 2):  # a gradient in parts is the same where images do not see each other
         method = small.method(model=dataclasses.replace(small.TINY_NORM, batch_norm="frozen"))
-        layout = small.layout(lanes=2, gradient_batch=part)
+        layout = small.layout(gradient_batch=part)
         cohort = data.cohort()
         start, heads = small.start(method, layout, data.public, cohort)
         before = jax.device_get(start.backbone)

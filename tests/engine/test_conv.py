@@ -73,7 +73,7 @@ def test_equals_ordinary_convolution(strategy, geometry):
     )
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("lanes", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("geometry", GEOMETRIES[:3] + GEOMETRIES[6:7])
 def test_vmap_over_clients_equals_a_loop(strategy, geometry, lanes):
@@ -97,7 +97,10 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize(
+    "dtype, tolerance",
+    [("float32", 1e-5), pytest.param("bfloat16", 2e-2, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_custom_gradients_of_large_and_small_shapes(shape, dtype, tolerance):
     n, size, channels, features, stride = shape
@@ -147,7 +150,10 @@ def _pulled(strategy, padding, x, kernel, dy):
     return y, *pull(dy)
 
 
-@pytest.mark.parametrize("shape", WINOGRAD_SHAPES)
+@pytest.mark.parametrize(
+    "shape",
+    WINOGRAD_SHAPES[:3] + [pytest.param(s, marks=pytest.mark.slow) for s in WINOGRAD_SHAPES[3:]],
+)
 def test_winograd_equals_ordinary_convolution_in_float64(shape):
     operands = _winograd_case(shape)
     assert winograd.is_faster(operands[2].shape, shape[3])

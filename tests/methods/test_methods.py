@@ -27,7 +27,7 @@ from fedfr_jax.runtime import costs
 from fedfr_jax.runtime.simulation import spec_of
 from fedfr_jax.settings import LossConfig
 
-LAYOUT = small.layout(lanes=2)
+LAYOUT = small.layout()  # a program of one lane compiles twice as fast as of several
 
 
 def make(name, backbone=None, loss=None, fed=None, **options):
@@ -185,7 +185,7 @@ def test_fedface_spreads_class_embeddings_of_different_clients_on_the_server():
     assert "class embeddings" not in costs.communication(plain, 4, 3.0)["up"]
 
 
-@pytest.mark.parametrize("name", ["fedper", "fedrep"])
+@pytest.mark.parametrize("name", [pytest.param("fedper", marks=pytest.mark.slow), "fedrep"])
 def test_fedper_and_fedrep_never_average_the_head(name):
     method = make(name)
     before, _, after, heads, _ = run(method)
@@ -311,7 +311,7 @@ def test_dittos_personal_copy_follows_its_equation_and_leaves_fedavg_alone():
             )
 
 
-@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_finetune_is_all_of_fedavg_and_a_round_of_which_the_server_takes_nothing(rounds):
     fed = dict(rounds=rounds, local_epochs=(1,))
     before, _, fedavg, _, _ = run(make("fedavg", fed=fed), rounds)
@@ -353,7 +353,11 @@ def test_centralized_is_one_client_with_everything():
             dict(server_optimizer="momentum", server_lr=0.7, server_momentum=0.5),
             optax.sgd(0.7, 0.5),
         ),
-        (dict(server_optimizer="adam", server_lr=0.1), optax.adam(0.1, 0.9, 0.99, 1e-3)),
+        pytest.param(
+            dict(server_optimizer="adam", server_lr=0.1),
+            optax.adam(0.1, 0.9, 0.99, 1e-3),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_server_optimizers_take_the_difference_for_a_gradient(settings, optimizer):
@@ -437,7 +441,10 @@ def test_a_detached_binary_loss_trains_the_dfc_branch_only():
     assert differs(heads.binary_weight, start.binary_weight)
 
 
-@pytest.mark.parametrize("changed", [dict(identification="arcface"), dict(balanced=True)])
+@pytest.mark.parametrize(
+    "changed",
+    [dict(identification="arcface"), pytest.param(dict(balanced=True), marks=pytest.mark.slow)],
+)
 def test_identification_losses_reach_the_training(changed):
     data = small.federation(identities=(2, 2, 2), sizes=(9, 5, 11))
     data = dataclasses.replace(
@@ -493,7 +500,10 @@ def test_arcface_and_balanced_classes():
     assert float(weights.sum() / valid.sum()) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("name", sorted(TRANSFORMS))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "none")) for n in sorted(TRANSFORMS)],
+)
 def test_transforms_start_as_the_identity_and_belong_to_the_client(name):
     method = make("fedfr", transform=name)
     _, heads, _, after, _ = run(method, count=1)
@@ -513,10 +523,17 @@ def test_penalties_are_half_squared_distances():
     assert float(half_squared_distance({"a": jnp.ones(4)}, {"a": jnp.zeros(4)})) == 2.0
 
 
-@pytest.mark.parametrize("name", [n for n, r in METHODS.items() if r.trains and n != "fedbn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n not in ("fedfr", "fedface")))
+        for n, r in METHODS.items()
+        if r.trains and n != "fedbn"
+    ],
+)
 def test_lanes_and_devices_do_not_change_a_method(name):
     method, results = make(name), []
-    for layout in (LAYOUT, small.layout(1, 2)):
+    for layout in (small.layout(lanes=2), small.layout(1, 2)):
         data = small.federation()
         cohort = data.cohort(layout.mesh.size)
         server, heads = small.start(method, layout, data.public, cohort)

@@ -271,7 +271,9 @@ def test_bfloat16_is_close_to_float32(name):
     assert 1e-5 < relative < 0.03  # below: bfloat16 was not used at all
 
 
-@pytest.mark.parametrize("name", list(SMALL))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "iresnet")) for n in SMALL]
+)
 @pytest.mark.usefixtures("tiny")
 def test_clients_with_their_own_weights_under_vmap_equal_a_loop(name):
     backbone = small(name, depth=1)
@@ -297,6 +299,7 @@ def test_clients_with_their_own_weights_under_vmap_equal_a_loop(name):
 # ---- reference features ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_spherenet20_reproduces_the_reference_features():
     inputs = golden_inputs()
     with np.load(GOLDEN / "local_training.npz") as golden:

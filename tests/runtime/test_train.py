@@ -116,10 +116,13 @@ train(small.settings(**{changes}), {folder!r})
 @pytest.mark.parametrize(
     "killed_in, changes",
     [
-        # Rows of later rounds than the checkpoint are there.
-        pytest.param(3, {"checkpoint": {"every": 2}}, marks=pytest.mark.slow),
+        (3, {"checkpoint": {"every": 2}}),  # rows of later rounds than the checkpoint are there
         # The first round's checkpoint is there.
-        (2, {"population": {"cohort": 2}, "data": {"images": "stream"}}),
+        pytest.param(
+            2,
+            {"population": {"cohort": 2}, "data": {"images": "stream"}},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_resume_after_a_kill_in_mid_round(killed_in, changes, finished, tmp_path):
@@ -159,8 +162,11 @@ def test_resume_after_a_kill_in_mid_round(killed_in, changes, finished, tmp_path
     "changes",
     [
         {"data": {"images": "stream"}},
-        {"data": {"images": "render"}},
-        {"engine": {"lanes": 2, "conv": "patches", "cache_features": False}},
+        pytest.param({"data": {"images": "render"}}, marks=pytest.mark.slow),
+        pytest.param(
+            {"engine": {"lanes": 2, "conv": "patches", "cache_features": False}},
+            marks=pytest.mark.slow,
+        ),
         {"checkpoint": {"every": 3}, "eval": {"every": 2, "fars": (0.01, 0.1), "batch_size": 32}},
     ],
 )
