@@ -30,14 +30,8 @@ from fedfr_jax.config import Config, Settings, merged, settings_of
 from fedfr_jax.data.types import ImageSource, as_images
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.evaluation import assess
+from fedfr_jax.reporting import results
 from fedfr_jax.reporting.result import Result
-from fedfr_jax.reporting.results import (
-    describe_run,
-    make_round_evaluation,
-    notes,
-    public_photographs,
-    write_results,
-)
 from fedfr_jax.runtime import resuming, workdir
 from fedfr_jax.runtime.activations import lower_part, trained_variables, with_activations
 from fedfr_jax.runtime.autotune import keep_settled
@@ -151,7 +145,7 @@ class Experiment:
         self.pretrained: PyTree = jax.device_get(pretrained)
         self._programs = compile_programs(self.sim)
         self._evaluate_round = (
-            make_round_evaluation(self.sim, self._writer, self.pretrained)
+            results.make_round_evaluation(self.sim, self._writer, self.pretrained)
             if self.config.eval.every
             else None
         )
@@ -271,8 +265,8 @@ class Experiment:
         return personal_models(self.sim, [self._store], self.server.backbone)
 
     def _run(self) -> dict[str, Any]:
-        return describe_run(self.config, self.folder.resolve().name, self.round) | (
-            self._figures | {"seconds": dict(self._seconds)} | notes(self.history)
+        return results.describe_run(self.config, self.folder.resolve().name, self.round) | (
+            self._figures | {"seconds": dict(self._seconds)} | results.notes(self.history)
         )
 
     def write_run(self) -> dict[str, Any]:
@@ -292,11 +286,11 @@ class Experiment:
         """
         with self._timed("evaluation"):
             run, models = self._run(), (self.pretrained, self.server.backbone, self._personal())
-            return write_results(self.sim, self._writer, run, *models, show=show)
+            return results.write_results(self.sim, self._writer, run, *models, show=show)
 
     def faces(self, rows: int = 6, columns: int = 10) -> np.ndarray | None:
         """One image of public identities, one per row: (height, width, 3) uint8."""
-        sheet = assess.identity_sheet(public_photographs(self.sim), rows, columns)
+        sheet = assess.identity_sheet(results.public_photographs(self.sim), rows, columns)
         return None if sheet is None else np.concatenate(np.concatenate(sheet, axis=1), axis=1)
 
 
@@ -317,9 +311,9 @@ def run_side_by_side(experiments: Sequence[Experiment]) -> None:
             "run them one after the other"
         )
     started = time.monotonic()
-    results = run_rounds(runs)
+    finished = run_rounds(runs)
     seconds = (time.monotonic() - started) / len(runs)
-    for experiment, (server, figures) in zip(experiments, results, strict=True):
+    for experiment, (server, figures) in zip(experiments, finished, strict=True):
         experiment._take(server, figures | {"side_by_side": len(runs)}, seconds)
 
 

@@ -154,3 +154,21 @@ def degraded(
         return images
 
     return dataclasses.replace(source, read=read, describe=None, render=None)
+
+
+def degraded_pairs(images: np.ndarray, settings: DegradeConfig, seed: int) -> np.ndarray:
+    """Images of a verification set from a file, with the camera of public and held-out people.
+
+    Args:
+      images: (N, S, S, 3) uint8.
+    """
+    if not (settings.is_active and settings.public):
+        return images
+    camera = camera_of(settings, seed, -1)
+    streams = np.random.SeedSequence(seed, spawn_key=(_STREAM + 2,)).spawn(len(images))
+    return np.stack(
+        [
+            degrade(image, camera, np.random.default_rng(stream))
+            for image, stream in zip(images, streams, strict=True)
+        ]
+    )

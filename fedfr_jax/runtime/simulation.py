@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -27,11 +26,10 @@ from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config
 from fedfr_jax.data.degrade import degraded
-from fedfr_jax.data.folds import scorable
 from fedfr_jax.data.held_out import HeldOut, evaluated_clients, read_held_out
 from fedfr_jax.data.split import make_split
 from fedfr_jax.data.types import Clients, FederatedSplit, ImageSource, VerificationSet
-from fedfr_jax.data.verification import leave_out, original_labels, read_bin, set_names
+from fedfr_jax.data.verification_sets import verification_sets
 from fedfr_jax.engine.convolutions import default_strategy
 from fedfr_jax.engine.layout import Layout
 from fedfr_jax.errors import ConfigError
@@ -228,7 +226,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     )
     source = degraded(source, config.data.degrade, config.data.seed, split.clients)
     _check_public_images(config, split)
-    generic = verification_sets(config, source, split)
+    generic = verification_sets(config.data, source, split)
     config = settle(config)
     layout = make_layout(config)
     clients = split.clients.union() if config.recipe.union else split.clients
@@ -242,22 +240,8 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     memory.check_images(
         config, split, choose_kind(config.data, source, split.clients), schedule, spec
     )
-    evaluated = evaluated_clients(len(split.clients), config.eval.clients, config.data.seed)
     with track("reading images", None, "", keep=False):
-        public = PublicData(
-            source.read(split.public_images),
-            split.public_labels.astype(np.int32),
-            len(split.public_identities),
-        )
-        public = engine.replicate(public, layout.mesh)
-        # Activations will stand in for the clients' images where the network is divided.
-        client_images = open_client_images(
-            config.data if parts is None else dataclasses.replace(config.data, images="stream"),
-            source,
-            split.clients,
-            layout.mesh,
-        )
-        held_out = read_held_out(source, split, evaluated)
+        public, client_images, held_out = _read_images(config, source, split, layout, parts)
     return Simulation(
         config,
         source,
@@ -272,6 +256,29 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
         backbone,
         spec,
         layout,
+    )
+
+
+def _read_images(
+    config: Config,
+    source: ImageSource,
+    split: FederatedSplit,
+    layout: Layout,
+    parts: Parts | None,
+) -> tuple[PublicData, ClientImages, HeldOut]:
+    """Images of the public people, of the clients, and of the clients' probes."""
+    public = PublicData(
+        source.read(split.public_images),
+        split.public_labels.astype(np.int32),
+        len(split.public_identities),
+    )
+    # Where the network is divided, activations replace the clients' images before the first round.
+    images = config.data if parts is None else dataclasses.replace(config.data, images="stream")
+    evaluated = evaluated_clients(len(split.clients), config.eval.clients, config.data.seed)
+    return (
+        engine.replicate(public, layout.mesh),
+        open_client_images(images, source, split.clients, layout.mesh),
+        read_held_out(source, split, evaluated),
     )
 
 
@@ -304,37 +311,6 @@ def _check_batch_norm(config: Config) -> None:
             f"{config.model.name} normalizes over the mini-batch, which must then "
             "be taken as a whole; set it to 0, or model.batch_norm to 'frozen'"
         )
-
-
-def verification_sets(
-    config: Config, source: ImageSource, split: FederatedSplit
-) -> tuple[VerificationSet, ...]:
-    """The held-out pairs of the split, and the ``.bin`` sets without trained identities."""
-    sets = []
-    if len(split.pairs):
-        sets.append(
-            VerificationSet(
-                "held-out people", source.read(split.pairs.reshape(-1)), split.pairs_same
-            )
-        )
-    trained = np.concatenate([split.public_identities, split.clients.identities])
-    labels = config.data.verification_labels or ("",) * len(config.data.verification_sets)
-    folder = pathlib.Path(config.data.root)
-    files = config.data.verification_sets
-    for name, file, label_name in zip(set_names(files), files, labels, strict=True):
-        pairs = dataclasses.replace(
-            read_bin(
-                folder / file,
-                config.data.image_size,
-                config.data.workers,
-                max_megapixels=config.data.max_megapixels,
-            ),
-            name=name,
-        )
-        if label_name:
-            pairs = leave_out(pairs, folder / label_name, original_labels(source, trained))
-        sets.append(scorable(pairs))
-    return tuple(sets)
 
 
 def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:

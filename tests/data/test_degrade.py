@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedfr_jax.config import resolve
-from fedfr_jax.data.degrade import Camera, camera_of, degrade, degraded
+from fedfr_jax.data.degrade import Camera, camera_of, degrade, degraded, degraded_pairs
 from fedfr_jax.data.split import make_split
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import ConfigError
@@ -105,3 +105,14 @@ def test_settings_of_it_are_checked():
         resolve({"data": {"degrade": {"blur": 1.5}}})
     with pytest.raises(ConfigError, match=r"data\.images is 'render'"):
         resolve({"data": {"images": "render", "degrade": {"jpeg": 0.5}}})
+
+
+def test_pairs_from_a_file_are_degraded_like_public_people():
+    images = np.stack([face(0), face(0), face(1)])
+    dark = DegradeConfig(low_light=0.9)
+    seen = degraded_pairs(images, dark, 3)
+    assert seen.shape == images.shape and (seen != images).any(axis=(1, 2, 3)).all()
+    assert (seen[0] != seen[1]).any()  # noise of its own
+    np.testing.assert_array_equal(seen, degraded_pairs(images, dark, 3))
+    spared = dataclasses.replace(dark, public=False)
+    np.testing.assert_array_equal(degraded_pairs(images, spared, 3), images)

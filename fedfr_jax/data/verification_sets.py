@@ -1,0 +1,47 @@
+"""The pairs of people that no client trains on: those of the split, and sets from files."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from fedfr_jax.data.degrade import degraded_pairs
+from fedfr_jax.data.folds import scorable
+from fedfr_jax.data.types import FederatedSplit, ImageSource, VerificationSet
+from fedfr_jax.data.verification import leave_out, original_labels, read_bin, set_names
+from fedfr_jax.settings import DataConfig
+
+
+def verification_sets(
+    config: DataConfig, source: ImageSource, split: FederatedSplit
+) -> tuple[VerificationSet, ...]:
+    """The held-out pairs of the split, and the ``.bin`` sets without trained identities."""
+    sets = []
+    if len(split.pairs):
+        sets.append(
+            VerificationSet(
+                "held-out people", source.read(split.pairs.reshape(-1)), split.pairs_same
+            )
+        )
+    trained = np.concatenate([split.public_identities, split.clients.identities])
+    labels = config.verification_labels or ("",) * len(config.verification_sets)
+    folder = pathlib.Path(config.root)
+    files = config.verification_sets
+    for name, file, label_name in zip(set_names(files), files, labels, strict=True):
+        pairs = dataclasses.replace(
+            read_bin(
+                folder / file,
+                config.image_size,
+                config.workers,
+                max_megapixels=config.max_megapixels,
+            ),
+            name=name,
+        )
+        if label_name:
+            pairs = leave_out(pairs, folder / label_name, original_labels(source, trained))
+        pairs = scorable(pairs)
+        images = degraded_pairs(pairs.images, config.degrade, config.seed)
+        sets.append(dataclasses.replace(pairs, images=images))
+    return tuple(sets)
