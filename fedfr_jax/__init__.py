@@ -4,7 +4,7 @@
     result = fedfr_jax.run("fedavg", "quickstart", fed={"rounds": 4})
     result.summary
 
-Names are imported when they are first used: importing the package starts nothing of JAX.
+Names are imported on first use: importing the package does not start JAX.
 """
 
 from __future__ import annotations

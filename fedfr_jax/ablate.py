@@ -2,7 +2,7 @@
 
     python -m fedfr_jax.ablate --config=configs/ablation.py --workdir=runs/ablation
 
-What a configuration holds is told in :mod:`fedfr_jax.ablation.grid`.
+The contents of a configuration are described in :mod:`fedfr_jax.ablation.grid`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     if failed:
         sys.exit(
             f"{failed} of {len(cells)} cells failed; see error.txt in their folders and "
-            "run the command again to take them up"
+            "run the command again to resume them"
         )
 
 

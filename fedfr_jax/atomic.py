@@ -10,9 +10,9 @@ from typing import BinaryIO
 
 
 def write_file(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
-    """Calls ``write(file)`` on a temporary file beside ``path``, then gives it that name.
+    """Calls ``write(file)`` on a temporary file beside ``path``, then renames it to ``path``.
 
-    A kill, a full disk or a loss of power leaves what was there before, or the whole new file.
+    After a kill, a full disk or a loss of power, either the old or the whole new file is there.
 
     Args:
       path: its folder must exist.
@@ -22,7 +22,7 @@ def write_file(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> 
       OSError: the file cannot be written; nothing is left behind.
     """
     path = pathlib.Path(path)
-    # A name that no other writer has, and of a length that any file system takes.
+    # A name that no other writer uses, short enough for any file system.
     temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         with open(temporary, "wb") as file:

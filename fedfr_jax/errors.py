@@ -1,4 +1,4 @@
-"""The exceptions that bad input raises; their texts say what to do."""
+"""The exceptions for bad input; their messages say what to do."""
 
 
 class InputError(ValueError):
@@ -10,4 +10,4 @@ class ConfigError(InputError):
 
 
 class DamagedError(InputError):
-    """A file is not as this program wrote it."""
+    """The content of a file is not what this program wrote."""

@@ -2,7 +2,7 @@
 
     python -m fedfr_jax.evaluate --workdir=runs/x
 
-reads the settings and the newest checkpoint of the work directory. ``train`` ends
+It reads the settings and the newest checkpoint of the work directory. ``train`` ends
 with the same evaluation. ``--data_root=...`` says where the data are now, if they were moved.
 """
 

@@ -53,7 +53,7 @@ from fedfr_jax.runtime.rounds import (
 from fedfr_jax.runtime.simulation import build_simulation, use_cpu_devices
 
 PyTree = Any
-_PRETRAINED: dict[str, pathlib.Path] = {}  # of this process' runs, by their keys
+_PRETRAINED: dict[str, pathlib.Path] = {}  # pretrained backbones of this process' runs, by key
 
 
 class Experiment:
@@ -61,19 +61,19 @@ class Experiment:
 
     Args:
       config: settings, of any kind that :func:`settings_of` takes.
-      folder: the work directory; None: a temporary one that goes with the experiment.
-      resume: take up the run that is there.
-      source: what ``config.data`` opens, where it is open already.
+      folder: the work directory; None: a temporary one, deleted with the experiment.
+      resume: continue the run that is there.
+      source: the image source of ``config.data``, if it is already open.
       method, changes: as for :func:`settings_of`.
 
     Attributes:
-      config: the settings with what was left on automatic decided.
+      config: the settings, with all automatic ones decided.
       sim: data, split, model, layout; see :class:`fedfr_jax.runtime.simulation.Simulation`.
       folder: the work directory.
-      pretrained: variables of the backbone (of what trains of it) before the first round, on the
+      pretrained: variables of the backbone (of its trained part) before the first round, on the
         host.
-      server: the server's state, on the devices. Rounds give its memory away: take
-        ``jax.device_get(experiment.server)`` to keep one.
+      server: the server's state, on the devices. Rounds donate its memory: use
+        ``jax.device_get(experiment.server)`` to keep a copy.
 
     Raises:
       InputError: bad settings or data, before any long work.
@@ -178,7 +178,7 @@ class Experiment:
           rounds: how many; None: all that are left.
 
         Returns:
-          Their rows of :attr:`history`.
+          Their records in :attr:`history`.
 
         Raises:
           FloatingPointError: training diverged.
@@ -209,12 +209,12 @@ class Experiment:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The rows of ``metrics.jsonl``: pretraining, rounds, evaluations."""
+        """The records of ``metrics.jsonl``: pretraining, rounds, evaluations."""
         path = self._writer.workdir / workdir.METRICS
         return workdir.read_metrics(self._writer.workdir) if path.exists() else []
 
     def head(self, client: int) -> dict[str, Any]:
-        """What a client keeps to itself, as arrays; see :class:`fedfr_jax.algorithm.state.Heads`.
+        """A client's private state, as arrays; see :class:`fedfr_jax.algorithm.state.Heads`.
 
         Raises:
           KeyError: the client has not taken part yet.
@@ -225,12 +225,12 @@ class Experiment:
         """(N, d) features of (N, S, S, 3) uint8 images: of the global or a client's own model.
 
         Raises:
-          InputError: the images are of another kind or size, or there is no such client.
+          InputError: the images have the wrong type or size, or there is no such client.
         """
         return self.model(client)(images)
 
     def model(self, client: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
-        """:meth:`embed` of the present state as a function of images; later rounds leave it alone.
+        """:meth:`embed` as a function of images, with the present state even after later rounds.
 
         Raises:
           InputError: there is no such client.
@@ -240,7 +240,7 @@ class Experiment:
 
     @functools.cached_property
     def _programs_of_models(self):
-        """Compiled once, whatever number of models is asked for."""
+        """Compiled once for any number of models."""
         return lower_part(self.sim), make_embed(self.sim), make_personal_embed(self.sim)
 
     def _frozen(self, client: int | None):
@@ -270,7 +270,7 @@ class Experiment:
         )
 
     def write_run(self) -> dict[str, Any]:
-        """Writes a summary without results, where they come later; returns it."""
+        """Writes a summary without results, to be filled in later; returns it."""
         summary = {"run": self._run()}
         self._writer.write_summary(summary)
         return summary
@@ -295,10 +295,10 @@ class Experiment:
 
 
 def run_side_by_side(experiments: Sequence[Experiment]) -> None:
-    """All rounds that are left of experiments that differ in nothing but ``seed``.
+    """Runs all remaining rounds of experiments that differ only in ``seed``.
 
-    They run in one program, vmapped over the seeds: where one seed's clients do not fill the
-    device. The results are those of running one after the other, up to float reassociation.
+    They run in one program, vmapped over the seeds; useful if one seed's clients do not fill the
+    device. The results equal those of separate runs, up to float reassociation.
 
     Raises:
       ValueError: they differ in more than the seed.
@@ -326,13 +326,13 @@ def run(
 ) -> Result:
     """A whole run in one call: pretraining, rounds, evaluation.
 
-    Runs of one process that would pretrain the same backbone pretrain it once.
+    Runs in the same process with the same pretraining do it only once.
 
     Args:
       name: a method, a key of :data:`fedfr_jax.methods.METHODS`; None: what ``config`` says.
       config: settings to start from; None: the defaults.
-      folder: the work directory, which is taken up if it holds this run; None: a new one among
-        the system's temporary files.
+      folder: the work directory; if it holds this run, the run is continued. None: a new folder
+        among the system's temporary files.
       **changes: as for :func:`settings_of`.
     """
     folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="fedfr_")).expanduser()
@@ -350,14 +350,14 @@ def run(
 
 
 def open_run(folder: str | os.PathLike, **changes: Any) -> Experiment:
-    """A run taken up from its work directory, as it was left: to look inside, or to go on.
+    """Reopens a run from its work directory, to inspect it or to continue it.
 
     Args:
       folder: the work directory.
       **changes: settings that may differ, such as ``fed={"rounds": 30}``.
 
     Raises:
-      InputError: there is no run, or its data cannot be read any more.
+      InputError: there is no run, or its data can no longer be read.
     """
     folder = pathlib.Path(folder).expanduser()
     return Experiment(merged(workdir.read_config(folder), changes), folder, resume=True)
@@ -375,8 +375,8 @@ def train(
     Args:
       config: from :func:`fedfr_jax.config.resolve`.
       folder: the work directory.
-      resume: go on from the newest checkpoint in it.
-      source: what ``config.data`` opens, where it is open already.
+      resume: continue from the newest checkpoint in it.
+      source: the image source of ``config.data``, if it is already open.
 
     Returns:
       What ``summary.json`` holds.
@@ -394,6 +394,6 @@ def train(
         experiment.run()
         if jax.process_count() == 1:
             return experiment.evaluate(show=True)
-        # A process has its own clients' heads only.
+        # Each process has only its own clients' heads.
         print(f"trained; evaluate with: python -m fedfr_jax.evaluate --workdir={folder}")
         return experiment.write_run()

@@ -30,7 +30,7 @@ def command() -> None:
         "config", None, "Settings, such as configs/quickstart.py; --config.a.b=x changes one."
     )
     flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
-    flags.DEFINE_bool("resume", False, "Go on from the newest checkpoint in the work directory.")
+    flags.DEFINE_bool("resume", False, "Continue from the newest checkpoint in the work directory.")
     flags.mark_flag_as_required("config")
     define_distributed_flags()
     run_command(main)

@@ -1,7 +1,7 @@
 """The directions that the contrastive term turns features away from (FedFR, equation 2).
 
-They depend on two frozen backbones only, so they are computed once per image and mirror and
-looked up in every epoch, unless the layout asks for the published way: in every step.
+They depend only on two frozen backbones, so they are computed once per image and mirror image and
+looked up in every epoch, unless the layout says to compute them in every step, as published.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def direction(
 def contrastive_directions(
     spec: RoundSpec, layout: Layout, lane: Lane, shared: Shared, head: Heads, pool: Pool, epochs
 ) -> Callable[..., jax.Array | None]:
-    """What gives ``(positions (B,), flip (B,), images (B, S, S, 3)) -> (B, d)`` or None."""
+    """A function ``(positions (B,), flip (B,), images (B, S, S, 3)) -> (B, d)``, or None."""
     if not spec.uses_contrastive:
         return lambda positions, flip, images: None
     if not layout.cache_features:
@@ -48,7 +48,7 @@ def contrastive_directions(
 def _table(
     spec: RoundSpec, layout: Layout, lane: Lane, shared: Shared, head: Heads, pool: Pool, epochs
 ) -> jax.Array:
-    """(V, P, d): :func:`direction` of the views that some epoch will show, once per round.
+    """(V, P, d): :func:`direction` of the views that occur in some epoch, once per round.
 
     V = 2 with mirrors and 1 without.
     """

@@ -1,8 +1,8 @@
 """Images, where they lie during a round, and their features under frozen backbones.
 
-Where only the upper part of a network trains (``fed.trainable``), activations of the lower part
-stand in for images everywhere: (V, ...) floats for an image, those of the image itself and,
-where images are mirrored, those of its mirror.
+If only the upper part of a network is trained (``fed.trainable``), activations of the lower part
+are used in place of images everywhere: (V, ...) floats per image, those of the image itself and,
+if images are mirrored, those of its mirror image.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ Images = UInt8[Array, "B S S 3"] | Float[Array, "B ..."]
 
 @struct.dataclass
 class Shared:
-    """What every client reads in a round."""
+    """Data that all clients read in a round."""
 
     server: ServerState
     public: PublicData
-    table: Any  # (T, S, S, 3) or None: training images, where they lie on every device
+    table: Any  # (T, S, S, 3) training images, if they are on every device, or None
     key: jax.Array
 
 
 @struct.dataclass
 class Device:
-    """The list of a device's training images: themselves, or their rows in the table."""
+    """A device's list of training images: the images, or their positions in the table."""
 
     images: Any  # (R, S, S, 3), or None
     table_rows: Any  # (R,), or None
 
 
 def where_images_are(server, public: PublicData, cohort: CohortData, key):
-    """(what all devices share, what each device has)."""
+    """Returns (data that all devices share, data of each device)."""
     in_table = cohort.table_rows is not None
     return (
         Shared(server, public, cohort.images if in_table else None, key),
@@ -61,7 +61,7 @@ def own_images(shared: Shared, device: Device, positions: Int[Array, " B"]) -> I
 
 
 def type_of(variables: PyTree) -> jnp.dtype:
-    """The type of a pytree of parameters, and so of what is computed with them."""
+    """The type of a pytree of parameters, and so of the computations with them."""
     return engine.sum_type(variables)
 
 
@@ -76,14 +76,14 @@ def mirror(images: UInt8[Array, "*B H W 3"]) -> UInt8[Array, "*B H W 3"]:
 
 
 def views(images: Images, flip: Bool[Array, " B"]) -> Images:
-    """What the network sees of B images (or of their activations): the mirror where ``flip``."""
+    """Network input for B images (or their activations): mirrored where ``flip`` is True."""
     if _is_image(images):
         return jnp.where(flip[:, None, None, None], mirror(images), images)
     return images[jnp.arange(len(images)), flip.astype(int)]
 
 
 def unmirrored(images: Images) -> Images:
-    """What the network sees of images as they are."""
+    """Network input for images that are not mirrored."""
     return images if _is_image(images) else images[:, 0]
 
 
@@ -99,7 +99,7 @@ def features(backbone: Backbone, variables: PyTree, images: Images) -> Float[Arr
 def list_features(
     backbone: Backbone, variables: PyTree, shared: Shared, device: Device, used, block: int
 ) -> Float[Array, "R d"]:
-    """(R, d) features of a device's list of images; those after ``used`` mean nothing."""
+    """(R, d) features of a device's list of images; those after ``used`` are undefined."""
     size = len(device.images if shared.table is None else device.table_rows)
     return engine.loop_blocks(
         lambda p: features(backbone, variables, unmirrored(own_images(shared, device, p))),
@@ -125,7 +125,7 @@ def public_features(
 def personal_features(
     spec: RoundSpec, backbone: PyTree, transform: PyTree, images: Images
 ) -> Float[Array, "B d"]:
-    """Features under a client's personalized model, transform after its own backbone.
+    """Features under a client's personalized model: its own backbone, then its transform.
 
     Args:
       backbone: variables of the client's backbone, as trained and not averaged.

@@ -1,4 +1,4 @@
-"""The features that hard negatives are found with, for all clients of a cohort."""
+"""Compares features to find the hard negatives of all clients of a cohort."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a pretrained backbone to the state before a client's and the server's first round."""
+"""From a pretrained backbone to the initial state of the server and of the clients."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def initial_server(
     Args:
       spec, layout: static.
       backbone: pretrained variables.
-      public_embeddings: (K_0, d) rows of the pretrained classifier, or None for the means of
-        each public identity's features.
+      public_embeddings: (K_0, d) class embeddings of the pretrained classifier, or None for the
+        mean feature of each public identity.
       public: the public images.
     """
     if public_embeddings is None:
@@ -91,15 +91,15 @@ def initial_heads(
 
     A class embedding starts as the mean of its identity's features under the pretrained
     backbone, not normalized; the binary classifiers start as copies of them, and the
-    transform as the identity. Traceable; a client's head depends on its own data and
-    number alone, not on the cohort it is in.
+    transform as the identity map. Traceable; a client's head depends only on its own data and
+    number, not on the cohort it is in.
 
     Args:
       spec, layout: static.
       pretrained: variables.
       public, cohort: as for a round.
       key: for the random options.
-      most_identities: K, rows of a head.
+      most_identities: K, number of class embeddings in a head.
       previous: type of the previous backbone, "full", "bfloat16" or "off".
     """
     no_embeddings = jnp.zeros((0, spec.backbone.embedding), type_of(pretrained))
@@ -155,7 +155,7 @@ def _initial_head(spec, own, client, key, most):
 
 
 def fill_in_new(stored: Heads, known: jax.Array, initial: Heads) -> Heads:
-    """The stored heads of clients that are known, initial ones for the others.
+    """The stored heads of known clients, initial heads for the others.
 
     Args:
       stored, initial: with leading axis C.

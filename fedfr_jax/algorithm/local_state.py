@@ -1,4 +1,4 @@
-"""A client in training: what it starts a round with, whose turn it is, what it hands back."""
+"""A client in training: its state at the start, which tensors train, and what it returns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOSS_TERMS = ("loss", "identification", "binary", "contrastive")
 
 @struct.dataclass
 class LocalState:
-    """A client in training: what the optimizer moves, and what follows.
+    """A client in training: trained tensors, and state that is updated along with them.
 
     Attributes:
       trained: dict of trained tensors.
@@ -38,10 +38,10 @@ class LocalState:
 
 
 def local_optimizer(fed: FedConfig) -> optax.GradientTransformation:
-    """SGD with weight decay and momentum, without the rate.
+    """SGD with weight decay and momentum, without the learning rate.
 
-    The step multiplies by the rate: it changes within the round, and PyTorch's SGD, like
-    this, keeps it out of the velocity.
+    The learning rate changes within the round, so it is applied in the step. It is not part of
+    the velocity, as in PyTorch's SGD.
     """
     return optax.chain(optax.add_decayed_weights(fed.weight_decay), optax.trace(fed.momentum))
 
@@ -49,7 +49,7 @@ def local_optimizer(fed: FedConfig) -> optax.GradientTransformation:
 def against_received(
     spec: RoundSpec, server: ServerState, penalty: Callable[..., jax.Array] | None
 ) -> Callable[..., Any] | None:
-    """A method's penalty as a function of all that a client trains; None stays None."""
+    """A method's penalty as a function of all that a client trains; None if it has none."""
     if penalty is None:
         return None
     received = {"backbone": server.backbone["params"]}
@@ -61,7 +61,7 @@ def against_received(
 
 
 def starting_backbone(spec: RoundSpec, server: ServerState, head: Heads) -> PyTree:
-    """Variables that a client starts a round with: the server's, and its own where they stay."""
+    """Variables at the start of a round: the server's, and the client's own private tensors."""
 
     def choose(private, received, own):
         if not private:
@@ -100,7 +100,7 @@ def initial_state(spec: RoundSpec, server: ServerState, head: Heads) -> LocalSta
 
 
 def initial_copy(spec: RoundSpec, server: ServerState, head: Heads) -> LocalState:
-    """The personal copy before its first step: as the client left it (``Recipe.copy_penalty``)."""
+    """The personal copy before its first step: its last state (``Recipe.copy_penalty``)."""
     own = jax.tree.map(
         lambda v, s: jnp.where(head.has_trained, v.astype(s.dtype), s),
         head.previous,
@@ -112,7 +112,7 @@ def initial_copy(spec: RoundSpec, server: ServerState, head: Heads) -> LocalStat
 
 
 def take_turns(spec: RoundSpec, epoch, epochs, old: LocalState, new: LocalState) -> LocalState:
-    """Undoes a step for the tensors whose turn it is not (``Recipe.heads_turn``)."""
+    """Undoes a step for the tensors not trained in this epoch (``Recipe.heads_turn``)."""
     if spec.recipe.heads_turn is None:
         return new
     heads_turn = spec.recipe.heads_turn(spec.options, epoch, epochs)
@@ -120,7 +120,7 @@ def take_turns(spec: RoundSpec, epoch, epochs, old: LocalState, new: LocalState)
     is_head = {
         k: jax.tree.map(lambda _, k=k: k != "public_embeddings", v) for k, v in old.trained.items()
     } | {"backbone": private["params"]}
-    # The optimizer's state has a leaf for every trained tensor, and no other leaves.
+    # The optimizer's state has one leaf per trained tensor and no others.
     is_head_state = optax.tree_utils.tree_map_params(
         local_optimizer(spec.fed), lambda _, head: head, old.optimizer, is_head
     )
@@ -146,9 +146,9 @@ def hand_back(
     images,
     steps,
 ):
-    """Divides a trained client into what is averaged, its weight, and what it keeps.
+    """Splits a trained client into what is averaged, its weight, and what it keeps.
 
-    What is private is zero in what the client sends, of no size.
+    In what is sent, a scalar zero replaces each private tensor.
     """
     trained = state.trained
     backbone = {"params": trained["backbone"], "batch_stats": state.batch_stats}

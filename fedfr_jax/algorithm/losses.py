@@ -1,9 +1,9 @@
 """The three loss terms of FedFR and their sum.
 
 ``L = L_cos + mu L_con + beta L_bin`` (FedFR, Liu et al., AAAI 2022, equation 6).
-All functions take one batch of one client. Clients may hold fewer identities
-than the arrays have rows (stacked clients are padded to the largest one): a
-boolean mask names the rows that exist, and the others take no part.
+All functions take one batch of one client. Stacked clients are padded to the largest
+one, so the arrays may have more class embeddings than the client has identities: a
+boolean mask marks those that exist, and the others are ignored.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def cosface_logits(cosine: Logits, labels: Labels, *, scale: float, margin: floa
 def arcface_logits(cosine: Logits, labels: Labels, *, scale: float, margin: float) -> Logits:
     """``s cos(theta + m [k = y])`` (ArcFace, Deng et al., CVPR 2019, equation 3).
 
-    Where theta + m passes pi, ``s (cos(theta) - m sin(m))`` goes on falling, as in the
-    published code. The sine comes from the cosine, so that no arc cosine has an edge.
+    Beyond theta + m = pi, ``s (cos(theta) - m sin(m))`` continues to decrease, as in the
+    published code. The sine is computed from the cosine, to avoid the edges of the arc cosine.
 
     Args:
       cosine: (B, K); labels: (B,) int in [0, K); margin: in radians.
@@ -97,11 +97,11 @@ def margin_loss(
       class_embeddings: (K, d).
       labels: (B,) int in [0, K).
       kind: key of ``MARGINS``.
-      class_mask: (K,) bool, False for rows that are padding; None: all exist.
+      class_mask: (K,) bool, False for padding; None: all exist.
       weights: (B,) of the images; None: all 1.
-      positive_margin: where only one class exists, so that the softmax is 0 whatever the
-        features are, the squared hinge ``max(0, positive_margin - cos)^2`` takes its place
-        (FedAwS, Yu et al., ICML 2020); 0: it does not.
+      positive_margin: if only one class exists, the softmax loss is always 0, and the squared
+        hinge ``max(0, positive_margin - cos)^2`` replaces it (FedAwS, Yu et al., ICML 2020);
+        0: no replacement.
     """
     chex.assert_rank([features, class_embeddings, labels], [2, 2, 1])
     chex.assert_equal_shape_prefix([features, labels], 1)
@@ -120,7 +120,7 @@ def margin_loss(
 def class_weights(
     labels: Int[Array, " P"], valid: Bool[Array, " P"], classes: int, dtype: Any = jnp.float32
 ) -> Float[Array, " P"]:
-    """Weights with which every class counts the same, 1 on average over the valid images.
+    """Weights that make every class count the same, 1 on average over the valid images.
 
     Args:
       labels: (P,) int in [0, classes); valid: (P,) bool.
@@ -136,10 +136,11 @@ def class_weights(
 def contrastive_direction(
     global_features: Float[Array, "B d"], previous_features: Float[Array, "B d"]
 ) -> Float[Array, "B d"]:
-    """What the contrastive term turns features away from: unit previous minus unit global.
+    """The direction that the contrastive term turns features away from: unit previous minus
+    unit global.
 
-    The term needs no more of these two than their difference, which is what is looked up in
-    every epoch. No gradient flows into it.
+    The term needs only this difference, which is looked up in every epoch. No gradient flows
+    into it.
 
     Args:
       global_features, previous_features: (B, d) each, of the same augmented images.
@@ -153,7 +154,7 @@ def contrastive_direction(
 def contrastive_loss(
     features: Float[Array, "B d"], direction: Float[Array, "B d"], *, temperature: float
 ) -> Loss:
-    """Pulls features to the global model's, away from the previous local model's.
+    """Pulls features towards the global model's, away from the previous local model's.
 
     ``-log(e^{cos(f,g)/tau} / (e^{cos(f,g)/tau} + e^{cos(f,p)/tau}))`` (after MOON,
     Li et al., CVPR 2021, equation 3; FedFR, equation 2), as a softplus of
@@ -185,7 +186,7 @@ def binary_logits(
     Args:
       personal_features: (B, d), after the client's transform.
       binary_weight: (K_i, d); binary_bias: (K_i,).
-      labels: (B,) int; labels >= K_i are public images, negative for every row.
+      labels: (B,) int; labels >= K_i are public images, negative for every identity.
 
     Returns:
       (logits (B, K_i), is_positive (B, K_i) bool).
@@ -215,7 +216,7 @@ def binary_loss(
 
     Args:
       balance: lambda, the weight of the positive part.
-      class_mask: (K_i,) bool, False for rows that are padding; None: all exist.
+      class_mask: (K_i,) bool, False for padding; None: all exist.
       Others as in :func:`binary_logits`.
     """
     logits, is_positive = binary_logits(

@@ -25,7 +25,7 @@ PyTree = Any
 
 
 def place(cohort: CohortData, layout: Layout) -> CohortData:
-    """Divides a cohort over the devices; a table of images lies on every one."""
+    """Divides a cohort over the devices; a table of images is copied to every device."""
     divide = engine.replicate if cohort.table_rows is not None else engine.spread
     return engine.spread(cohort.replace(images=None), layout.mesh).replace(
         images=divide(cohort.images, layout.mesh)
@@ -33,7 +33,7 @@ def place(cohort: CohortData, layout: Layout) -> CohortData:
 
 
 def round_function(spec: RoundSpec, layout: Layout) -> tuple[Callable[..., tuple], tuple]:
-    """(a round of pure arrays, how its results lie on the devices).
+    """(a round on pure arrays, the shardings of its results).
 
     Heads stay divided over the devices, server and metrics are on all.
     """
@@ -60,7 +60,7 @@ class PlainRounds:
 
     Attributes:
       spec: the method and the network.
-      layout: the devices, and how clients lie on them.
+      layout: the devices, and how clients are placed on them.
       public, cohort: what is trained on, from :mod:`fedfr_jax.population.packing`.
     """
 
@@ -108,7 +108,7 @@ class PlainRounds:
 
         Args:
           variables: of the pretrained backbone, ``{"params", "batch_stats"}``.
-          key: for what is drawn at random.
+          key: for random initial values.
           public_embeddings: (K_0, d); None: the mean feature of each public identity.
           previous: type of the clients' previous backbones: full | bfloat16 | off.
         """
@@ -133,7 +133,7 @@ class PlainRounds:
         return self._compiled[1](server, heads, *self._placed, key)
 
     def slots(self, clients: Sequence[int] | None = None) -> np.ndarray:
-        """Where clients are in heads and metrics.
+        """The slots of clients in heads and metrics.
 
         Args:
           clients: their numbers; None: all of the cohort, ascending.

@@ -1,4 +1,4 @@
-"""What a client trains on in a round: its pool of images, and the mini-batches drawn from it."""
+"""A client's training data in a round: its pool of images, and the mini-batches drawn from it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Batch:
 
 @struct.dataclass
 class Pool:
-    """A client's own images and all public ones, P = M + N_0 entries, many not for use.
+    """A client's own images and all public ones, P = M + N_0 entries, many of them unused.
 
     Attributes:
       labels: (P,) int32: local label, or K + public label.
@@ -90,7 +90,7 @@ class Pool:
 def make_pool(
     spec: RoundSpec, shared: Shared, device: Device, client: Client, most_identities: int
 ) -> Pool:
-    """The pool of one client; the key of its round is the run's, with both folded in."""
+    """The pool of one client; its key is the run's, with round and client folded in."""
     own, public = client.rows.shape[0], client.kept_public.shape[0]
 
     def images(positions):
@@ -131,5 +131,5 @@ def epoch_order(key: jax.Array, valid: Bool[Array, " P"]) -> Int[Array, " P"]:
 
 
 def _bits(key, shape):
-    # Whole numbers, and not random floats: the draws are the same in every precision.
+    # Integers, not random floats: the draws are the same in every precision.
     return jax.random.bits(key, shape, jnp.uint32)

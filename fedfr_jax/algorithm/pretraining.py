@@ -47,12 +47,12 @@ def pretrain(
 
     Args:
       backbone: the network; ``variables`` its initial variables.
-      images: (N, S, S, 3) uint8 table, of which the first ``len(labels)`` rows are used.
+      images: (N, S, S, 3) uint8 table; the first ``len(labels)`` images are used.
       labels: (N_0,) int in [0, K_0).
       config: epochs, batch size, learning rate and its schedule.
       mesh: the batch is spread over it.
       seed: order of images, mirroring, first class embeddings.
-      on_epoch: called with a row of metrics after every epoch.
+      on_epoch: called with a dictionary of metrics after every epoch.
       on_step: called with (images since the last call, loss) every few steps.
 
     Returns:
@@ -84,7 +84,7 @@ def pretrain(
         done = (epoch + 1) * per_epoch
         row = {"kind": "pretrain", "epoch": epoch + 1, "step": done, "loss": float(loss)}
         on_epoch(row | {"accuracy": float(accuracy), "lr": float(rate(done))})
-    # One device's copy: the round shards for itself.
+    # One device's copy: the round does its own sharding.
     state = jax.device_get(state)
     return (
         {"params": state.trained["backbone"], "batch_stats": state.batch_stats},
@@ -95,7 +95,7 @@ def pretrain(
 def _batches(
     labels: np.ndarray, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The batches of an epoch: (rows, their labels, whether they are mirrored), each (size,)."""
+    """The batches of an epoch: (positions, labels, whether mirrored), each (size,)."""
     order = rng.permutation(len(labels))
     for i in range(len(labels) // size):
         chosen = order[i * size : (i + 1) * size]
@@ -121,7 +121,7 @@ def _initial(backbone, variables, optimizer, classes, seed) -> _State:
             key, (classes, backbone.embedding), type_of(variables)
         )
         / math.sqrt(backbone.embedding),
-    }  # rows of length about 1
+    }  # embeddings of length about 1
     return _State(trained, variables["batch_stats"], optimizer.init(trained))
 
 

@@ -1,4 +1,4 @@
-"""What the server does with an average, and with class embeddings that it is sent."""
+"""What the server does with an average, and with class embeddings sent by the clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PyTree = Any
 
 
 def server_optimizer(fed: FedConfig) -> optax.GradientTransformation | None:
-    """What turns the average into a step of the server; None: the average is taken as it is."""
+    """Turns the average into a step of the server; None: the average is used as it is."""
     if fed.server_optimizer == "momentum":
         return optax.sgd(fed.server_lr or 1.0, momentum=fed.server_momentum)
     if fed.server_optimizer == "adam":
@@ -28,7 +28,7 @@ def server_optimizer(fed: FedConfig) -> optax.GradientTransformation | None:
 
 
 def server_trained(backbone: PyTree, public_embeddings) -> PyTree:
-    """What a server optimizer moves; running statistics are averaged."""
+    """The tensors that a server optimizer updates; running statistics are averaged."""
     return {"params": backbone["params"], "public_embeddings": public_embeddings}
 
 

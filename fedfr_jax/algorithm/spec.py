@@ -1,4 +1,4 @@
-"""What a round is made of and does not change: the static part of the program."""
+"""The static part of a round's program: what never changes between rounds."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class RoundSpec:
 def epochs_of_round(spec: RoundSpec, round_index) -> tuple[jax.Array, jax.Array]:
     """(E, epoch from which the learning rate is decayed) of a round (FedFR, section 4.1).
 
-    Where head and body take turns there is no decay: it would fall on the last turn alone.
+    If head and body are trained in turns there is no decay: it would affect only the last turn.
     """
     fed = spec.fed
     epochs = jnp.asarray(fed.local_epochs)[jnp.minimum(round_index, len(fed.local_epochs) - 1)]

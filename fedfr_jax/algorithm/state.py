@@ -1,4 +1,4 @@
-"""What the server holds and what clients hold.
+"""The state of the server and of the clients.
 
 Both are pytrees of arrays. A round's clients fill C *slots*, the same number on each of
 D devices; every leaf of :class:`Heads` has a leading axis C, divided over the devices.
@@ -12,17 +12,17 @@ from typing import Any
 from flax import struct
 
 PyTree = Any
-Array = Any  # or what stands for one in a pytree: a shape with its type, an axis of jax.vmap
+Array = Any  # or its placeholder in a pytree: a shape with its type, an axis of jax.vmap
 
 
 class ServerState(struct.PyTreeNode):
-    """Shared between server and clients, averaged in every round.
+    """State shared between server and clients, averaged in every round.
 
     Attributes:
       round: int32 scalar, number of rounds done.
       backbone: variables of the backbone, ``{"params", "batch_stats"}``.
       public_embeddings: (K_0, d) class embeddings of the public identities.
-      optimizer: state of the server's optimizer; None where it plainly averages.
+      optimizer: state of the server's optimizer; None for plain averaging.
     """
 
     round: Array
@@ -32,16 +32,16 @@ class ServerState(struct.PyTreeNode):
 
 
 class Heads(struct.PyTreeNode):
-    """Personal to each client, never averaged, and sent by no method but FedFace, which sends the
-    class embeddings (K = most identities of a client).
+    """State of each client, never averaged. Only FedFace sends a part of it, the class embeddings.
+    K is the largest number of identities of a client.
 
     Attributes:
-      class_embeddings: (C, K, d), rows beyond a client's own identities are zero.
+      class_embeddings: (C, K, d), zero beyond a client's own identities.
       transform: DFC transform, pytree with leading axis C.
       binary_weight: (C, K, d); binary_bias: (C, K): one-vs-all classifiers.
       previous: variables of each client's backbone after its last local training, in
         the type of the parameters or bfloat16; None where it is not kept.
-      has_trained: (C,) bool, False until ``previous`` means something.
+      has_trained: (C,) bool, False until ``previous`` is set.
       copy_embeddings: (C, K, d) class embeddings that go with a personal copy of the backbone,
         which is then what ``previous`` holds; None in methods without one.
     """

@@ -1,8 +1,8 @@
 """The DFC transform: from the shared feature space to a client's own.
 
-A transform is ``(init, apply)``; to add one, write the two functions and a line
-in ``TRANSFORMS`` and the name in
-``TRANSFORM_NAMES`` of config/checks.py. Every transform starts as the identity.
+A transform is ``(init, apply)``. To add one, write the two functions, a line in
+``TRANSFORMS``, and its name in ``TRANSFORM_NAMES`` of config/checks.py. Every transform
+starts as the identity map.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _bottleneck_init(key, d, dtype=jnp.float32):
         "down_bias": jnp.zeros((_BRANCHES, width), dtype),
         "mid": he(second, (_BRANCHES, width, width), dtype),
         "mid_bias": jnp.zeros((_BRANCHES, width), dtype),
-        # Zero: the residual path alone speaks at first.
+        # Zero: at first only the residual path has an effect.
         "up": jnp.zeros((_BRANCHES * width, d), dtype),
         "up_bias": jnp.zeros(d, dtype),
     }

@@ -1,4 +1,4 @@
-"""What values settings may have, alone and together."""
+"""Checks the values of settings, alone and in combination."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def check(config: Config) -> None:
     """Raises for values that are out of range or contradict each other."""
     for name, number in _numbers(config):
         if isinstance(number, int) and not 0 <= number < 2**31:
-            raise ConfigError(f"{name} is {number}; whole numbers are between 0 and {2**31 - 1}")
+            raise ConfigError(f"{name} is {number}; give a whole number from 0 to {2**31 - 1}")
         if not math.isfinite(number):
             raise ConfigError(f"{name} is {number}; give a finite number")
     for name, choices in {"method.name": tuple(METHODS), **_CHOICES}.items():
@@ -116,7 +116,7 @@ def _check_ranges(config: Config) -> None:
             "for each round, such as (10, 8, 6, 4)"
         )
     for name in ("fed.momentum", "pretrain.momentum", "fed.server_momentum", "fed.server_beta2"):
-        if not _get(config, name) < 1:  # at 1 nothing is forgotten: the sums grow without end
+        if not _get(config, name) < 1:  # at 1 nothing is forgotten: the sums grow without bound
             raise ConfigError(f"{name} is {_get(config, name)}; it must be below 1")
     if not -1 <= fed.hard_threshold <= 1:
         raise ConfigError(f"fed.hard_threshold is {fed.hard_threshold}; it is a cosine, -1 to 1")
@@ -152,7 +152,7 @@ def _check_contradictions(config: Config) -> None:
 
 
 def _check_method(config: Config) -> None:
-    """What a method needs of other settings, and of its own, none of which is negative."""
+    """Requirements of a method on its own settings (none negative) and on others."""
     name, recipe = config.method.name, config.recipe
     options = config.options
     for field in dataclasses.fields(options) if options is not None else ():
@@ -165,8 +165,8 @@ def _check_method(config: Config) -> None:
     if recipe.isolated and config.fed.public_data not in ("auto", "off"):
         raise ConfigError(
             f"fed.public_data is {config.fed.public_data!r}, but with method.name="
-            f"{name!r} nothing is shared, and the class embeddings of public "
-            "identities would be; set it to 'off'"
+            f"{name!r} nothing is shared, but public identities need shared "
+            "class embeddings; set it to 'off'"
         )
     if recipe.private is not None and config.fed.public_data == "hard":
         raise ConfigError(
@@ -189,12 +189,12 @@ def _check_method(config: Config) -> None:
     if recipe.union and population.cohort > 1:
         raise ConfigError(
             f"population.cohort is {population.cohort}, but method.name={name!r} "
-            "trains one client that holds everybody's images; set it to 0"
+            "trains one client that holds all images; set it to 0"
         )
     if recipe.union and population.sampling == "schedule":
         raise ConfigError(
             f"population.sampling is 'schedule', but method.name={name!r} trains "
-            "one client that holds everybody's images; set it to 'uniform'"
+            "one client that holds all images; set it to 'uniform'"
         )
 
 
@@ -227,8 +227,8 @@ def _check_population(config: Config) -> None:
         )
     if (population.sampling == "schedule") != bool(population.schedule):
         raise ConfigError(
-            f"population.schedule is {population.schedule!r}; give the file of the "
-            "rounds' clients with population.sampling='schedule', and only then"
+            f"population.schedule is {population.schedule!r}; give a schedule file with "
+            "population.sampling='schedule', and only then"
         )
     _check_method(config)
     if config.data.images == "render" and config.data.source != "generated":

@@ -25,7 +25,7 @@ def config_path(name: str | os.PathLike) -> pathlib.Path:
     if path.is_file():
         return path
     package = pathlib.Path(__file__).parents[1]
-    # Installed, the configurations lie in the package; in a checkout, beside it.
+    # If installed, the configurations are in the package; in a checkout, beside it.
     folders = [f for f in (package / "configs", package.parent / "configs") if f.is_dir()]
     if path.parent == pathlib.Path("."):
         for folder in folders:

@@ -21,10 +21,10 @@ def settings_of(
     """Checked settings.
 
     Args:
-      config: settings to start from; None: the defaults, the paper's; a path, or
-        a name such as "quickstart": what ``get_config()`` of that file returns, as for the
-        command line.
-      method: name of the method, for short; or the group of settings.
+      config: settings to start from. None: the defaults, those of the paper. A path, or
+        a name such as "quickstart": the settings that ``get_config()`` of that file returns, as
+        on the command line.
+      method: name of the method, or the whole group of settings.
       **changes: settings or groups of them, such as ``fed={"rounds": 4}``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Settings that had another name, so that an old file or command is told the new one."""
+"""Renamed settings, so that the error for an old name can give the new one."""
 
 MOVED: dict[str, str] = {
     "fed.transform": "method.fedfr.transform",

@@ -40,7 +40,7 @@ def setting_names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """What to tell about a setting that does not exist.
+    """The error message for a setting that does not exist.
 
     Args:
       name: as given, such as ``fed.round``.
@@ -89,7 +89,7 @@ def _expanded(config: Config) -> Config:
 
 
 def _as_method_says(config: Config) -> Config:
-    """The settings with what the method decides."""
+    """The settings with those that the method decides filled in."""
     recipe, fed = config.recipe, config.fed
     if fed.public_data == "auto":
         fed = dataclasses.replace(fed, public_data=recipe.public_data)

@@ -23,7 +23,7 @@ from fedfr_jax.settings import (
 
 
 def method_config() -> Any:
-    """Which method is simulated, and a group of settings for each that has its own.
+    """The method to simulate, and a group of settings for each method that has its own.
 
     ``method.fedprox.weight`` is used if ``method.name`` is "fedprox". A method that is registered
     later has its group from then on.
@@ -37,7 +37,7 @@ def method_config() -> Any:
     )()
 
 
-@functools.cache  # equal settings are of one type
+@functools.cache  # the same groups give the same type
 def _method_config_type(groups: tuple[tuple[str, type], ...]) -> type:
     return dataclasses.make_dataclass(
         "MethodConfig",

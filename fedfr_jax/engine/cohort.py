@@ -1,17 +1,17 @@
 """The cohort engine: many clients' updates in one compiled program.
 
-The engine knows nothing about faces. It is given what one client does, as a pure
+The engine knows nothing about faces. It takes the update of one client, a pure
 function, and lays the cohort out on the hardware. The clients of a round fill
 *slots*, the same number on every device of the mesh (``shard_map`` outermost); a slot
-may be empty. Each device sorts its own clients by the work they have, takes them in
-chunks of ``lanes`` clients side by side under ``jax.vmap``, longest first, and stops
-when no client is left. What clients send to the server is averaged as it comes, so
-that memory holds lanes x model and not cohort x model; what they keep is written
-back in place. The devices talk once, to add up their sums.
+may be empty. Each device sorts its own clients by their work, runs them in
+chunks of ``lanes`` clients in parallel under ``jax.vmap``, longest first, and stops
+when no client is left. The values sent to the server are averaged as they arrive, so
+memory holds lanes x model and not cohort x model; what clients keep is written
+back in place. The devices communicate once, to add up their sums.
 
-Clients of unequal size meet in static shapes through :meth:`Lane.repeat`, a loop
-whose length is data: it runs as long as any lane of the chunk has work, and a
-lane that is done keeps its state.
+:meth:`Lane.repeat` allows clients of unequal size with static shapes. It is a loop of
+traced length: it runs as long as any lane of the chunk has work, and a lane that is
+done keeps its state.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Lane:
-    """Where one client update runs; handed to it by the engine.
+    """Where one client update runs; passed to it by the engine.
 
     Attributes:
       active: bool scalar, False for a slot without a client.
@@ -59,10 +59,10 @@ class Lane:
           state: pytree of arrays.
         """
         times = jnp.where(self.active, times, 0)
-        if self.neighbours == 1:  # nobody to wait for
+        if self.neighbours == 1:  # no other lane to wait for
             return lax.fori_loop(0, times, body, state)
-        # The longest lane sets the bound. It is the same for all lanes, so vmap
-        # leaves the loop's condition a scalar and selects only where lanes ended.
+        # The longest lane sets the bound. It is the same for all lanes, so under vmap the
+        # loop's condition stays a scalar; only lanes that are done need a select.
         bound = lax.pmax(times, _LANES)
 
         def step(i, state):
@@ -93,8 +93,8 @@ def spread(tree: PyTree, mesh: Mesh) -> PyTree:
     """Divides a pytree of arrays with a leading axis over the devices of the mesh.
 
     Args:
-      tree: arrays with the rows of this process' devices, in their order (with one
-        process: all rows). Every device takes the same number of rows.
+      tree: arrays with the entries of this process' devices, in their order (with one
+        process: all entries). Every device takes the same number.
     """
     sharding = NamedSharding(mesh, P(AXIS))
     if jax.process_count() == 1:
@@ -105,7 +105,7 @@ def spread(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def local_rows(tree: PyTree) -> PyTree:
-    """The rows of a spread pytree that this process' devices hold, as NumPy arrays."""
+    """The part of a spread pytree that is on this process' devices, as NumPy arrays."""
 
     def rows(x):
         if jax.process_count() == 1:
@@ -117,9 +117,9 @@ def local_rows(tree: PyTree) -> PyTree:
 
 
 def _chunk_order(work, taken, lanes):
-    """(positions (chunks * lanes,), chunks that have work to do): longest first.
+    """(positions (chunks * lanes,), number of chunks with work): longest first.
 
-    Positions that fill up the last chunk lie beyond the slots.
+    Positions that pad the last chunk are beyond the slots.
     """
     slots = work.shape[0]
     order = jnp.argsort(jnp.where(taken, -work, jnp.iinfo(work.dtype).max))
@@ -136,7 +136,7 @@ def _side_by_side(update: ClientUpdate, lanes: int) -> Callable[..., tuple]:
         return sent, jnp.where(active, weight, 0).astype(sum_type(sent)), state, metrics
 
     def alone(shared, device, *rows):
-        # Not vmap over one: XLA's products with a batch axis are slower, even if it is 1.
+        # No vmap over a single client: XLA's products are slower even with a batch axis of 1.
         result = one(shared, device, *jax.tree.map(lambda x: x[0], rows))
         return jax.tree.map(lambda x: x[None], result)
 
@@ -144,7 +144,7 @@ def _side_by_side(update: ClientUpdate, lanes: int) -> Callable[..., tuple]:
 
 
 def _all_of_one_device(side_by_side, lanes, shared, device, clients, state, work, taken):
-    """The chunks of one device in turn; sums of what is sent, over all devices."""
+    """Runs the chunks of one device in turn; sums what is sent over all devices."""
     slots = work.shape[0]
     order, chunks = _chunk_order(work, taken, lanes)
 
@@ -196,16 +196,16 @@ def for_each_client(
 
     Args:
       update: ``(lane, shared, device, client, state) -> (sent, weight, state, metrics)``:
-        ``sent`` is averaged over clients with ``weight`` (scalar); the new ``state`` takes
-        the old one's place, shapes and types alike; ``metrics`` are small arrays.
+        ``sent`` is averaged over clients with ``weight`` (scalar); the new ``state`` replaces
+        the old one, with the same shapes and types; ``metrics`` are small arrays.
       shared: pytree, the same for all clients.
-      device: pytree of arrays with a leading axis that is divided over the devices: what
-        the clients of one device share.
+      device: pytree of arrays with a leading axis that is divided over the devices: data
+        shared by the clients of one device.
       clients, state: pytrees of arrays with a leading axis C, the slots; device k has the
         k-th part of them. C is a multiple of the number of devices.
-      work: (C,) int, how much each client has to do, in any unit. Clients with alike work share
+      work: (C,) int, work of each client, in any unit. Clients with similar work share
         a chunk, so that little of it is padding.
-      taken: (C,) bool, False for an empty slot. It says how many chunks there are: under an
+      taken: (C,) bool, False for an empty slot. It sets the number of chunks: under an
         outer vmap leave it unbatched, or every chunk would copy all ``state``.
       mesh: from :func:`make_mesh`.
       lanes: clients side by side on one device.
@@ -213,11 +213,11 @@ def for_each_client(
     Returns:
       (weighted average of ``sent``, at least in float32, total weight, new ``state``,
       ``metrics`` stacked over C, zero for empty slots). The average is zero if the total weight
-      is.
+      is zero.
     """
     on_one_device = functools.partial(_all_of_one_device, _side_by_side(update, lanes), lanes)
-    # check_vma=False: with it on, jax.grad inside would sum the gradient of the
-    # replicated model over devices, and local training would stop being local.
+    # check_vma=False: otherwise jax.grad inside would sum the gradient of the
+    # replicated model over devices, and local training would no longer be local.
     (total, weight), state, metrics = jax.shard_map(
         on_one_device,
         mesh=mesh,
@@ -239,7 +239,7 @@ def on_each_device(
       device: pytree of arrays with a leading axis that is divided over the devices.
 
     Returns:
-      The results with their leading axes put together, divided in the same way.
+      The results, concatenated along their leading axes and divided in the same way.
     """
     return jax.shard_map(
         fn, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS), check_vma=False
@@ -249,13 +249,13 @@ def on_each_device(
 def loop_blocks(
     fn: Callable[[jax.Array], PyTree], positions: jax.Array, count, *, block: int
 ) -> PyTree:
-    """Fills the first ``count`` of N rows, a block at a time; the work is that of ``count``.
+    """Computes the first ``count`` of N results, in blocks; the work is proportional to ``count``.
 
     Args:
       fn: maps (B,) positions to results with a leading axis B.
-      positions: (N,) what ``fn`` is called with, in parts.
-      count: int scalar, may be traced; later rows stay zero, up to a whole block.
-      block: rows per call; bounds memory.
+      positions: (N,) arguments of ``fn``, passed in blocks.
+      count: int scalar, may be traced; results after the last block used stay zero.
+      block: positions per call; bounds memory.
 
     Returns:
       Results with a leading axis N.
@@ -285,7 +285,7 @@ def map_blocks(
 
     Args:
       fn: ``(shared, positions (B,)) -> results`` with a leading axis B.
-      shared: pytree, the same for all blocks; holds what the positions point into.
+      shared: pytree, the same for all blocks; the arrays that the positions refer to.
       count: static number of positions.
       mesh: from :func:`make_mesh`.
       block: positions per call and device; bounds memory.

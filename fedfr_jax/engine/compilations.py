@@ -16,5 +16,5 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 def compilations() -> int:
-    """Programs compiled since this module was imported, those from the disk cache included."""
+    """Programs compiled since this module was imported, including those from the disk cache."""
     return sum(_total.values())

@@ -7,11 +7,11 @@ path. Each strategy here computes the same convolution and the same gradients:
 * ``grouped``: ``lax.conv_general_dilated`` and its own gradients. Best when
   weights are shared, or one client at a time runs on a GPU/TPU.
 * ``patches``: patches and a matrix product, forward and backward. Under vmap
-  it is a batched matrix product, which GPUs and TPUs are made for.
-* ``custom``: what XLA:CPU is fast at, also inside loops. Forward and both gradients are
-  *forward* convolutions of ordinary kind: no dilation of the input, no grouping, sums of
-  about a thousand terms; wide float32 layers of 3x3 windows at stride 1 take fewer products
-  (:mod:`fedfr_jax.engine.winograd`); bfloat16 goes through matrix products where those use AMX.
+  it is a batched matrix product, which is fast on GPUs and TPUs.
+* ``custom``: fast on XLA:CPU, also inside loops. Forward and both gradients are
+  ordinary *forward* convolutions: no dilation of the input, no grouping, sums of
+  about a thousand terms; wide float32 layers of 3x3 windows at stride 1 use fewer products
+  (:mod:`fedfr_jax.engine.winograd`); bfloat16 uses matrix products if they run on AMX.
   Under vmap the clients take turns.
 """
 
@@ -119,12 +119,12 @@ def _windows(x, window, stride, padding):
 
 
 def _patches(x, window, stride, padding):
-    """(N, H', W', kh kw C): what each output position sees, in kernel order."""
+    """(N, H', W', kh kw C): the input window of each output position, in kernel order."""
     return jnp.concatenate(list(_windows(x, window, stride, padding)), axis=-1)
 
 
 def _depthwise(x, kernel, stride, padding):
-    """A sum of shifted products: elementwise work that vmaps without grouping."""
+    """A sum of shifted products: elementwise, so vmap needs no grouped convolution."""
     kh, kw = kernel.shape[:2]
     if padding == 0 and (kh, kw) == x.shape[1:3]:  # the whole map: one contraction
         return jnp.einsum("nhwc,hwc->nc", x, kernel[:, :, 0])[:, None, None, :]
@@ -169,7 +169,7 @@ def _swapped(x, dy, stride, padding):
 
 
 def _takes_winograd(x, window, stride, shape):
-    """Whether the convolution of x with a result of ``shape`` goes by way of Winograd."""
+    """Whether the convolution of x with a result of ``shape`` uses Winograd's filtering."""
     return (
         window == (3, 3)
         and stride == 1
@@ -193,10 +193,10 @@ def _plain(x, kernel, stride, padding):
             x, kernel, (stride, stride), padding, dimension_numbers=_DIMENSIONS
         )
     x = _pad(x, padding)
-    if not products:  # an image: too few channels for a convolution to fill vectors
+    if not products:  # an image: too few channels to fill vector registers
         return _matmul(_patches(x, window, stride, 0), kernel.reshape(-1, kernel.shape[-1]))
-    # XLA:CPU has AMX for products of bfloat16 matrices, but not for convolutions. One
-    # product per kernel position, as writing patches would take longer than multiplying.
+    # XLA:CPU uses AMX for products of bfloat16 matrices, but not for convolutions. One
+    # product per kernel position, because writing patches would take longer than multiplying.
     taps = kernel.reshape(-1, *kernel.shape[2:])
     return functools.reduce(
         jnp.add,
@@ -208,7 +208,7 @@ def _plain(x, kernel, stride, padding):
 
 
 def _pad(x, padding):
-    """Zeros around the maps, or fewer rows and columns where negative."""
+    """Pads the maps with zeros, or crops them if the padding is negative."""
     return lax.pad(
         x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)]
     )
@@ -253,7 +253,7 @@ def _phases(dy, kernel, stride, padding, shape):
 def _taps_gradient(x, dy, window, stride, padding):
     """Weight gradient, for bfloat16: one matrix product per kernel position.
 
-    Channels come first once and for all, so that no product has a transposed side.
+    Channels are moved to the front once, so that no product has a transposed operand.
     """
     n, h, w, c = x.shape
     x = lax.optimization_barrier(x.transpose(3, 0, 1, 2)).reshape(c * n, h, w, 1)
@@ -270,9 +270,9 @@ def _taps_gradient(x, dy, window, stride, padding):
 def _piece(images, rows, cols):
     """(images, rows) of the pieces in which a weight gradient is summed.
 
-    The sum runs over all output pixels. XLA:CPU falls to a third of its speed when
-    the sum is long; pieces of about 1000 terms are near the best for every shape measured.
-    Up to 4096 terms cutting does not pay.
+    The sum is over all output pixels. XLA:CPU drops to a third of its speed if
+    the sum is long; pieces of about 1000 terms are near the optimum for every shape measured.
+    Up to 4096 terms, cutting does not help.
     """
     if images * rows * cols <= 4096:
         return images, rows
@@ -306,14 +306,14 @@ def _ops(window, stride, padding):
         return lax.map(lambda xk: forward(*xk), (x, kernel)), True
 
     def weight_gradient(x, dy):
-        # Otherwise XLA:CPU computes the layer before inside the transposes, at a slow stride.
+        # Otherwise XLA:CPU fuses the previous layer into the transposes, at a slow stride.
         x, dy = lax.optimization_barrier((x, dy))
         if x.dtype == jnp.bfloat16 and x.shape[-1] > 4:
             return _taps_gradient(x, dy, window, stride, padding)
         if _takes_winograd(x, window, stride, dy.shape):
             return winograd.weight_gradient(x, dy, [(padding, padding)] * 2)
         images, rows = _piece(*dy.shape[:3])
-        # Pixels that the windows of all of dy reach; cut off where they do not.
+        # Keep only the pixels that the windows of dy reach.
         reach = [
             (out - 1) * stride + k - size - padding
             for out, k, size in zip(dy.shape[1:3], window, x.shape[1:3], strict=True)

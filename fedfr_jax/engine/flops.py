@@ -10,7 +10,7 @@ import jax
 
 
 def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
-    """Counts them in the traced program; loops count once, elementwise work not at all."""
+    """Counts them in the traced program; loops count once, elementwise work is not counted."""
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 

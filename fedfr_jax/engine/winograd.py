@@ -1,15 +1,15 @@
 """3x3 convolutions at stride 1 with fewer products: Winograd's minimal filtering.
 
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016). The map is
-cut into tiles of side x side outputs, which see (side + 2) x (side + 2) inputs. Tiles and
-kernel are transformed by additions along rows and columns; there the convolution is one matrix
-product per place in a tile, and so is its weight gradient (the transposed algorithm).
+cut into tiles of side x side outputs, which depend on (side + 2) x (side + 2) inputs. Tiles and
+kernel are transformed by additions along rows and columns. The convolution is then one matrix
+product per position in a tile, and so is its weight gradient (the transposed algorithm).
 
-F(2x2, 3x3) takes 16 products for 36 and is as exact as a direct sum; F(4x4, 3x3) takes 36 for
-144, its errors are about ten times as large: 1e-5 of the largest value.
+F(2x2, 3x3) takes 16 products instead of 36 and is as exact as a direct sum; F(4x4, 3x3) takes 36
+instead of 144, with errors about ten times as large: 1e-5 of the largest value.
 
-Work is done in pieces whose tiles stay near the core. Arrays are (tiles, channels), one per
-place: channels last makes every transform plain vector work and no product has to move data.
+Work is done in pieces whose tiles stay in the cache. Arrays are (tiles, channels), one per
+position: with channels last, transforms are plain vector operations and products move no data.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _OUTPUT = {
     2: ((1, 1, 1, 0), (0, 1, -1, -1)),
     4: ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
 }
-# Tiles per piece at most, as measured: more leave the cache, fewer make the products slow.
+# Most tiles per piece, as measured: more do not fit the cache, fewer make the products slow.
 _FORWARD_TILES = 400
 
 
@@ -57,12 +57,12 @@ def _gradient_tiles(channels: int) -> int:
 
 
 def forward_side(height: int, width: int) -> int:
-    """The side of forward tiles: small maps would be mostly edge and reading of weights at 2."""
+    """The side of forward tiles: with side 2, small maps would be mostly edges and weight reads."""
     return 4 if max(height, width) <= 8 else 2
 
 
 def is_faster(shape, channels: int) -> bool:
-    """Whether this beats direct convolutions on a CPU, by measurements.
+    """Whether this is faster than direct convolutions on a CPU, by measurements.
 
     Args:
       shape: (N, H', W', C') of the result.
@@ -71,9 +71,9 @@ def is_faster(shape, channels: int) -> bool:
     n, height, width, out_channels = shape
     side = forward_side(height, width)
     filled = height * width / (side * side * -(-height // side) * -(-width // side))
-    # Additions grow with the channels, the products they save with the square; what tiles
-    # compute beyond the map is lost (at 6x6 nearly half); fewer pixels do not pay for
-    # transforming the kernel.
+    # The additions grow with the channels, the saved products with their square. Outputs of
+    # tiles beyond the map are wasted (at 6x6 nearly half). With fewer pixels, transforming the
+    # kernel costs more than it saves.
     return (
         min(channels, out_channels) >= 64
         and min(height, width) >= 4
@@ -90,7 +90,7 @@ def forward(x, kernel, padding, backward: bool = False):
       kernel: (3, 3, C, C').
       padding: (before, after) per direction, also negative.
       backward: the kernel is (3, 3, C', C) and turned by 180 degrees, for an input gradient.
-        To transform it as it lies is much faster than to read a transpose once per place.
+        Transforming it in place is much faster than reading a transpose for every position.
 
     Returns:
       (N, H', W', C').
@@ -108,7 +108,7 @@ def forward(x, kernel, padding, backward: bool = False):
 
     def one_piece(i):
         tiles = _input_tiles(pieces.cut(filled, i, padding, 2), side)
-        # Barriers keep XLA from computing transforms inside products, many times over.
+        # Barriers keep XLA from recomputing the transforms inside the products.
         tiles = lax.optimization_barrier(tiles)
         products = lax.optimization_barrier(_zip2(product, tiles, weights))
         return pieces.joined(_both_ways(_OUTPUT[side], products))
@@ -188,7 +188,7 @@ def _error_tiles(dy, side):
 
 
 def _tiles(matrix, x, step, size):
-    """``matrix`` along both directions of tiles of size x size pixels, one every ``step``."""
+    """Applies ``matrix`` along both axes of tiles of size x size pixels, ``step`` apart."""
     n, height, width, channels = x.shape
     down, right = (height - size) // step + 1, (width - size) // step + 1
     lines = [
@@ -208,7 +208,7 @@ def _tiles(matrix, x, step, size):
 
 
 def _combined(matrix, arrays):
-    """``matrix`` times a vector of arrays, by additions."""
+    """``matrix`` times a vector of arrays, using additions only."""
     return [
         functools.reduce(
             jnp.add,
@@ -223,7 +223,7 @@ def _combined(matrix, arrays):
 
 
 def _both_ways(matrix, grid):
-    """``matrix`` along rows and columns of a grid of arrays."""
+    """Applies ``matrix`` along rows and columns of a grid of arrays."""
     return _transposed(
         [_combined(matrix, line) for line in _transposed([_combined(matrix, row) for row in grid])]
     )

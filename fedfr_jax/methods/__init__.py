@@ -41,17 +41,17 @@ METHODS: dict[str, Recipe] = {
 
 
 def register_method(name: str, recipe: Recipe) -> None:
-    """Adds a method, which is then run by ``method.name``; its settings are ``method.<name>``.
+    """Adds a method. ``method.name`` then selects it; its settings are ``method.<name>``.
 
-    May be called at any time, also from a notebook whose cell runs again: the last registration
-    of a name counts.
+    May be called at any time, also repeatedly, as in a notebook: the last registration of a
+    name counts.
 
     Args:
       name: lower-case letters, digits and underscores, such as ``fedperprox``.
       recipe: what the method does differently from federated averaging.
 
     Raises:
-      ValueError: the name cannot be a setting, or the options are no frozen dataclass.
+      ValueError: the name cannot be a setting, or the options are not a frozen dataclass.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "name":
         raise ValueError(

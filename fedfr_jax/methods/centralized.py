@@ -1,7 +1,7 @@
 """Training on the union of all clients' images and the public ones, in one place.
 
-What there would be to gain if images could be shared. It is a round with one client, which
-keeps one device busy.
+It shows what could be gained if images could be shared. It is a round with one client, which
+uses only one device.
 """
 
 from fedfr_jax.methods.recipe import Recipe

@@ -1,8 +1,8 @@
-"""Ditto: beside FedAvg, every client trains a personal backbone held near the global one.
+"""Ditto: besides FedAvg, every client trains a personal backbone kept close to the global one.
 
 Li et al., "Ditto: Fair and Robust Federated Learning Through Personalization", ICML 2021,
-equation 2 and algorithm 1: ``v_i`` minimizes ``F_i(v) + weight / 2 ||v - w^t||^2`` and goes on
-from its own last state; ``w`` knows nothing of it. It costs twice the local training.
+equation 2 and algorithm 1: ``v_i`` minimizes ``F_i(v) + weight / 2 ||v - w^t||^2`` and continues
+from its own last state; ``w`` does not depend on it. It doubles the cost of local training.
 """
 
 import dataclasses

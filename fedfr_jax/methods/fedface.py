@@ -2,13 +2,13 @@
 
 Aggarwal, Zhou, Jain, "FedFace: Collaborative Learning of Face Recognition Model", IJCB 2021,
 equation 7. After every round a few gradient steps on the server lower the mean of
-``relu(cos_jk - margin)^2`` over pairs j != k of class embeddings. They have to be sent for
-that, unlike in the other methods. Its memory grows with the square of the rows of a round.
-A client of one identity learns from positives alone, as in FedAwS.
+``relu(cos_jk - margin)^2`` over pairs j != k of class embeddings. Unlike in the other methods,
+clients have to send them. Memory grows with the square of the number of class embeddings in a
+round. A client with one identity learns from positives only, as in FedAwS.
 
-The paper's sum over pairs grows with the clients, and its step shrinks with the length of the rows.
-Here a step is on the rows' directions, which is all that the losses see, and of each row's mean
-over the others, so that ``lr`` means the same at any number of clients.
+The paper's sum over pairs grows with the number of clients, and its step shrinks with the length
+of the embeddings. Here a step changes only the directions, which is all that the losses depend on,
+and uses the mean over pairs for each embedding: ``lr`` means the same for any number of clients.
 """
 
 import dataclasses
@@ -22,18 +22,18 @@ from fedfr_jax.methods.recipe import Recipe, Terms
 @dataclasses.dataclass(frozen=True)
 class Options:
     margin: float = 0.4  # cosine above which two classes are too near
-    lr: float = 1.0  # of plain gradient steps on unit rows
+    lr: float = 1.0  # of plain gradient steps on unit embeddings
     steps: int = 10
-    positive_margin: float = 0.9  # of the local loss of clients of one identity
+    positive_margin: float = 0.9  # of the local loss of clients with one identity
 
 
 def _unit(rows):
-    """Rows of length 1; a row of zeros, of a class that does not exist, stays zero."""
+    """Embeddings scaled to length 1; zeros, for classes that do not exist, stay zero."""
     return rows * jax.lax.rsqrt(jnp.maximum(jnp.sum(rows * rows, axis=1, keepdims=True), 1e-12))
 
 
 def spread_out_loss(rows, exists, margin: float):
-    """Mean over ordered pairs j != k of existing rows.
+    """Mean over ordered pairs j != k of existing classes.
 
     Args:
       rows: (N, d) class embeddings; exists: (N,) bool.
@@ -45,7 +45,7 @@ def spread_out_loss(rows, exists, margin: float):
 
 
 def spread_out(options: Options, rows, exists):
-    """The rows after the server's gradient steps; their lengths stay."""
+    """The class embeddings after the server's gradient steps; lengths do not change."""
     lr = options.lr * exists.sum()
 
     def step(_, unit):

@@ -2,8 +2,8 @@
 
 Liu, Wang, Chien, Lai, "FedFR: Joint Optimization Federated Framework for Generic and
 Personalized Face Recognition", AAAI 2022: the local loss is equation 6,
-``L_cos + contrastive_weight L_con + binary_weight L_bin``. What other methods can use, too, are
-the settings ``fed.public_data``, ``fed.hard_threshold`` and ``fed.class_embedding_init``.
+``L_cos + contrastive_weight L_con + binary_weight L_bin``. Other methods can also use the
+settings ``fed.public_data``, ``fed.hard_threshold`` and ``fed.class_embedding_init``.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""FedProx: local training is held near the model that the server sent.
+"""FedProx: a penalty keeps local training close to the model that the server sent.
 
 Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, equation 2:
 ``F_i(w) + weight / 2 ||w - w^t||^2``.

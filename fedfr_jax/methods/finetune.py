@@ -1,8 +1,8 @@
 """FedAvg, then local fine-tuning of the final global model.
 
-Wang et al., "Federated Evaluation of On-device Personalization", arXiv 1910.10252. After all
-``fed.rounds`` one more round is the fine-tuning: its clients train from the final global model, and
-the server takes nothing of it. With ``population.cohort`` only the clients of that round are
+Wang et al., "Federated Evaluation of On-device Personalization", arXiv 1910.10252. One more round
+after all ``fed.rounds`` is the fine-tuning: its clients train from the final global model, and
+the server does not average them. With ``population.cohort`` only the clients of that round are
 fine-tuned.
 """
 

@@ -1,4 +1,4 @@
-"""Local training only: every client goes on with its own backbone, and nothing is averaged.
+"""Local training only: every client keeps training its own backbone, and nothing is averaged.
 
 The server's model stays the pretrained one.
 """

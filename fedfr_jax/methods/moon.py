@@ -1,4 +1,4 @@
-"""MOON: features are drawn to those of the global model, away from the last local one's.
+"""MOON: pulls features towards those of the global model, away from those of the last local one.
 
 Li, He, Song, "Model-Contrastive Federated Learning", CVPR 2021, equation 3.
 """

@@ -1,4 +1,4 @@
-"""The pretrained backbone as it is, without any round: what there is to gain upon."""
+"""The pretrained backbone as it is, without any round: the baseline to improve on."""
 
 from fedfr_jax.methods.recipe import Recipe
 

@@ -1,7 +1,7 @@
 """What one federated method does differently from the others.
 
 The round (:mod:`fedfr_jax.algorithm.round`) is the same for all methods. A :class:`Recipe` states
-where a method departs from its plainest form, federated averaging with private class
+where a method differs from the simplest form, federated averaging with private class
 embeddings: every client trains the whole backbone with the identification loss on its own
 images, and the server averages the backbones.
 """
@@ -27,7 +27,7 @@ class NoOptions:
 class Terms:
     """The terms beside identification in the local loss: FedFR, equations 2 to 6.
 
-    A method whose users set all of them inherits its options from here.
+    A method that exposes all of them as settings inherits its options from here.
     """
 
     contrastive_weight: float = 0.0  # mu; 0 leaves the term out
@@ -39,14 +39,14 @@ class Terms:
     binary_power: float = 3.0  # t
     binary_detached: bool = False  # True: the binary term does not reach the backbone
     transform: str = "none"  # of the branch: linear | bottleneck | none
-    # A client of one identity, without public data, has a softmax over one class, which is 0.
-    # Instead, max(0, positive_margin - cosine)^2 (FedAwS, Yu et al., ICML 2020); 0: nothing.
+    # With one identity and no public data, a client's softmax has one class and the loss is 0.
+    # Then use max(0, positive_margin - cosine)^2 (FedAwS, Yu et al., ICML 2020); 0: no loss.
     positive_margin: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A method, as pure functions and facts; ``o`` stands for its options.
+    """A method, as pure functions and constants; ``o`` denotes its options.
 
     Attributes:
       title: its name in tables.
@@ -54,26 +54,26 @@ class Recipe:
       options: frozen dataclass of its own settings, ``config.method.<name>``.
       public_data: what ``fed.public_data`` = auto means: hard | all | off.
       terms: ``o -> Terms``, the terms of the loss beside identification.
-      penalty: ``(o, params, received) -> scalar`` added to the local loss, where ``params``
-        are what is trained of ``received``, which the server sent: a dict with "backbone" (its
-        parameters) and, where public images are trained on, "public_embeddings".
+      penalty: ``(o, params, received) -> scalar`` added to the local loss. ``received`` is what
+        the server sent, ``params`` the trained tensors: dicts with "backbone" (parameters)
+        and, if public images are used, "public_embeddings".
       private: ``(o, Backbone, variables) -> pytree of bool`` like ``variables``: the tensors of
         the backbone that a client keeps; they are neither sent nor averaged. None: no tensor.
-      heads_turn: ``(o, epoch, epochs) -> bool scalar``: in this epoch only what stays with the
-        client (head and tensors of ``private``) is trained, in the others only the rest.
-        None: all is trained at once.
-      extra_rounds: rounds beyond ``fed.rounds``, such as one of fine-tuning. Wherever the
-        functions here are given ``rounds``, these are counted.
+      heads_turn: ``(o, epoch, epochs) -> bool scalar``: True trains only what stays with the
+        client (head and tensors of ``private``) in this epoch, False only the rest.
+        None: everything is trained together.
+      extra_rounds: rounds beyond ``fed.rounds``, such as one of fine-tuning. The argument
+        ``rounds`` of the functions here includes them.
       epochs: ``(o, round, rounds, epochs) -> epochs`` of a round, all int scalars that may be
         traced; None: as ``fed.local_epochs`` says.
-      averages: ``(o, round, rounds) -> bool scalar``: whether the server takes this round's
-        average over. None: always.
+      averages: ``(o, round, rounds) -> bool scalar``: whether the server adopts this round's
+        average. None: always.
       copy_penalty: ``(o, params, received) -> scalar``: every client trains a second, personal
-        backbone, which goes on from its own last state with this penalty. None: it has none.
-      server_embeddings: ``(o, rows (N, d), exists (N,) bool) -> rows``: what the server does to
-        the class embeddings of all clients of a round, which then have to be sent. None: they
-        stay with the clients.
-      union: one client holds the training images of all.
+        backbone, which continues from its own last state, with this penalty. None: no copy.
+      server_embeddings: ``(o, embeddings (N, d), exists (N,) bool) -> embeddings``: update of
+        the class embeddings of all clients of a round on the server, so clients send them.
+        None: they stay with the clients.
+      union: one client holds the training images of all clients.
       isolated: nothing at all is shared; ``private`` keeps the whole backbone.
       trains: False: no rounds.
     """
@@ -107,7 +107,7 @@ def half_squared_distance(params: PyTree, received: PyTree) -> jax.Array:
 
 
 def in_output_layer(backbone, variables: PyTree) -> PyTree:
-    """Pytree of bool: the tensors of the backbone's last layer, which makes the embedding."""
+    """Pytree of bool: True for the tensors of the last layer, which computes the embedding."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[1].key in backbone.output_layers, variables
     )
