@@ -175,6 +175,9 @@ class EvalConfig:
     fars: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
     clients: int = 0  # evaluate the personalized models of so many clients, drawn; 0 = all
     every: int = 0  # generic and personalized evaluation each so many rounds; 0 = at the end
+    # Beside the method's own definition of a personalized model: a client's backbone without its
+    # transform, the global backbone with it, and the mean of both backbones.
+    variants: bool = True
     batch_size: int = 256
     block: int = 4096  # rows of a similarity block; bounds memory
     examples: int = 8  # hard negatives and mistakes shown in the report

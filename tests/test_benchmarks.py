@@ -54,6 +54,7 @@ def assert_equal_updates(case, arrays, found, expected, tolerance=1e-3):
     assert min(moved) > 0  # everything that is compared was trained
 
 
+@pytest.mark.slow
 def test_our_round_is_the_plain_jitted_loop(tiny):
     arrays, expected = tiny
     found = plain_jax.loop(TINY, arrays)
@@ -61,6 +62,7 @@ def test_our_round_is_the_plain_jitted_loop(tiny):
     assert_equal_updates(TINY, arrays, after_one_round(found), expected)
 
 
+@pytest.mark.slow
 @needs_torch
 def test_our_round_is_the_sequential_pytorch_round(tiny):
     from benchmarks import torch_fedfr  # noqa: PLC0415
@@ -97,6 +99,7 @@ def test_mobilefacenet_with_batch_norm_is_the_same_in_pytorch(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_naive_form_is_compared_with_as_few_steps_of_the_loop(tiny):
     arrays, _ = tiny
     naive = plain_jax.naive(TINY, arrays, steps=2)
@@ -104,6 +107,7 @@ def test_the_naive_form_is_compared_with_as_few_steps_of_the_loop(tiny):
     assert_equal_updates(TINY, arrays, after_one_round(naive), naive.expected())
 
 
+@pytest.mark.slow
 def test_a_wrong_update_is_noticed(tiny):
     arrays, expected = tiny
     start = problem.compared(arrays, TINY)

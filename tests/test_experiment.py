@@ -123,7 +123,8 @@ def test_a_method_in_one_call(tmp_path):
     assert again.summary["models"] == Result(tmp_path / "x").summary["models"]
     rounds, clients = again.rounds(), again.clients()
     assert list(rounds.index) == list(range(1, len(rounds) + 1)) and rounds["loss"].notna().all()
-    assert {"pretrained", "global", "personalized"} == {model for _, model in clients.columns}
+    models = {model for _, model in clients.columns}
+    assert models == {"pretrained", "global", "personalized", "own/global mean"}
     assert len(clients) == again.summary["evaluated"]["clients"]
     assert set(again.evaluations().index.get_level_values("model")) >= {"global", "personalized"}
     assert again.figures().keys() == again.plots().keys()

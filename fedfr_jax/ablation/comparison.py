@@ -36,12 +36,12 @@ class Comparison:
 
     Attributes:
       reference: the row that the others are compared with.
-      values: row -> metric -> (seeds,) values, in percent but for the costs; NaN where a seed
-        is not there or the metric undefined.
+      values: row -> metric -> (seeds,) values, in percent except for the costs; NaN if a seed
+        is missing or the metric is undefined.
       seeds: in the order of the values.
       groups: title -> the metrics of one table.
       sent: row -> what a client sends.
-      failures: cell -> what went wrong with it, of the runs that were tried now.
+      failures: cell -> error message, for the cells run in this call.
     """
 
     reference: str
@@ -115,7 +115,7 @@ def _number(value) -> float:
 
 
 def compare(summaries: Mapping[str, Mapping[int, Summary]], reference: str) -> Comparison:
-    """Puts runs together.
+    """Combines the results of runs.
 
     Args:
       summaries: row -> seed -> ``summary.json`` as a dictionary; seeds may be missing.
@@ -166,7 +166,7 @@ def difference(found: Comparison, row: str, metric: str) -> tuple[float, float] 
 
 
 def is_beyond_noise(found: Comparison, row: str, metric: str) -> bool:
-    """Whether a row's gain over the reference is one in a paired t-test over the seeds (5 %)."""
+    """Whether a row's gain over the reference is significant (paired t-test over seeds, 5 %)."""
     reference = found.values.get(found.reference, {}).get(metric)
     if row == found.reference or reference is None:
         return False
@@ -179,7 +179,7 @@ def is_beyond_noise(found: Comparison, row: str, metric: str) -> bool:
 
 
 def _label(found: Comparison, row: str) -> str:
-    """A row's name, and how many seeds it has where that is not all of them."""
+    """A row's name, with its number of seeds if some are missing."""
     there = sum(
         not all(np.isnan(v[i]) for v in found.values[row].values()) for i in range(len(found.seeds))
     )
@@ -204,10 +204,10 @@ def _plus_minus(mean: float, std: float, sign: str = "") -> str:
 
 
 def _best(found: Comparison, metric: str) -> set[str]:
-    """Rows with the best mean; nobody where that says nothing.
+    """Rows with the best mean; empty for metrics without a meaningful best value.
 
-    It does not of costs, nor of how much clients differ, where a model that is equally bad for all
-    would win, nor of losers, of which a model that is the same for all has none.
+    These are costs, the spread over clients (a model equally bad for all would win), and the
+    share of clients that are worse off (0 for any model shared by all).
     """
     means = {
         row: round(spread[0], 2)
@@ -229,11 +229,11 @@ def result_tables(found: Comparison) -> list[ResultTable]:
         "t-test, 5 %). "
     )
     notes = {
-        "Accuracy": spread + "In percent. Accuracy is that of the global model on people "
-        "nobody trained on, and so is the last column; the others are of the "
+        "Accuracy": spread + "In percent. Accuracy (on people not used for training) and the "
+        "last column are those of the global model; the others are of the "
         "personalized models.",
-        "Cost of a round for a client": "By the tensors' sizes in float32 and the passes of "
-        "the backbone, mean over rounds and clients.",
+        "Cost of a round for a client": "From the tensors' sizes in float32 and the passes "
+        "through the backbone, mean over rounds and clients.",
     }
     fairness = spread + "In percent. Worse off: clients whose own model is below the global one."
     for title, metrics in found.groups.items():

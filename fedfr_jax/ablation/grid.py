@@ -2,10 +2,10 @@
 
     python -m fedfr_jax.ablate --config=configs/ablation.py --workdir=runs/ablation
 
-A configuration holds ``base`` (settings of a run), ``rows`` (pairs of a name and what it
-changes of the base, nested dictionaries), ``seeds``, ``vary`` (settings that take the seed)
-and ``reference`` (the row that the others are compared with). Every cell is a run in a folder
-of its own; cells that are finished are not run again, and one that fails does not stop the
+A configuration holds ``base`` (settings of a run), ``rows`` (pairs of a name and the settings
+that it changes in the base, nested dictionaries), ``seeds``, ``vary`` (settings that are set to
+the seed) and ``reference`` (the row that the others are compared with). Every cell is a run in a
+folder of its own. Finished cells are not run again, and a cell that fails does not stop the
 others. Cells that start from the same pretrained backbone share it.
 """
 
@@ -41,7 +41,7 @@ from fedfr_jax.runtime.pretrained import copy_pretrained, pretrained_key
 from fedfr_jax.runtime.simulation import use_cpu_devices
 from fedfr_jax.settings import DataConfig
 
-_RESETTLED = ("engine.", "model.dtype")  # settled by measurement when the cell ran
+_RESETTLED = ("engine.", "model.dtype")  # decided by measurement when the cell ran
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def make_cells(
     seeds: Sequence[int],
     vary: Sequence[str] = ("seed", "data.seed"),
 ) -> list[Cell]:
-    """All runs of a grid, seed after seed, so that whole tables come early.
+    """All runs of a grid, seed by seed, so that complete tables are available early.
 
     Raises:
       ConfigError: a row's settings are wrong, or two rows would share a folder.
@@ -78,7 +78,7 @@ def make_cells(
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(
-                f"rows: two of them would be in the folder {name!r}; give them names "
+                f"rows: two of them would use the folder {name!r}; give them names "
                 "that differ in their letters a to z or digits"
             )
     if not rows or not seeds:
@@ -113,14 +113,14 @@ def is_finished(cell: Cell, folder: pathlib.Path) -> bool:
             f"{folder} holds a run with other settings ({what}); choose "
             "another --workdir, or delete that folder to run it again"
         )
-    # The report is the last that a run writes.
+    # The report is the last file that a run writes.
     return (folder / "report.html").exists() and _summary(folder) is not None
 
 
 def _summary(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The results of a cell; None where there are none, or, which is said, where they are damaged.
+    """The results of a cell; None if there are none, or (with a warning) if they are damaged.
 
-    Such a cell is taken up again, which evaluates it anew.
+    Such a cell is resumed, which evaluates it again.
     """
     if not (folder / workdir.SUMMARY).exists():
         return None
@@ -138,7 +138,7 @@ def pretrained_folder(root: pathlib.Path, config: Config) -> pathlib.Path:
 
 @functools.lru_cache(maxsize=1)  # cells come seed after seed
 def _source(config: DataConfig) -> ImageSource:
-    """The data of a seed's cells, read once where it may stay in memory."""
+    """The data of a seed's cells, read only once if they may stay in memory."""
     source = open_source(config)
     size = len(source.labels) * source.image_size**2 * 3
     return remembering(source) if size <= config.resident_gib * 2**30 else source
@@ -146,7 +146,7 @@ def _source(config: DataConfig) -> ImageSource:
 
 @contextlib.contextmanager
 def _cell_folder(cell: Cell, root: pathlib.Path):
-    """The cell's folder, with the pretrained backbone if others have one, which they get too."""
+    """The cell's folder; shares its pretrained backbone with the cells that use the same one."""
     folder, shared = root / "cells" / cell.folder, pretrained_folder(root, cell.config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").unlink(missing_ok=True)
@@ -167,9 +167,9 @@ def _output(folder: pathlib.Path):
 
 
 def run_cell(cell: Cell, root: pathlib.Path) -> str | None:
-    """Runs or takes up one cell that is not finished; returns what went wrong, or None.
+    """Runs or resumes one cell that is not finished; returns an error message, or None.
 
-    What the run prints is in ``output.txt`` of its folder, an error in ``error.txt``.
+    The run's output is in ``output.txt`` of its folder, an error in ``error.txt``.
     """
     try:
         with _cell_folder(cell, root) as folder, _output(folder):
@@ -177,25 +177,25 @@ def run_cell(cell: Cell, root: pathlib.Path) -> str | None:
     except Exception as error:
         return f"{type(error).__name__}: {error}{_keep_error(root / 'cells' / cell.folder)}"
     finally:
-        jax.clear_caches()  # a long grid would keep every cell's programs
+        jax.clear_caches()  # otherwise a long grid would keep every cell's programs
     return None
 
 
 def _keep_error(folder: pathlib.Path) -> str:
-    """Writes the present error's traceback into a cell's folder; returns why it could not."""
+    """Writes the current traceback into a cell's folder; returns "" or why it could not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "error.txt", traceback.format_exc())
-    except OSError as error:  # the grid goes on: other cells may lie elsewhere, or fit
+    except OSError as error:  # the grid continues: other cells may be elsewhere, or fit
         return f" (and {folder / 'error.txt'} cannot be written: {error})"
     return ""
 
 
 def run_side_by_side(cells: Sequence[Cell], root: pathlib.Path) -> None:
-    """Runs cells that differ in nothing but ``seed`` in one program.
+    """Runs cells that differ only in ``seed`` in one program.
 
     Raises:
-      Exception: any of one run's; what was computed is kept.
+      Exception: any error of one of the runs; finished work is kept.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(jax.clear_caches)
@@ -217,10 +217,10 @@ def run_side_by_side(cells: Sequence[Cell], root: pathlib.Path) -> None:
 
 
 def mates(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
-    """The cells that could go in one program with this one, itself first.
+    """The cells that can share one program with this one, itself first.
 
-    As many as fit into the lanes that one cohort leaves empty; how many lanes pay is measured
-    unless ``engine.lanes`` says it. On a CPU they do not, and nothing is measured.
+    As many as fit into the lanes that one cohort leaves empty; the best number of lanes is
+    measured unless ``engine.lanes`` is set. On a CPU lanes do not help and nothing is measured.
     """
     others = [
         c
@@ -242,7 +242,7 @@ def mates(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
 def run_with_mates(
     cell: Cell, cells: Sequence[Cell], root: pathlib.Path, report=print
 ) -> str | None:
-    """Runs a cell, side by side with others that fit; returns what went wrong with it, or None.
+    """Runs a cell, in parallel with others that fit; returns its error message, or None.
 
     Args:
       cells: those that are not finished, ``cell`` among them.
@@ -259,7 +259,7 @@ def run_with_mates(
 
 
 def _wanted(cells: Sequence[Cell], reference: str, only: str) -> list[Cell]:
-    """The cells that are run; raises ConfigError as :func:`run_grid` says."""
+    """The cells to run; raises ConfigError as described in :func:`run_grid`."""
     names = list(dict.fromkeys(cell.row for cell in cells))
     if reference not in names:
         raise ConfigError(
@@ -283,23 +283,23 @@ def run_grid(
     title: str = "Ablation",
     report=print,
 ) -> comparison.Comparison:
-    """Runs what is not finished yet; writes tables after every cell, the report after a seed.
+    """Runs all unfinished cells; writes tables after every cell, the report after every seed.
 
     Args:
       cells: from :func:`make_cells`.
       root: the work directory: ``cells/<row>/seed<n>/``, ``pretrained/``, ``table.csv``,
         ``table.md``, ``report.html``, ``plots/``.
       reference: the row that the others are compared with; "": the first.
-      only: regular expression; of the rows whose name it does not match only the reference is run.
-        What is finished of the others is in the tables all the same.
+      only: regular expression; rows whose name does not match are not run, except the reference.
+        Finished cells of the others still appear in the tables.
       report: called with a line per cell.
 
     Returns:
-      The comparison of what is there.
+      The comparison of all finished cells.
 
     Raises:
-      ConfigError: the reference is none of the rows, or ``only`` no regular expression or
-        without a match.
+      ConfigError: the reference is not one of the rows, or ``only`` is not a regular expression or
+        matches no row.
       InputError: a cell in the work directory has other settings.
     """
     root = pathlib.Path(root).expanduser()

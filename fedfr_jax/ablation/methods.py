@@ -22,10 +22,10 @@ def compare_methods(
     seeds: Sequence[int] = (0, 1, 2),
     **changes: Any,
 ) -> Comparison:
-    """Runs methods over seeds, which draw data, split and training, and compares them.
+    """Runs methods over seeds, which change data, split and training, and compares them.
 
-    Runs that are finished are kept: with the same folder, a call with one more method or seed
-    runs only what is new.
+    Finished runs are kept: with the same folder, a call with one more method or seed
+    runs only the new ones.
 
     Args:
       methods: keys of :data:`fedfr_jax.methods.METHODS`; the first is the reference.

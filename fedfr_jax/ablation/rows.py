@@ -1,4 +1,4 @@
-"""Rows of the comparisons that the paper and its users make: (name, what it changes).
+"""Rows of common comparisons, including the paper's: (name, the settings it changes).
 
 They are plain nested dictionaries for :mod:`fedfr_jax.ablate`; combine them as needed.
 """
@@ -57,7 +57,7 @@ def fixed_epochs(epochs: int) -> Row:
 
 
 def batch_norm(widths: tuple[int, ...]) -> tuple[Row, ...]:
-    """FedBN on the network it needs, one with batch normalization, and what to compare it with.
+    """FedBN on a network with batch normalization, which it needs, and its baselines there.
 
     Args:
       widths: channels of the four stages of iresnet-18.

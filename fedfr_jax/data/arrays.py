@@ -1,4 +1,4 @@
-"""NumPy's files, read without trusting what their headers announce."""
+"""Reads NumPy's files without trusting their headers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fedfr_jax.errors import InputError
 _FREE_BYTES = 1 << 26  # of an archive, whatever its size on the disk
 _MOST_GROWTH = 20  # times that an archive may grow when it is unpacked
 _LENGTHS = {1: "<H", 2: "<I", 3: "<I"}  # of the header, by the format's version
-# NumPy hands what stands there to Python's parser, which files can crash.
+# NumPy passes the header to Python's parser, which a hostile file can crash.
 _HEADER = re.compile(
     r"\{'descr': '(?P<type>[<>|=][biufcSU]\d{1,9})', 'fortran_order': (?P<fortran>True|False), "
     r"'shape': \((?P<shape>[\d, ]*)\),? *\}\s*"
 )
 _MOST_DIMENSIONS = 32
-# What Python's reader of archives is known to raise, and what is raised here.
+# The errors that Python's zipfile module is known to raise, and those raised here.
 _DAMAGE = (
     OSError,
     ValueError,
@@ -43,14 +43,14 @@ _DAMAGE = (
 
 
 def load_array(path: str | os.PathLike, *, in_memory: bool = True) -> np.ndarray:
-    """Reads an ``.npy`` file of plain numbers or texts.
+    """Reads an ``.npy`` file of plain numbers or strings.
 
     Args:
-      in_memory: False leaves the content on the disk; it is read where it is used.
+      in_memory: False leaves the content on the disk; it is read when it is used.
 
     Raises:
-      InputError: the file is missing, damaged, holds Python objects, or its header announces more
-        than the file holds.
+      InputError: the file is missing, damaged, holds Python objects, or is shorter than its
+        header says.
     """
     try:
         return _parse(
@@ -63,7 +63,7 @@ def load_array(path: str | os.PathLike, *, in_memory: bool = True) -> np.ndarray
 
 
 def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads an ``.npz`` file of plain numbers or texts: name -> array.
+    """Reads an ``.npz`` file of plain numbers or strings: name -> array.
 
     Raises:
       InputError: as :func:`load_array`, or the archive is encrypted or far larger unpacked.
@@ -97,7 +97,7 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytearray:
 
 
 def _parse(data: bytearray | np.memmap) -> np.ndarray:
-    """The array of an ``.npy`` file's bytes, which it shares."""
+    """The array in an ``.npy`` file's bytes, without a copy."""
     magic = bytes(data[:6])
     if magic[:2] == b"PK":
         raise ValueError("it is an archive of arrays (.npz)")

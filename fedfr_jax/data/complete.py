@@ -1,4 +1,4 @@
-"""Whether an encoded image is all there, told without decoding it."""
+"""Checks whether an encoded image is complete, without decoding it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ _PNG_START = 8  # length of the signature
 def is_complete(blob: bytes, kind: str) -> bool:
     """True if nothing of the file is missing, as far as its structure tells.
 
-    A JPEG must end after its last scan, a PNG hold undamaged chunks up to its end, a WebP be as
-    long as it says. False also where that cannot be told, as for BMP: then only decoding shows it.
+    A JPEG must end after its last scan, a PNG must hold undamaged chunks up to its end, a WebP must
+    have the length in its header. False also for formats without such a check, such as BMP; these
+    have to be decoded.
 
     Args:
       blob: the file.
       kind: "JPEG", "PNG", "WEBP", ..., as Pillow names it.
     """
     if kind == "JPEG":
-        # Both words cannot occur within a scan; a thumbnail's stand before the picture's own.
+        # Neither marker can occur within a scan; those of a thumbnail come before the image's own.
         return blob.rfind(b"\xff\xd9") > blob.rfind(b"\xff\xda") > 0
     if kind == "WEBP":
         return len(blob) >= 12 and struct.unpack_from("<I", blob, 4)[0] + 8 <= len(blob)

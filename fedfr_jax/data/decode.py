@@ -14,7 +14,7 @@ from fedfr_jax.data.complete import is_complete
 from fedfr_jax.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # no others: some of Pillow's readers start programs
-_TASK = 16  # images per thread task: amortizes the hand-over, still balances the load
+_TASK = 16  # images per thread task: little overhead, and the load is still balanced
 _ORIENTATION = 0x0112  # EXIF tag
 MAX_MEGAPIXELS = 50.0  # default of ``data.max_megapixels``
 
@@ -65,26 +65,26 @@ def decode_image(
     Images of another size are resized, without keeping the aspect ratio.
 
     Raises:
-      ValueError: the image is larger than ``max_megapixels``; nothing of it was decoded then.
-      Anything else that Pillow raises if the image is damaged; :func:`decode_images` translates.
+      ValueError: the image is larger than ``max_megapixels``; it is not decoded then.
+      Any error of Pillow if the image is damaged; :func:`decode_images` translates it.
     """
     with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
         _check_size(image, max_megapixels)
-        # A JPEG decoder shrinks by 2, 4 or 8 for less than the price of decoding in full; the
-        # result is never smaller than what is asked for here.
+        # A JPEG decoder can shrink by 2, 4 or 8, which is cheaper than full decoding; the
+        # result is never smaller than requested here.
         image.draft("RGB", (image_size, image_size))
         upright: Image.Image = image
-        # Cameras may store a portrait lying on its side and say so in the EXIF data.
+        # Cameras may store an image rotated and note the rotation in the EXIF data.
         if image.getexif().get(_ORIENTATION, 1) != 1:
             upright = ImageOps.exif_transpose(image)
         return resize(upright, image_size)
 
 
 def check_image(image: bytes | np.ndarray, max_megapixels: float = MAX_MEGAPIXELS) -> None:
-    """Raises what :func:`decode_image` would, for a fraction of its time.
+    """Raises the same errors as :func:`decode_image`, in a fraction of the time.
 
-    Looks at the header and at whether the file is all there; decodes it only where that leaves
-    doubts. Wrong bytes within a JPEG's scan, which decoders do not notice either, are not found.
+    Checks the header and whether the file is complete; decodes it only if that is not conclusive.
+    Wrong bytes within a JPEG's scan, which decoders do not notice either, are not found.
     """
     if isinstance(image, np.ndarray):
         return
@@ -92,7 +92,7 @@ def check_image(image: bytes | np.ndarray, max_megapixels: float = MAX_MEGAPIXEL
         _check_size(opened, max_megapixels)
         _check_mode(opened)
         whole = is_complete(image, opened.format or "")
-        if whole and opened.format != "PNG":  # a PNG's checksums are right; its EXIF may be behind
+        if whole and opened.format != "PNG":  # a PNG may have its EXIF data after the pixels
             opened.getexif().get(_ORIENTATION)
     if not whole:
         decode_image(image, 8, max_megapixels)

@@ -1,8 +1,8 @@
-"""Images made harder: low light, low resolution, blur, JPEG, occlusion, a colour cast.
+"""Makes images harder: low light, low resolution, blur, JPEG, occlusion, a colour cast.
 
-It is the same for everybody, a shift of domain that even a strong pretrained backbone has to learn,
-or drawn for each client: then clients differ in their cameras, and personalization has something to
-gain. Training and evaluation see the same degraded images; an image looks the same in every round.
+If it is the same for all images, it is a domain shift that even a strong pretrained backbone has to
+learn. If it is drawn for each client, clients differ in their cameras, and personalization can
+help. Training and evaluation use the same degraded images; an image is the same in every round.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from PIL import Image, ImageFilter
 from fedfr_jax.data.types import Clients, ImageSource
 from fedfr_jax.settings import DEGRADATIONS, DegradeConfig
 
-_STREAM = 0xDE6  # tells these random streams from others of the same seed
+_STREAM = 0xDE6  # separates these random streams from others of the same seed
 _FULL_WELL = 2000.0  # photons per pixel at full light: shot noise
 _READ_NOISE = 0.01  # of the sensor, as a share of full light
 
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """How strongly an image suffers: a strength in [0, 1] for each of ``DEGRADATIONS``.
+    """How strongly images are degraded: a strength in [0, 1] for each of ``DEGRADATIONS``.
 
     Attributes:
       cast: gains of red, green and blue and a gamma, as logarithms at colour = 1.
@@ -41,11 +41,11 @@ class Camera:
 
 
 def camera_of(settings: DegradeConfig, seed: int, client: int) -> Camera:
-    """The camera of a client, or of everybody else.
+    """The camera of a client, or of public and held-out people.
 
     Args:
       settings: with ``per_client`` each strength is multiplied by a number drawn uniformly from 0
-        to 2, at most 1 in all, so that clients have the strength that is set on average.
+        to 2 and limited to 1, so that on average clients have the strength that is set.
       seed: of the data.
       client: its number; -1: public and held-out people.
     """
@@ -61,12 +61,12 @@ def camera_of(settings: DegradeConfig, seed: int, client: int) -> Camera:
 
 
 def degrade(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
-    """One image as a camera takes it.
+    """One image as taken by a camera.
 
     Args:
       image: (S, S, 3) uint8 RGB.
       camera: the strengths.
-      rng: for noise, and where something is in the way.
+      rng: for noise, and for the position of the occlusion.
 
     Returns:
       (S, S, 3) uint8.
@@ -86,7 +86,7 @@ def degrade(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.n
 
 
 def _occluded(image, share, rng):
-    """A gray square in front, of ``share`` of the side, somewhere."""
+    """Draws a gray square at a random position, its side a ``share`` of the image's."""
     side = max(1, round(share * len(image)))
     top, left = rng.integers(0, len(image) - side + 1, 2)
     image = image.copy()
@@ -95,7 +95,7 @@ def _occluded(image, share, rng):
 
 
 def _coarse(image, lost):
-    """As from a sensor that lacks ``lost`` of the pixels on a side, at least 4 are left."""
+    """As from a sensor with fewer pixels: a share ``lost`` less per side, but at least 4."""
     side = max(4, round((1 - lost) * len(image)))
     small = Image.fromarray(image).resize((side, side), Image.Resampling.BOX)
     return np.asarray(small.resize(image.shape[1::-1], Image.Resampling.BILINEAR))
@@ -125,12 +125,12 @@ def _compressed(image, lost):
 def degraded(
     source: ImageSource, settings: DegradeConfig, seed: int, clients: Clients
 ) -> ImageSource:
-    """A source whose images are degraded as the settings say; itself where they say nothing.
+    """A source with images degraded according to the settings; unchanged if nothing is set.
 
     Args:
       source: of all images.
-      seed: of the data: what an image looks like depends on it, its number and its camera alone.
-      clients: whose images are whose.
+      seed: of the data. A degraded image depends only on the seed, its number and its camera.
+      clients: which client has which images.
     """
     if not settings.is_active:
         return source

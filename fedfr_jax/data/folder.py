@@ -17,7 +17,7 @@ from fedfr_jax.settings import DataConfig
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp")
 _UNREAD = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".ppm", ".pgm", ".tga")
-# What systems and programs leave between people's photographs; other such names begin with a dot.
+# Folders and files that systems and programs create; other such names begin with a dot.
 _LITTER = frozenset(
     {
         "@eadir",
@@ -49,10 +49,10 @@ def open_folder(
 ) -> ImageSource:
     """Lists ``root/identity/image`` files; folder names, sorted, are the identities.
 
-    Hidden folders and files, and what systems leave behind (``@eaDir``, ``__MACOSX``), are no
-    people and no images. Identity folders without an image, images outside one or in deeper
-    folders, and images of a format that is not read are left out, each kind with one warning
-    that says how many.
+    Hidden folders and files, and those created by systems (``@eaDir``, ``__MACOSX``), are
+    ignored. Identity folders without an image, images outside one or in deeper
+    folders, and images of an unsupported format are left out, with one warning per kind
+    that gives their number.
 
     Args:
       root: the folder that holds one folder per identity.
@@ -128,7 +128,7 @@ def _report(root: pathlib.Path, people: list[str], found: list[_Listing]) -> Non
 
 @dataclasses.dataclass(frozen=True)
 class _Listing:
-    """What a folder holds: its own image files, those of other formats, those deeper down."""
+    """Contents of a folder: image files, those of other formats, and those in subfolders."""
 
     images: list[str]
     unread: list[str]

@@ -1,4 +1,4 @@
-"""The folds of the verification protocol: how pairs are divided, and whether they can be."""
+"""The folds of the verification protocol: divides pairs, and checks that it is possible."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedfr_jax.data.types import VerificationSet
 from fedfr_jax.errors import InputError
 
 FOLDS = 10
-_SEED = 0  # of the mixture: results of one set stay comparable between runs
+_SEED = 0  # of the shuffle: results on one set stay comparable between runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Folds:
 
     Attributes:
       parts: (n_k,) int64 pair numbers of each fold.
-      mixed: whether pairs were mixed; else folds are contiguous parts of the list, the first
-        larger by one where their number does not divide P.
+      mixed: whether pairs were shuffled; else folds are contiguous parts of the list, the first
+        ones larger by one if their number does not divide P.
     """
 
     parts: tuple[np.ndarray, ...]
@@ -31,7 +31,7 @@ def make_folds(is_same: np.ndarray, folds: int = FOLDS) -> Folds:
     """Divides pairs into folds that each hold genuine and impostor pairs.
 
     They are contiguous, as in published results, unless one of them would lack a kind; then
-    the pairs of each kind are shuffled with a fixed seed and dealt out.
+    the pairs of each kind are shuffled with a fixed seed and distributed over the folds.
 
     Args:
       is_same: (P,) bool.
@@ -54,7 +54,7 @@ def make_folds(is_same: np.ndarray, folds: int = FOLDS) -> Folds:
         return Folds(tuple(parts), mixed=False)
     rng = np.random.default_rng(_SEED)
     dealt = [np.array_split(rng.permutation(kind), folds) for kind in (genuine, impostor)]
-    # The larger parts of one kind meet the smaller ones of the other.
+    # Larger parts of one kind are combined with smaller parts of the other.
     parts = [np.sort(np.concatenate(pair)) for pair in zip(dealt[0], dealt[1][::-1], strict=True)]
     return Folds(tuple(parts), mixed=True)
 

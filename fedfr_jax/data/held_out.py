@@ -16,8 +16,8 @@ class HeldOut:
     Attributes:
       numbers: (E,) int64 evaluated clients, by their number in the population.
       images: (V, S, S, 3) uint8.
-      labels: (V,) int64 identity, numbered through over the evaluated clients: client
-        ``numbers[i]``'s local label ``k`` is ``first_identity[i] + k``.
+      labels: (V,) int64 identity, numbered consecutively over the evaluated clients: local
+        label ``k`` of client ``numbers[i]`` is ``first_identity[i] + k``.
       clients: (V,) int64 position ``i`` of the client whose identity it is.
       first_identity: (E + 1,) int64.
     """

@@ -1,8 +1,8 @@
 """A reader of pickles that hold byte strings, numbers and plain arrays, and nothing else.
 
-Python's own unpickler runs what a file asks for, allocates what a file announces, and lets a few
-bytes grow to gigabytes. Here an operation makes at most one small object, bytes are only cut out
-of the file, and the look-alikes of NumPy's functions do not copy.
+Python's own unpickler runs code named in a file, allocates any size given in a file, and lets a few
+bytes grow to gigabytes. Here an operation makes at most one small object, byte strings are slices
+of the file, and the replacements of NumPy's functions do not copy.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
-MOST_OPERATIONS = 3_000_000  # some 300,000 pairs; bounds time and memory
+MOST_OPERATIONS = 3_000_000  # about 300,000 pairs; bounds time and memory
 _NUMBERS = frozenset({"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"})
 _MOST_DIGITS = 20  # of a number written as text
 _MOST_DIMENSIONS = 32
 
 
 class PickleError(ValueError):
-    """The bytes are no pickle of the few kinds that are read."""
+    """The bytes are not a pickle of a supported kind."""
 
 
 class Dtype:
-    """Look-alike of ``numpy.dtype`` for plain numbers."""
+    """Replacement of ``numpy.dtype`` for plain numbers."""
 
     def __init__(self, code: Any, *_: Any):
         code = _text(code)
@@ -42,7 +42,7 @@ class Dtype:
 
 
 class Array:
-    """Look-alike of ``numpy.ndarray``; also stands for what the functions that make one return."""
+    """Replacement of ``numpy.ndarray``, also returned by the replaced functions that make one."""
 
     def __init__(self, value: np.ndarray):
         self.value = value
@@ -89,7 +89,7 @@ def _scalar(dtype: Any, raw: Any) -> Array:
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """What old protocols write for byte strings."""
+    """Byte strings as old protocols write them."""
     if _text(encoding) not in ("latin1", "latin-1"):
         raise PickleError(f"encoding {encoding!r} does not belong in such a file")
     try:
@@ -295,7 +295,7 @@ def _values() -> dict[bytes, Callable[[_Machine], Any]]:
     }
     for count, code in enumerate((b"\x85", b"\x86", b"\x87"), 1):
         table[code] = functools.partial(_Machine.items, count=count)
-    # Byte strings and texts, by the size of the length before them.
+    # Byte strings and text, by the size of the length field before them.
     for code, size in {b"C": 1, b"B": 4, b"\x8e": 8, b"\x96": 8, b"U": 1, b"T": 4}.items():
         table[code] = functools.partial(_bytes_after_length, size=size)
     for code, size in {b"\x8c": 1, b"X": 4, b"\x8d": 8}.items():
@@ -307,7 +307,7 @@ _VALUES = _values()
 
 
 def loads(data: bytes) -> Any:
-    """Reads a pickle of byte strings, texts, numbers, lists, tuples and arrays of numbers.
+    """Reads a pickle of byte strings, text, numbers, lists, tuples and arrays of numbers.
 
     Strings of Python 2 and bytearrays become ``bytes``, arrays and NumPy's scalars
     :class:`Array`. Lists may hold themselves: do not descend without a limit.

@@ -94,15 +94,15 @@ def open_recordio(
 ) -> ImageSource:
     """Opens an insightface RecordIO data set; labels are read without decoding images.
 
-    Identities are numbered in the order of their labels; ``identity_names`` are the labels as
-    they stand in the file. Gaps in the labels are closed, with one warning.
+    Identities are numbered in the order of their labels; ``identity_names`` are the original
+    labels. Gaps in the labels are closed, with one warning.
 
     Args:
       root: a folder with ``train.rec`` and ``train.idx``, or a ``.rec`` file beside its ``.idx``.
       image_size: side S of the images in pixels; others are resized.
       workers: decoding threads; 0 = one per core.
       check_images: leave out records whose image is neither a JPEG nor a PNG by its first bytes,
-        with one warning that says how many. False: they fail when they are read.
+        with one warning that gives their number. False: they fail when they are read.
       max_megapixels: larger images are refused before they are decoded.
 
     Returns:
@@ -223,7 +223,7 @@ def _read_index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     if not text.strip():
         raise InputError(f"{path}: empty; write the index again or copy the data set again")
     try:
-        # From a list: much faster than from a file, and it also reads ends of line of all kinds.
+        # From a list: much faster than from a file, and it accepts all kinds of line ends.
         lines = [line for line in text.decode("ascii").splitlines() if line.strip()]
         table = np.loadtxt(lines or ["-"], np.int64, comments=None, ndmin=2)
     except ValueError as error:
@@ -241,7 +241,7 @@ def _read_index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _gather(data: np.ndarray, offsets: np.ndarray) -> dict[str, np.ndarray]:
-    """Reads the fixed words of all records, in the order of the file to be kind to the disk."""
+    """Reads the fixed words of all records, in file order for sequential disk access."""
     words = data[: len(data) // 4 * 4].view("<u4")
     last, count = len(words) - 1, len(offsets)
     magic, lrec, first_words = (np.empty(count, np.uint32) for _ in range(3))
@@ -297,7 +297,7 @@ def _join_chunks(path: pathlib.Path, data: np.ndarray, offset: int, key: int) ->
 
 def _image_records(records: Records) -> Records:
     """Leaves out the header and the identity records of an insightface data set."""
-    # An image record may have several labels too; only a header has nothing behind them.
+    # An image record may have several labels too; only a header has no data after them.
     headed = records.keys[0] == 0 and records.flags[0] >= 2 and records.image_bytes[0] == 0
     if not headed:
         return records

@@ -1,7 +1,7 @@
-"""Who holds which images: clients, public data, held-out identities and pairs of them.
+"""Which images belong to clients, to the public data and to the held-out identities and pairs.
 
-Millions of clients are split in seconds: identities and clients are rows of flat arrays here, and
-nothing loops over them.
+Millions of clients are split in seconds: identities and clients are entries of flat arrays, and
+there are no loops over them.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def make_split(
 
     All identities are shuffled. The first ``held_out_identities`` are set aside; of the rest, the
     first ``client_fraction`` are for clients, the others public. Within each part, identities
-    with a suitable number of images are used in shuffled order; ``unused_public`` makes those
-    public that were for clients but not taken by any. An identity's first
+    with a suitable number of images are used in shuffled order; with ``unused_public``, client
+    identities that no client took become public. An identity's first
     ``verification_images`` images, in the order of the source, are for verification.
 
     Args:
-      labels: (N,) whole numbers >= 0, identity of each image. Sorted ones, of int32 or int64,
-        need no sorting and no copy.
+      labels: (N,) whole numbers >= 0, identity of each image. If they are sorted int32 or int64,
+        they are not copied.
       num_clients: number of clients.
       config: the ``data.split`` settings.
       seed: whole number >= 0; the same arguments give the same split.
@@ -88,8 +88,8 @@ def make_split(
 class _Table:
     """Image numbers by identity: those of identity ``i`` are ``order[starts[i]:][:counts[i]]``.
 
-    ``order`` is None where a position is an image number. ``starts`` and ``counts`` have an entry
-    for every number up to the largest label, and ``counts`` is 0 for those without an image.
+    ``order`` is None if positions are image numbers. ``starts`` and ``counts`` have an entry
+    for every number up to the largest label; ``counts`` is 0 for those without an image.
     """
 
     order: np.ndarray | None
@@ -189,7 +189,7 @@ def _check_clients(clients: Clients, images: np.ndarray, min_images: int) -> Non
     """Raises for the first client that cannot train; ``images`` are all that identities have."""
     held = clients.verification_images
     untrained = np.flatnonzero(clients.counts <= held)
-    # The client of the first identity without a training image; nobody if there is none.
+    # The client of the first identity without a training image, if there is one.
     number = (
         np.searchsorted(clients.offsets, untrained[0], side="right") - 1
         if len(untrained)
@@ -229,7 +229,7 @@ def _pairs(
 
     Args:
       sizes: (H,) int64 images per held-out identity.
-      images: (sizes.sum(),) int64 their numbers, identity after identity.
+      images: (sizes.sum(),) int64 their image numbers, identity after identity.
       count: pairs of each kind.
       rng: a stream of its own.
 
@@ -267,7 +267,7 @@ def _genuine(
 
 
 def _even_shares(capacity: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Shares ``count`` out as evenly as ``capacity`` allows, so that no identity dominates."""
+    """Divides ``count`` as evenly as ``capacity`` allows, so that no identity dominates."""
     low, high = 0, int(capacity.max())
     while low < high:  # the largest level whose shares do not exceed count
         level = (low + high + 1) // 2
@@ -312,9 +312,9 @@ _CLIENTS = ("identities", "offsets", "starts", "counts")
 def save_split(path: str | os.PathLike, split: FederatedSplit) -> None:
     """Writes a split as ``.npz``; :func:`load_split` reads it.
 
-    The arrays are those of :class:`FederatedSplit` and, after ``clients_``, of :class:`Clients`,
-    as int32 where the numbers allow. They are not compressed: the file would be half as large, but
-    take some sixty times as long.
+    The arrays are those of :class:`FederatedSplit` and, with the prefix ``clients_``, of
+    :class:`Clients`, as int32 where values allow. They are not compressed: the file would be half
+    as large, but writing would take about sixty times as long.
     """
     arrays: dict[str, Any] = {name: _narrow(a) for name, a in split_arrays(split).items()}
     write_file(path, lambda file: np.savez(file, **arrays))

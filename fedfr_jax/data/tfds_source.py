@@ -12,7 +12,7 @@ from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 from fedfr_jax.settings import DataConfig
 
-# Parts of a feature's path that mean identity, most telling first.
+# Parts of a feature's path that suggest the identity, the clearest first.
 _IDENTITY_WORDS = (
     "identity",
     "identity_no",
@@ -48,8 +48,8 @@ def open_tfds(
 ) -> ImageSource:
     """Opens a prepared data set, all its splits one after another.
 
-    Labels are read without decoding images. Texts and numbers alike are sorted and numbered from
-    0 without gaps.
+    Labels are read without decoding images. Both text and numeric labels are sorted and numbered
+    from 0 without gaps.
 
     Args:
       name: name in the catalog, also ``name/config:version``.
@@ -116,9 +116,9 @@ def _open_splits(name: str, data_dir: str) -> tuple[dict[str, Sequence[Any]], An
         where = f" --data_dir={data_dir}" if data_dir else ""
         raise InputError(
             f"tfds {name}: not prepared for random access in {builder.data_dir}; run "
-            f"'tfds build {name}{where} --file_format=array_record' (where the data set needs "
-            "TensorFlow for that, on a machine that has it, and copy the folder), or name another "
-            "folder by data.root"
+            f"'tfds build {name}{where} --file_format=array_record' (if the data set needs "
+            "TensorFlow for that, on a machine that has it, then copy the folder), or set "
+            "data.root to another folder"
         ) from error
     filled = {split: source for split, source in splits.items() if len(source)}
     if not filled:
@@ -127,7 +127,7 @@ def _open_splits(name: str, data_dir: str) -> tuple[dict[str, Sequence[Any]], An
 
 
 def _leaves(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (path, feature) of all features that are no dictionaries."""
+    """Yields (path, feature) of all features that are not dictionaries."""
     for name, feature in features.items():
         if hasattr(feature, "items"):
             yield from _leaves(feature, f"{prefix}{name}/")
@@ -138,12 +138,12 @@ def _leaves(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _getter(path: str, feature: Any, *, encoded: bool = False) -> Callable[[Any, int], Any]:
     """Returns a function (source, i) -> value of one feature of example ``i``.
 
-    Only that feature is parsed, which is ten times as fast as the whole example of celeb_a.
+    Only that feature is parsed, which for celeb_a is ten times as fast as the whole example.
 
     Args:
       path: names on the way to the feature, joined by slashes.
       feature: the feature.
-      encoded: leave an image as the bytes it is stored as.
+      encoded: return an image as its stored bytes.
     """
     from tensorflow_datasets import decode, features  # noqa: PLC0415 (slow, see above)
 

@@ -1,4 +1,4 @@
-"""What every data source delivers, and what the rest of the program reads."""
+"""The interface between data sources and the rest of the program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ImageSource:
     """Labelled face images, read on demand.
 
     Attributes:
-      name: what it is and where it comes from, for reports and error messages.
+      name: kind and origin of the data, for reports and error messages.
       labels: (N,) int32 or int64, identity of each image, in ``[0, num_identities)`` without
         gaps. int32 where there may be very many images (generated faces).
       image_size: side S of the square images in pixels.
@@ -27,8 +27,8 @@ class ImageSource:
       describe: maps (n,) int image numbers to the inputs of ``render``, (n,) int32 arrays by
         name; None if images cannot be made on the device.
       render: traceable; ``render(**describe(numbers))`` draws on the device what
-        ``read(numbers)`` returns, up to one grey level of rounding, as other programs may
-        round differently. Its working memory grows with n. None if ``describe`` is.
+        ``read(numbers)`` returns, up to one grey level, because compiled programs may
+        round differently. Its working memory grows with n. None if ``describe`` is None.
       check: takes (n,) int image numbers and raises InputError with the name of an image that
         cannot be read, much faster than ``read``; None if none can fail.
     """
@@ -82,7 +82,7 @@ def as_images(images: object, image_size: int) -> np.ndarray:
 
 
 def remembering(source: ImageSource) -> ImageSource:
-    """The same source, with every image kept in memory once it was read: for several runs."""
+    """The same source, keeping every image in memory after it was read: for several runs."""
     size = source.image_size
     images = np.empty((len(source.labels), size, size, 3), np.uint8)  # touched as it fills
     there = np.zeros(len(source.labels), bool)
@@ -99,7 +99,7 @@ def remembering(source: ImageSource) -> ImageSource:
 
 @dataclasses.dataclass(frozen=True)
 class VerificationSet:
-    """Image pairs with the answer whether both show the same person.
+    """Image pairs, each labelled as showing the same person or not.
 
     Attributes:
       name: for tables, for instance ``lfw``.
@@ -140,7 +140,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clients(Sequence[Client]):
-    """All clients' shares as flat arrays; a :class:`Client` is built when it is asked for.
+    """All clients' shares as flat arrays; a :class:`Client` is built on demand.
 
     A population has millions of identities, so nothing here is a list of arrays. T is the
     number of all clients' identities together.
@@ -152,8 +152,8 @@ class Clients(Sequence[Client]):
       counts: (T,) int64, images of the identity that are used: ``verification_images`` for
         verification, then at least one for training.
       verification_images: held out of every identity.
-      order: (M,) int64 image numbers, those of an identity side by side; None where a position
-        is an image number, because the source has its images sorted by identity.
+      order: (M,) int64 image numbers, grouped by identity; None if positions are image
+        numbers, because the source has its images sorted by identity.
     """
 
     identities: np.ndarray
@@ -201,7 +201,7 @@ class Clients(Sequence[Client]):
     def training(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Training images of some clients, client after client, in the order of their labels.
 
-        The work is in proportion to these clients' images, not to the population.
+        The work is proportional to these clients' images, not to the population.
 
         Args:
           clients: (n,) int client numbers >= 0, in any order.
@@ -233,14 +233,14 @@ class Clients(Sequence[Client]):
 
 @dataclasses.dataclass(frozen=True)
 class FederatedSplit:
-    """Who holds which images (paper, section 4.1).
+    """Which client holds which images (paper, section 4.1).
 
     Attributes:
-      clients: one entry per client, built when it is asked for.
+      clients: one entry per client, built on demand.
       public_identities: (K_0,) int64 source identities; public label ``k`` is entry ``k``.
       public_images: (N_0,) int64 image numbers.
       public_labels: (N_0,) int64 in ``[0, K_0)``.
-      held_out_identities: (H,) int64 identities that nobody trains on.
+      held_out_identities: (H,) int64 identities that are not used for training.
       pairs: (P, 2) int64 image numbers of held-out identities, for generic verification.
       pairs_same: (P,) bool.
     """

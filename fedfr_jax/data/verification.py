@@ -20,8 +20,8 @@ from fedfr_jax.data.pickled import Array, PickleError, loads
 from fedfr_jax.data.types import ImageSource, VerificationSet
 from fedfr_jax.errors import InputError
 
-# Images as arrays may take so many bytes, and so many per byte of the file: a file can name one
-# image again and again.
+# Limits for decoded images, in bytes and per byte of the file: a file can refer to one image many
+# times.
 _FREE_BYTES, _MOST_GROWTH = 1 << 28, 1000
 
 
@@ -46,8 +46,8 @@ def read_bin(
       The pairs, decoded.
 
     Raises:
-      InputError: the file is missing, cut off, asks for code to be run, or is not 2P images and
-        P answers.
+      InputError: the file is missing, cut off, asks for code to be run, or does not hold 2P images
+        and P labels.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -76,7 +76,7 @@ def read_bin(
 
 
 def set_names(paths: Sequence[str]) -> tuple[str, ...]:
-    """Names of verification sets: the files' stems, with their folders where stems repeat.
+    """Names of verification sets: the files' stems, with their folders if stems repeat.
 
     Args:
       paths: the setting ``data.verification_sets``.
@@ -92,8 +92,8 @@ def set_names(paths: Sequence[str]) -> tuple[str, ...]:
     twice = [path for path, name in zip(paths, names, strict=True) if names.count(name) > 1]
     if twice:
         raise InputError(
-            f"data.verification_sets: {twice[0]} has the name of another set there; "
-            "list each file once, under names that differ without their endings"
+            f"data.verification_sets: {twice[0]} has the same name as another set; "
+            "list each file once, with names that differ even without their endings"
         )
     return tuple(names)
 
@@ -145,7 +145,7 @@ def leave_out(
     Args:
       pairs: P verification pairs.
       labels_path: ``.npy``, (P, 2) whole numbers: the identities of each pair.
-      identities: what was trained on, in the numbering of that file;
+      identities: training identities, in the numbering of that file;
         :func:`original_labels` translates the numbering of a source.
 
     Returns:
@@ -181,7 +181,7 @@ def original_labels(source: ImageSource, identities: Sequence[int] | np.ndarray)
     """Returns the (n,) int64 labels that ``identities`` of ``source`` have in its own files.
 
     Raises:
-      InputError: the source names its identities by something else than whole numbers.
+      InputError: the identities of the source are not named by whole numbers.
     """
     try:
         names = [int(source.identity_names[i]) for i in identities]

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedfr_jax.data.held_out import HeldOut
 from fedfr_jax.data.types import VerificationSet
-from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
+from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR, HEADLINE_MODELS
 from fedfr_jax.evaluation.personalized import (
     PersonalIdentification,
     PersonalVerification,
@@ -59,7 +59,7 @@ class Assessor:
       training_images: client's number -> (images (M, S, S, 3), labels (M,)): its gallery.
       lower: images -> inputs of the models: what all of them compute alike, or the images.
       embed: ``(variables, inputs) -> (N, d)``, of a shared backbone.
-      personal_embed: ``((variables, transform), inputs) -> (N, d)``.
+      transform: ``(a client's transform, features (N, d)) -> (N, d)``; None: the method has none.
       batch: images per call, for pair sets.
     """
 
@@ -69,7 +69,7 @@ class Assessor:
     training_images: Callable[[int], tuple[np.ndarray, np.ndarray]]
     lower: Callable
     embed: Callable
-    personal_embed: Callable
+    transform: Callable | None
     batch: int
 
 
@@ -84,7 +84,10 @@ def gallery(assessor: Assessor, position: int) -> tuple[np.ndarray, np.ndarray]:
     return images, held_out.first_identity[position] + labels
 
 
-def _client_results(assessor: Assessor, position: int, probes, gallery_features, gallery_labels):
+def client_results(
+    assessor: Assessor, position: int, probes, gallery_features, gallery_labels
+) -> tuple[PersonalVerification, PersonalIdentification]:
+    """A client's protocol for features of all probes and of its own gallery."""
     settings, held_out = assessor.settings, assessor.held_out
     first = held_out.first_identity
     own = held_out.clients == position
@@ -129,7 +132,7 @@ def assess_shared(assessor: Assessor, variables: PyTree, tick=lambda: None) -> A
     for position in range(len(held_out.numbers)):
         images, labels = gallery(assessor, position)
         results.append(
-            _client_results(
+            client_results(
                 assessor,
                 position,
                 probes,
@@ -139,28 +142,6 @@ def assess_shared(assessor: Assessor, variables: PyTree, tick=lambda: None) -> A
         )
         tick()
     return Assessment(generic_results(assessor, variables), *zip(*results, strict=True))
-
-
-def assess_personalized(
-    assessor: Assessor, models: PersonalModels, tick=lambda: None
-) -> Assessment:
-    """Each client's own model, under that client's protocol."""
-    held_out, results = assessor.held_out, []
-    probes = assessor.lower(held_out.images)
-    for position, client in enumerate(held_out.numbers):
-        model = models(int(client))
-        images, labels = gallery(assessor, position)
-        results.append(
-            _client_results(
-                assessor,
-                position,
-                assessor.personal_embed(model, probes),
-                assessor.personal_embed(model, assessor.lower(images)),
-                labels,
-            )
-        )
-        tick()
-    return Assessment({}, *zip(*results, strict=True))
 
 
 def _rates(rates, values) -> dict[str, float]:
@@ -297,7 +278,8 @@ def curves(assessments: dict[str, Assessment]) -> tuple[dict, dict]:
     for model, a in assessments.items():
         for name, r in a.generic.items():
             rocs.setdefault(f"generic: {name}", {})[model] = r.roc
-        rocs.setdefault(VERIFICATION, {})[model] = mean_roc(a.verification)
+        if model in HEADLINE_MODELS:
+            rocs.setdefault(VERIFICATION, {})[model] = mean_roc(a.verification)
         values = {
             f"verification_tar@{a.verification[0].fars[far_index]:g}": [
                 v.tar[far_index] for v in a.verification
@@ -352,7 +334,11 @@ def mistake_examples(
     for position, client in enumerate(held_out.numbers):
         if len(examples) >= 2 * count:
             break
-        unit = unit_rows(assessor.personal_embed(models(int(client)), probes))
+        variables, transform = models(int(client))
+        unit = assessor.embed(variables, probes)
+        if assessor.transform is not None:
+            unit = assessor.transform(transform, unit)
+        unit = unit_rows(unit)
         threshold = float(personalized.verification[position].thresholds[far_index])
         examples += list(_client_mistakes(held_out, position, unit, threshold))
     return examples

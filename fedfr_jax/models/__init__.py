@@ -1,11 +1,11 @@
 """Backbones: face image -> embedding, behind plain ``init`` and ``apply`` functions.
 
-A new backbone is one file with a ``build(config, image_size, conv)`` function that
-returns a Flax module, called as ``module(images, train)`` and with the names of its last
-layers in ``output_layers``, and the description of its published weights (or None), plus one
-line in ``MODELS``. To be trained from a layer up (``fed.trainable``), it also says the names of
-its top-level modules in the order of the forward pass (``layers``), where its last stage begins
-(``last_stage``), and takes a third argument ``part``, the slice of them to run.
+A new backbone is one line in ``MODELS`` and one file with a function
+``build(config, image_size, conv)``. The function returns a Flax module, called as
+``module(images, train)`` and with the names of its last layers in ``output_layers``, and the
+description of its published weights (or None). To support ``fed.trainable``, the module also needs
+``layers`` (the names of its top-level modules in forward order), ``last_stage`` (where the last
+stage begins) and a third argument ``part`` (the slice of the layers to run).
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Backbone:
 
     Attributes:
       init: ``key -> {"params": ..., "batch_stats": ...}``, in float32, or float64
-        where ``model.dtype`` says so. ``batch_stats`` is
-        an empty dict for a network without batch norm.
+        with that ``model.dtype``. ``batch_stats`` is an empty dict for a network without
+        batch norm.
       apply: ``(variables, images, train) -> (features, batch_stats)`` with images
         (N, S, S, 3) in [-1, 1], features (N, embedding) in the parameters' type, not
         normalized, and ``train`` a Python bool: True normalizes with the statistics of the
@@ -58,10 +58,10 @@ class Backbone:
       embedding: size of a feature.
       image_size: side S of the images, in pixels.
       name: key in ``MODELS``.
-      output_layers: top-level modules of the variables that make the embedding from the last
-        map; what personalized methods call the head of the network.
-      input_shape: of one input, (S, S, 3), or that of an activation where only the upper part
-        of a network is left; see :mod:`fedfr_jax.models.parts`.
+      output_layers: names of the top-level modules that compute the embedding from the last
+        feature map; personalized methods call them the head of the network.
+      input_shape: of one input, (S, S, 3), or of one activation if this is only the upper part
+        of a network; see :mod:`fedfr_jax.models.parts`.
       module: the Flax module that ``init`` and ``apply`` are made of.
       batch_statistics: whether local training normalizes with the statistics of the mini-batch
         (``train`` = True), or with the running ones as they are.
@@ -89,7 +89,7 @@ def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
       conv: convolution strategy, passed on to :func:`fedfr_jax.engine.convolutions.conv2d`.
 
     Raises:
-      ConfigError: for an unknown network, or settings that it cannot have.
+      ConfigError: for an unknown network, or settings that it does not support.
     """
     if config.name not in MODELS:
         raise ConfigError(f"model.name is {config.name!r}; use one of {', '.join(MODELS)}")
@@ -118,12 +118,12 @@ def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
 def register_backbone(
     name: str, build: Callable[[ModelConfig, int, str], tuple[nn.Module, Published | None]]
 ) -> None:
-    """Adds a network, which is then chosen by ``model.name``; may be called at any time.
+    """Adds a network, which ``model.name`` can then select; may be called at any time.
 
     Args:
       name: of the network; the last registration of a name counts.
-      build: ``(ModelConfig, image_size, conv) -> (module, published weights or None)``, as the
-        files of this folder have it. It reads ``depth``, ``widths``, ``embedding`` and ``dtype``.
+      build: ``(ModelConfig, image_size, conv) -> (module, published weights or None)``, as in the
+        files of this folder. It reads ``depth``, ``widths``, ``embedding`` and ``dtype``.
 
     Raises:
       ValueError: ``build`` cannot be called.
@@ -138,7 +138,7 @@ def _init_function(
 ) -> Callable[[jax.Array], dict[str, Any]]:
     kind = jnp.float64 if dtype == "float64" else jnp.float32  # of the parameters
 
-    # Under jit the forward pass of Flax's init is dropped as unused.
+    # Under jit the forward pass in Flax's init is unused and removed.
     @jax.jit
     def init(key: jax.Array) -> dict[str, Any]:
         images = jnp.zeros((1, image_size, image_size, 3), kind)

@@ -1,6 +1,6 @@
 """The layers that the backbones share, in NHWC.
 
-They are Flax modules rather than ``flax.linen``'s own because every convolution has
+They replace those of ``flax.linen`` because every convolution has
 to go through :func:`fedfr_jax.engine.convolutions.conv2d`: with one set of weights per client,
 ``nn.Conv`` under ``jax.vmap`` becomes a grouped convolution, which is slow.
 Activations are kept in the compute type of a backbone; sums are taken in at least float32.
@@ -35,13 +35,13 @@ def compute_dtype(name: str) -> Any:
     """Compute type of a backbone from the setting ``model.dtype``.
 
     Raises:
-      ConfigError: the type is unknown, or JAX is not set to have it.
+      ConfigError: the type is unknown, or not enabled in JAX.
     """
     if name not in DTYPES:
         raise ConfigError(f"model.dtype is {name!r}; use one of {', '.join(DTYPES)}")
     if name == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ConfigError(
-            "model.dtype is 'float64', which JAX leaves out by default; set the "
+            "model.dtype is 'float64', which JAX disables by default; set the "
             "environment variable JAX_ENABLE_X64=1"
         )
     return DTYPES[name]
@@ -50,7 +50,7 @@ def compute_dtype(name: str) -> Any:
 def entering(images: jax.Array, dtype: Any) -> jax.Array:
     """Images in the compute type: bfloat16 where it is asked for, else at least float32.
 
-    Images of float64, which come with parameters of that type, keep it.
+    Images in float64, which come with parameters of that type, stay in float64.
     """
     return images.astype(
         dtype if dtype == jnp.bfloat16 else jnp.promote_types(images.dtype, jnp.float32)
@@ -58,7 +58,7 @@ def entering(images: jax.Array, dtype: Any) -> jax.Array:
 
 
 def final_map_side(image_size: int) -> int:
-    """Side (pixels) of what four stride-2 convolutions leave of an image."""
+    """Side (pixels) of the feature map after four stride-2 convolutions."""
     return math.ceil(image_size / 16)
 
 
@@ -129,7 +129,7 @@ class PReLU(nn.Module):
 def prelu(x, slope):
     """``x`` where positive, ``slope·x`` elsewhere, with (C,) slopes of the last axis.
 
-    Its own gradient, because the one that JAX derives goes through memory twice as often.
+    It has a custom gradient, because the one that JAX derives reads memory twice as often.
     """
     return jnp.where(x > 0, x, slope.astype(x.dtype) * x)
 
@@ -164,8 +164,8 @@ class Dense(nn.Module):
 def matmul(x, w):
     """(N, F) times (F, features) in at least float32.
 
-    Its own gradient, because JAX's is that of the transpose of ``w``, which XLA:CPU then
-    turns round inside the optimizer's update, several times slower than the product.
+    It has a custom gradient, because JAX's gradient is transposed, and XLA:CPU transposes it
+    back inside the optimizer's update, which takes several times as long as the product.
     """
     return jnp.matmul(x, w, preferred_element_type=sum_type(x))
 
@@ -179,7 +179,7 @@ def _matmul_backward(residuals, dy):
     dy = dy.astype(x.dtype)
     dx = jnp.einsum("nc,kc->nk", dy, w, preferred_element_type=sum_type(x))
     if x.shape[0] <= 16 and x.dtype != jnp.bfloat16:
-        # Few rows: these products fuse with the optimizer, and dw never goes to memory.
+        # Few rows: these products fuse with the optimizer, and dw is never written to memory.
         dw = functools.reduce(jnp.add, (x[i, :, None] * dy[i] for i in range(x.shape[0])))
     else:
         dw = jnp.einsum("nk,nc->kc", x, dy, preferred_element_type=sum_type(x))
@@ -194,7 +194,7 @@ class BatchNorm(nn.Module):
 
     Training normalizes with the mean and the biased variance of the batch and moves the
     running mean and the running *unbiased* variance towards them; otherwise the running
-    ones are used. Statistics are at least float32 whatever the type of the input. Under ``vmap``
+    ones are used. Statistics are at least float32 for any input type. Under ``vmap``
     each client has its own.
 
     Attributes:

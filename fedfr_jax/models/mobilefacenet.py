@@ -88,8 +88,8 @@ class _Bottleneck(nn.Module):
 class MobileFaceNet(nn.Module):
     """MobileFaceNet on (N, S, S, 3) images; the result is (N, embedding), at least float32.
 
-    The global depthwise convolution covers the whole map that is left, which is 7×7 for
-    the published size of 112.
+    The global depthwise convolution covers the whole last feature map, which is 7×7 for
+    the published image size of 112.
 
     Attributes:
       embedding: size of the feature (published: 128).
@@ -147,7 +147,7 @@ class MobileFaceNet(nn.Module):
 def build(config: ModelConfig, image_size: int, conv: str) -> tuple[nn.Module, Published]:
     """MobileFaceNet and the names of its published MXNet weights.
 
-    The structure is fixed but for the size of the feature.
+    The structure is fixed except for the size of the feature.
 
     Raises:
       ConfigError: if depth or widths were changed from their defaults.

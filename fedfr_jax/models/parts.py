@@ -1,8 +1,8 @@
-"""A network divided at a layer: what lies below is frozen, what lies above is trained.
+"""A network divided at a layer: the layers below are frozen, those above are trained.
 
-The frozen part is the same for all clients and in all rounds, so that its activations are
-computed once per image. The upper part is a :class:`fedfr_jax.models.Backbone` of its own, whose
-inputs are those activations: every method trains it as it would train a whole network.
+The frozen part is the same for all clients and in all rounds, so its activations are
+computed once per image. The upper part is itself a :class:`fedfr_jax.models.Backbone` whose
+inputs are those activations: every method trains it like a whole network.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Parts:
     frozen: tuple[str, ...]
 
     def trained(self, variables: PyTree) -> PyTree:
-        """The variables of the upper part, of those of the whole network."""
+        """Selects the variables of the upper part from those of the whole network."""
         return _select(variables, lambda name: name not in self.frozen)
 
     def joined(self, variables: PyTree, upper: PyTree) -> PyTree:
@@ -49,12 +49,12 @@ class Parts:
 
 
 def divide(backbone: Backbone, trainable: str) -> Parts | None:
-    """Divides a network where ``fed.trainable`` says.
+    """Divides a network at the layer that ``fed.trainable`` names.
 
     Args:
       backbone: the whole network.
-      trainable: "all", "last_stage", "embedding" (the layers after the last map), or a regular
-        expression: the first layer whose name matches trains, and so do all after it.
+      trainable: "all", "last_stage", "embedding" (the layers after the last feature map), or a
+        regular expression: the first layer whose name matches is trained, and all after it.
 
     Returns:
       The parts, or None where everything is trained.
@@ -91,13 +91,13 @@ def divide(backbone: Backbone, trainable: str) -> Parts | None:
 
 
 def trained_part(backbone: Backbone, trainable: str) -> Backbone:
-    """The upper part where a network is divided, else the network."""
+    """The upper part if a network is divided, else the whole network."""
     parts = divide(backbone, trainable)
     return backbone if parts is None else parts.upper
 
 
 def activation_bytes(upper: Backbone, mirrored: bool) -> int:
-    """Bytes of what stands in for one image: its activations, and those of its mirror."""
+    """Bytes of the activations of one image, and of its mirror image."""
     variables = jax.eval_shape(upper.init, jax.random.key(0))
     size = jax.tree.leaves(variables)[0].dtype.itemsize
     return (1 + mirrored) * math.prod(upper.input_shape) * size

@@ -2,7 +2,7 @@
 of FedFR, AAAI 2022).
 
 Four stages; each is a 3×3 stride-2 convolution with bias and PReLU, followed by residual
-units of twice a bias-free 3×3 convolution and PReLU. The map that is left is flattened
+units of two bias-free 3×3 convolutions, each with PReLU. The last feature map is flattened
 and goes through one linear layer.
 """
 
@@ -52,7 +52,7 @@ class _Unit(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Halves the map, then ``units`` residual units."""
+    """Halves the feature map, then applies ``units`` residual units."""
 
     width: int
     units: int

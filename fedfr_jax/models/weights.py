@@ -82,13 +82,12 @@ def from_torch(
 
     Args:
       arrays: name -> array. A leading ``module.`` on every name (a state dict saved from
-        PyTorch's DataParallel) and ``num_batches_tracked`` counters are passed over.
+        PyTorch's DataParallel) and ``num_batches_tracked`` counters are ignored.
       backbone: the backbone that they are for.
       source: what error messages call them, e.g. the file.
 
     Returns:
-      ``{"params": ..., "batch_stats": ...}`` of arrays in the
-      parameters' type.
+      ``{"params": ..., "batch_stats": ...}`` of arrays in the parameters' type.
 
     Raises:
       InputError: as for :func:`load_weights`.

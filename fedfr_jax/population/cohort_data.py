@@ -1,4 +1,4 @@
-"""What a round trains on: the public images and the training images of its clients.
+"""The data of a round: the public images and the training images of its clients.
 
 Both are pytrees of arrays. A round's clients fill C *slots*, the same number on each of
 D devices; the per-client leaves of :class:`CohortData` have a leading axis C, divided over
@@ -11,11 +11,11 @@ from typing import Any
 
 from flax import struct
 
-Array = Any  # of NumPy on the host, of JAX on the devices, or the axis that jax.vmap maps
+Array = Any  # NumPy on the host, JAX on the devices, or the axis that jax.vmap maps
 
 
 class PublicData(struct.PyTreeNode):
-    """The public images, the same for everybody.
+    """The public images, the same for all clients.
 
     Attributes:
       images: (N_0, S, S, 3) uint8.
@@ -31,18 +31,17 @@ class PublicData(struct.PyTreeNode):
 class CohortData(struct.PyTreeNode):
     """The training images of a round's clients.
 
-    Every device has a list of its clients' images, R entries of which the first ``used``
-    mean something. The list holds the images, or tells where they are in a table that lies
-    on every device.
+    Every device has a list of its clients' images, with R entries, of which the first ``used``
+    are valid. The list holds the images, or their positions in a table that is on every device.
 
     Attributes:
       images: (D R, S, S, 3) uint8, the lists; or, with ``table_rows``, the (T, S, S, 3) table.
-      table_rows: (D R,) int32 rows of the table, or None.
+      table_rows: (D R,) int32 positions in the table, or None.
       used: (D,) int32.
       rows: (C, M) int32 positions in the device's list; M = most images of a client.
       labels: (C, M) int32 in [0, K).
       sizes: (C,) int32 images of each client; later columns are padding. 0: an empty slot.
-      identities: (C,) int32 identities of each client; later head rows are padding.
+      identities: (C,) int32 identities of each client; later class embeddings are padding.
       clients: (C,) int32 number in the population, -1 for an empty slot.
     """
 

@@ -1,7 +1,7 @@
-"""The host's side of a round's training images: which of them the cohort needs, and where they go.
+"""A round's training images on the host: which ones the cohort needs, and where they go.
 
-Only NumPy here, so that the next round is made ready while the devices work on this one. The
-work is in proportion to the cohort, not to the population.
+It uses only NumPy, so the next round is prepared while the devices work on this one. The
+work is proportional to the cohort, not to the population.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class CohortRows:
       numbers: (D * capacity,) int64 image numbers of the source. Device ``d``'s part is
         ``[d * capacity, d * capacity + used[d])``; image 0 fills up the rest.
       used: (D,) int32 images of each device.
-      rows: (C, M) int32, where in its device's part a client's images are; padding is 0.
+      rows: (C, M) int32 positions of a client's images in its device's part; padding is 0.
       labels: (C, M) int32 local labels; padding is 0.
-      sizes: (C,) int32 training images; 0 for an empty place, as in the next.
+      sizes: (C,) int32 training images; 0 for an empty place.
       identities: (C,) int32 identities.
       clients: (C,) int32 numbers in the population; -1 for an empty place.
     """
@@ -41,14 +41,14 @@ class CohortRows:
 def cohort_rows(
     clients: Clients, assigned: np.ndarray, *, devices: int, capacity: int, most_images: int
 ) -> CohortRows:
-    """Lists the images of a cohort and says where on the devices each client finds its own.
+    """Lists the images of a cohort and the positions of each client's images on the devices.
 
     Args:
       clients: the population.
-      assigned: (D * slots,) int, the client in each place, device by device; -1 for nobody.
+      assigned: (D * slots,) int, the client in each place, device by device; -1 for none.
       devices: D.
       capacity: images that a device has room for; see :func:`needed_capacity`.
-      most_images: M, images that a client may have.
+      most_images: M, the largest number of images of a client.
 
     Returns:
       The rows. Their shapes depend on the arguments' shapes, ``devices``, ``capacity`` and
@@ -107,7 +107,7 @@ def needed_capacity(sizes: np.ndarray, assigned_rounds: Iterable[np.ndarray], de
 
 
 def _where_taken(values: np.ndarray, assigned: np.ndarray) -> np.ndarray:
-    """(C,) int64 entries of ``values`` of the assigned clients; 0 for nobody."""
+    """(C,) int64 entries of ``values`` of the assigned clients; 0 for empty places."""
     return np.where(assigned >= 0, values[assigned], 0)
 
 

@@ -21,7 +21,7 @@ from fedfr_jax.settings import DataConfig
 
 @dataclasses.dataclass(frozen=True)
 class ClientImages:
-    """Turns a cohort's image numbers into what a round reads.
+    """Turns a cohort's image numbers into the input data of a round.
 
     Attributes:
       source: the data set.
@@ -80,7 +80,7 @@ def _rows_of_process(rows: CohortRows) -> CohortRows:
 
 
 def _read_used(source: ImageSource, rows: CohortRows) -> np.ndarray:
-    """The devices' lists of images; what a list does not use stays black and is not read."""
+    """The devices' lists of images; unused entries stay black and are not read."""
     capacity = len(rows.numbers) // len(rows.used)
     used = (np.arange(capacity) < rows.used[:, None]).reshape(-1)
     read = source.read(rows.numbers[used] if used.any() else rows.numbers[:1])
@@ -90,12 +90,12 @@ def _read_used(source: ImageSource, rows: CohortRows) -> np.ndarray:
 
 
 def _render(source: ImageSource, mesh: Mesh, rows: CohortRows):
-    assert source.describe is not None  # open_client_images() has looked
+    assert source.describe is not None  # checked by open_client_images()
     described = engine.spread((source.describe(rows.numbers), rows.used), mesh)
     return _compiled_render(source.render, mesh)(*described)
 
 
-@functools.cache  # one program per source and mesh: a later round compiles nothing
+@functools.cache  # one program per source and mesh: later rounds compile nothing
 def _compiled_render(render, mesh):
     block = 64  # images rendered at once on a device; bounds the working memory
 
@@ -120,7 +120,7 @@ def training_bytes(clients: Clients, image_size: int) -> int:
 
 
 def choose_kind(config: DataConfig, source: ImageSource, clients: Clients) -> str:
-    """What ``data.images`` = auto means here."""
+    """Resolves ``data.images`` = auto."""
     if config.images != "auto":
         return config.images
     if training_bytes(clients, source.image_size) <= config.resident_gib * 2**30:
@@ -142,7 +142,7 @@ def open_client_images(
             f"data.images is 'render', but {source.name} cannot be rendered; "
             "use 'resident' or 'stream'"
         )
-    if kind == "stream" and source.check is not None:  # else found out in some later round
+    if kind == "stream" and source.check is not None:  # or damage would show in a later round
         source.check(np.sort(clients.union()[0].train_images))
     if kind != "resident":
         return ClientImages(source, mesh, kind)

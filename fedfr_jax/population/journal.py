@@ -1,6 +1,6 @@
-"""What a row store says of itself: whose rows it holds, and of which rounds.
+"""The journal of a row store: which clients' rows it holds, and of which rounds.
 
-A small JSON file beside the rows, replaced as a whole, so that it is of one moment.
+A small JSON file beside the rows. It is replaced as a whole, so it is always consistent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Commit:
 
     Attributes:
       round: number of rounds done.
-      clients: how many had a row.
+      clients: number of clients with a row.
       digest: sum of the checks of their records, modulo 2^64.
       kept: whether a checkpoint of this round is known to be on disk.
     """
@@ -63,7 +63,7 @@ def read_journal(path: pathlib.Path, description: dict[str, Any]) -> list[Commit
 
     Raises:
       DamagedError: the file is not as it was written.
-      InputError: it is of another version, or of other rows than ``description`` says.
+      InputError: it has another version, or its rows do not match ``description``.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -86,8 +86,8 @@ def read_journal(path: pathlib.Path, description: dict[str, Any]) -> list[Commit
         ) from error
     if version != VERSION:
         raise InputError(
-            f"{path}: a row store of version {str(version)[:40]}, this program reads "
-            f"version {VERSION}; go on with the program that wrote it"
+            f"{path}: a row store of version {str(version)[:40]}, but this program reads "
+            f"version {VERSION}; continue with the program that wrote it"
         )
     if other:
         raise InputError(f"{path}: holds other rows: {other}")

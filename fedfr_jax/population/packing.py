@@ -1,4 +1,4 @@
-"""Plain arrays of each client, packed for a round."""
+"""Packs plain arrays of each client for a round."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def pack_clients(
 ) -> CohortData:
     """A cohort for a round, from the images and labels of every client of a population.
 
-    Clients are dealt out to the devices in turn: number ``i`` of the cohort is in slot
+    Clients are assigned to the devices in turn: number ``i`` of the cohort is in slot
     ``(i % devices) * slots + i // devices``. Empty slots come last on each device.
 
     Args:
       clients: (images (M_i, S, S, 3) uint8 RGB, labels (M_i,) whole numbers from 0) of each.
-        Labels are a client's own: two clients' label 0 are different people.
+        Labels are local to a client: label 0 of two clients means different people.
       devices: number of devices of the mesh.
       chosen: numbers of the clients that take part; None: all.
 

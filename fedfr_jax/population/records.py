@@ -1,6 +1,6 @@
 """Records of equal size in two memory-mapped files that grow: a table of headers, and the rows.
 
-Headers stand apart from rows so that opening reads 32 bytes per record.
+Headers are stored separately from rows so that opening reads only 32 bytes per record.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 
 from fedfr_jax.errors import InputError
 
-# What a record holds. ``client`` is its id + 1, so that a hole in the file is nobody's; 0 also
-# marks a row that is being written. ``crc`` is of the row's bytes, ``check`` of the header.
+# The fields of a header. ``client`` is the id + 1, so that a hole in the file belongs to no client;
+# 0 also marks a row that is being written. ``crc`` covers the row's bytes, ``check`` the header.
 HEADER = np.dtype([("client", "<i8"), ("round", "<i8"), ("crc", "<u8"), ("check", "<u8")])
 _FIRST_STEP = 1 << 26  # bytes of rows by which a file grows at first; then it doubles
 
@@ -31,7 +31,7 @@ def check_of(client: np.ndarray, round: np.ndarray, crc: np.ndarray) -> np.ndarr
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64: every bit of the input decides on every bit of the output."""
+    """The finalizer of SplitMix64: every bit of the input affects every bit of the output."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -39,12 +39,12 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 
 
 class Records:
-    """The two files, or as much memory.
+    """The two files, or the same arrays in memory.
 
     Attributes:
-      table: (capacity,) headers; ``rows``: (capacity, size) uint8. Both replaced by
-        :meth:`grow`; where the files are only read, changes of the table stay in memory.
-      used: records from the first on that are, or were, somebody's.
+      table: (capacity,) headers; ``rows``: (capacity, size) uint8. :meth:`grow` replaces both;
+        if the files are read-only, changes of the table stay in memory.
+      used: number of leading records that belong, or belonged, to a client.
     """
 
     def __init__(self, path: pathlib.Path | None, size: int, read_only: bool = False):
@@ -88,7 +88,7 @@ class Records:
         )
 
     def _map(self) -> None:
-        """Maps both files as they are now; a record counts where both have it."""
+        """Maps both files as they are now; a record counts if it is in both."""
         units = (HEADER.itemsize, self._size)
         capacity = min(
             os.fstat(file.fileno()).st_size // unit
@@ -108,8 +108,8 @@ class Records:
         """Makes room for ``needed`` records, in memory and on the disk.
 
         Args:
-          needed: those that are used from now on.
-          most: that will ever be.
+          needed: number of records used from now on.
+          most: largest number that can ever be needed.
 
         Raises:
           InputError: the disk is full.
@@ -121,7 +121,7 @@ class Records:
                 for file, unit in zip(self._files, units, strict=True):
                     file.truncate(min(wanted, max(most, needed)) * unit)
                 self._map()
-            # A full disk is an error here; a write to the mapped hole would end the process.
+            # A full disk raises an error here; later, a write to the map would kill the process.
             if hasattr(os, "posix_fallocate"):
                 for file, unit in zip(self._files, units, strict=True):
                     os.posix_fallocate(file.fileno(), used * unit, (needed - used) * unit)
@@ -135,10 +135,10 @@ class Records:
     def versions(
         self, population: int, *, until: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Records by client: (the newest of each, older ones, the rounds that followed those).
+        """Records by client: (the newest of each, older ones, the rounds that replaced those).
 
         Args:
-          population: clients there are; records of others, and damaged headers, are nobody's.
+          population: number of clients; records of other ids and damaged headers are ignored.
           until: leave out what was written after this round.
         """
         table = self.table[: self.used]
@@ -159,7 +159,7 @@ class Records:
 
     @property
     def nbytes(self) -> int:
-        """Bytes really used on disk, or in memory."""
+        """Bytes actually used on disk, or in memory."""
         return sum(os.fstat(file.fileno()).st_blocks * 512 for file in self._files)
 
     def flush(self) -> None:
@@ -169,7 +169,7 @@ class Records:
                 mapped.flush()
 
     def close(self) -> None:
-        """Gives files and memory back; what was written stays in the files."""
+        """Releases files and memory; written data stays in the files."""
         self.table = self.rows = self._mapped = None  # type: ignore[assignment]
         for file in self._files:
             file.close()

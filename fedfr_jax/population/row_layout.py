@@ -1,4 +1,4 @@
-"""How one client's row, a pytree of arrays, lies in the bytes of a file."""
+"""How one client's row, a pytree of arrays, is stored as bytes in a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ALIGN = 64  # bytes, of rows and of the leaves in them
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One leaf of a row: its name in the pytree, and which bytes of the row it has."""
+    """One leaf of a row: its name in the pytree, and its bytes within the row."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,7 +52,7 @@ class RowLayout:
         return cls(tuple(leaves), structure, max(start, _ALIGN))
 
     def describe(self) -> dict[str, Any]:
-        """What decides the bytes, ready for JSON."""
+        """Everything that determines the bytes, ready for JSON."""
         leaves = {leaf.name: f"{leaf.dtype.name}{list(leaf.shape)}" for leaf in self.leaves}
         return {"row": leaves, "row_bytes": self.size}
 
@@ -64,7 +64,7 @@ class RowLayout:
         """The bytes of each leaf of ``count`` rows, each (count, bytes of the leaf).
 
         Raises:
-          ValueError: the rows are of another structure, shape or type.
+          ValueError: the rows have another structure, shape or type.
         """
         leaves, structure = jax.tree_util.tree_flatten(rows)
         if structure != self.structure:
@@ -95,7 +95,7 @@ class RowLayout:
 
 
 def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """Says in what two descriptions differ, "" if in nothing."""
+    """Says how two descriptions differ; "" if they do not."""
     if found == expected and list(found["row"]) == list(expected["row"]):
         return ""
     if found["population"] != expected["population"]:

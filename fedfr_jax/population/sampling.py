@@ -1,7 +1,7 @@
-"""Who takes part in which round, and on which device.
+"""Which clients take part in which round, and on which device.
 
-Everything here is decided before a run, on the host, from the seed and the number of the round
-alone: a resumed or prolonged run sees the same cohorts.
+Everything here is decided before a run, on the host, only from the seed and the round number:
+a resumed or extended run has the same cohorts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedfr_jax.data.arrays import load_array
 from fedfr_jax.errors import InputError
 from fedfr_jax.settings import PopulationConfig
 
-_STREAM = 0xC0_40_27  # tells these random streams from others of the same seed
+_STREAM = 0xC0_40_27  # separates these random streams from others of the same seed
 
 
 def sample_cohorts(
@@ -29,13 +29,13 @@ def sample_cohorts(
     seed: int,
     weights: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Returns (rounds, cohort) int64 client ids, ascending in each round, -1 (nobody) last.
+    """Returns (rounds, cohort) int64 client ids, ascending in each round, -1 (none) last.
 
     ``uniform`` draws without replacement. ``weighted`` draws one client after the other, each with
     probability proportional to its weight among those not yet drawn; clients of weight 0 never
     take part. ``schedule`` reads a file, see :func:`read_schedule`, and starts over at its end;
-    ``cohort`` 0 then means the largest round of the file. Where fewer clients can take part than
-    ``cohort``, the rest of the round is -1; so are scheduled clients that are not available.
+    ``cohort`` 0 then means the largest round of the file. If fewer clients than ``cohort`` can take
+    part, the rest of the round is -1; so are scheduled clients that are not available.
 
     Args:
       population: number of clients.
@@ -72,11 +72,11 @@ def sample_cohorts(
 
 
 def read_schedule(path: str | os.PathLike, population: int) -> list[np.ndarray]:
-    """Reads who takes part in which round.
+    """Reads which clients take part in which round.
 
-    The file is a .npy array of whole numbers (rounds, n), in which -1 is nobody; or JSON, a list of
-    one list per round; or text, one line per round, ids between blanks or commas or a JSON list.
-    Empty lines count for nothing, ``[]`` is a round without anybody.
+    The file is a .npy array of whole numbers (rounds, n), in which -1 means no client; or JSON, a
+    list of lists, one per round; or text, one line per round: ids separated by blanks or commas, or
+    a JSON list. Empty lines are ignored, ``[]`` is a round without clients.
 
     Returns:
       One array of ids per round, ascending.
@@ -107,22 +107,23 @@ def read_schedule(path: str | os.PathLike, population: int) -> list[np.ndarray]:
 def assign(
     clients: np.ndarray, work: np.ndarray, *, devices: int, slots: int, processes: int = 1
 ) -> np.ndarray:
-    """Places the clients of one round on devices, so that all have about the same work.
+    """Assigns the clients of one round to devices, so that all have about the same work.
 
-    The longest comes first and goes to the least loaded device with a free slot; ties go to the
-    smaller client id and the first device. Client i belongs to process ``i % processes``, whose
-    devices are the p-th block of ``devices / processes``: its row is kept by that process.
+    The clients with the most work come first, each goes to the least loaded device with a free
+    slot; ties go to the smaller client id and the first device. Client i belongs to process
+    ``i % processes``, whose devices are the p-th block of ``devices / processes``: that process
+    stores its row.
 
     Args:
-      clients: (n,) ids; -1 is nobody.
+      clients: (n,) ids; -1 means none.
       work: (n,) of each client, such as its number of steps.
       devices: number of devices of all processes, a multiple of ``processes``.
       slots: clients per device, see :func:`needed_slots`.
       processes: number of processes.
 
     Returns:
-      (devices * slots,) int64: device k has [k * slots, (k + 1) * slots), its longest client
-      first; -1 is empty.
+      (devices * slots,) int64: device k has [k * slots, (k + 1) * slots), the client with the
+      most work first; -1 is empty.
 
     Raises:
       ValueError: shapes do not match, or a process has more clients than slots.
@@ -199,9 +200,10 @@ def _draw(
 ) -> np.ndarray:
     """Returns up to ``size`` distinct clients: successive sampling without replacement.
 
-    Proposals that repeat or are not available are passed over. If ``population / 8`` proposals are
-    not enough, all that is left takes part in a race, which costs about as much. Whom a race picks
-    next depends, like a proposal, only on who is left, so that stopping midway is no bias.
+    Proposals that repeat or are not available are skipped. If ``population / 8`` proposals are
+    not enough, all remaining clients take part in a race, which costs about as much. The next
+    client in a race depends, like a proposal, only on the remaining clients, so the switch
+    introduces no bias.
     """
     if weights is None and available is None:
         return rng.choice(population, size, replace=False, shuffle=False)
@@ -225,7 +227,7 @@ def _propose(
 ) -> np.ndarray:
     if weights is None:
         return rng.integers(population, size=count)
-    # To the right: a client of weight 0 has an empty interval.
+    # side="right": a client of weight 0 has an empty interval.
     found = np.searchsorted(weights.sums, rng.random(count) * weights.sums[-1], side="right")
     return found[found < population]  # a product that was rounded up to the total
 
@@ -240,8 +242,8 @@ def _race(
 ) -> np.ndarray:
     """Returns up to ``count`` of the clients in the mask ``left``.
 
-    Each arrives after an exponential time, at the rate of its weight; the order of arrival is that
-    of successive draws proportional to the weights.
+    Each arrives after an exponential time with its weight as the rate; the order of arrival is
+    distributed like successive draws proportional to the weights.
     """
     left = np.flatnonzero(left if weights is None else left & (weights.each > 0))
     arrival = np.log(rng.standard_exponential(len(left)))

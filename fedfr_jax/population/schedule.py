@@ -1,7 +1,7 @@
 """The plan of a run: which client is in which slot of which device in every round.
 
-It follows from the settings alone, so that its largest round gives shapes that serve
-all rounds, and a resumed run goes on with the same cohorts.
+It depends only on the settings. So its largest round gives shapes that fit all rounds, and a
+resumed run continues with the same cohorts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Schedule:
     """Cohorts of all rounds and the shapes that they need.
 
     Attributes:
-      cohorts: (rounds, n) population numbers, -1 = nobody.
+      cohorts: (rounds, n) client numbers, -1 = none.
       clients: the population.
       devices: of all processes; ``processes``.
       slots: clients per device, ``capacity``: training images per device.
@@ -70,7 +70,7 @@ def make_schedule(
     """Draws the cohorts of all rounds.
 
     Args:
-      settings: who takes part in a round.
+      settings: cohort size, sampling, schedule and availability.
       rounds, seed: of the run.
       clients: the population.
       devices: of all processes.
@@ -79,7 +79,7 @@ def make_schedule(
       InputError: the schedule or availability file does not fit.
     """
     processes = jax.process_count()
-    # Without any round shapes are still needed: those of a first one.
+    # Even without rounds, shapes are needed: those of a first round.
     cohorts = sample_cohorts(
         len(clients),
         max(1, rounds),
@@ -88,7 +88,7 @@ def make_schedule(
         weights=clients.sizes,
     )
     slots = needed_slots(cohorts, devices, processes)
-    # Equal rounds (everybody takes part) are looked at once.
+    # Equal rounds (all clients take part) are processed only once.
     different = np.unique(cohorts, axis=0)
     capacity = needed_capacity(
         clients.sizes, (_assign(c, clients, devices, slots, processes) for c in different), devices

@@ -1,8 +1,8 @@
-"""State of a whole population at rest: one row per client, in memory-mapped files.
+"""Stored state of a whole population: one row per client, in memory-mapped files.
 
-Only a few clients of a large population are on the devices at a time. The rows of all others rest
+Only a few clients of a large population are on the devices at a time. The state of all others is
 in a :class:`RowStore`, which survives a kill at any moment and can go back to the rounds whose
-checkpoints are kept.
+checkpoints are kept. A row is the state of one client.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ _WORD = 1 << 64
 
 
 class RowStore:
-    """Rows of the clients that were ever written; all others cost nothing.
+    """Rows of the clients that were ever written; all others use no space.
 
-    A row that is part of a committed round is never written over: a newer one goes to another
-    record, and the older is given free when no committed round needs it any more (:meth:`retain`).
-    A client so has at most one record more than rounds are kept. In a loop, one calls
+    A row that is part of a committed round is never overwritten: a newer one goes to another
+    record, and the older is released when no committed round needs it any more (:meth:`retain`).
+    So a client has at most one record more than there are kept rounds. The caller's loop is:
 
-    ``write`` of round R, ``commit(R)``, saves the checkpoint of R and waits for it, and calls
-    ``retain`` with the rounds whose checkpoints are there.
+    ``write`` the rows of round R, ``commit(R)``, save the checkpoint of R and wait for it, then
+    ``retain`` the rounds whose checkpoints are on disk.
 
-    A kill at any moment, opening again and ``rewind(R)``, R being any of those checkpoints' rounds,
-    gives exactly the rows after round R. Every row has a checksum, which :meth:`read` compares;
-    those of all rows together are in the journal, so that lost or foreign rows are found, too.
+    After a kill at any moment, opening the store and ``rewind(R)``, for any round R with a
+    checkpoint, gives exactly the rows after round R. :meth:`read` compares the checksum of every
+    row; the journal has one of all rows together, so that lost or foreign rows are found, too.
 
     Files: ``<name>.json``, the journal; ``<name>.table``, the records' headers; ``<name>.rows``.
-    One process may have them open. Its threads share the store through a lock.
+    Only one process may have them open. Its threads share the store through a lock.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RowStore:
           example: one client's row, a pytree of arrays or ``jax.ShapeDtypeStruct``.
           population: number of clients; their ids are 0 to population - 1.
           path: the file of the rows; the others are beside it. None: in memory.
-          read_only: the files stay as they are, whatever is called.
+          read_only: the files are never changed.
 
         Raises:
           InputError: the files are damaged, or hold other rows than these.
@@ -86,11 +86,11 @@ class RowStore:
 
     @property
     def kept(self) -> list[int]:
-        """Those of them whose checkpoints are known to have been on disk."""
+        """The committed rounds whose checkpoints are known to have been on disk."""
         return [commit.round for commit in self._commits if commit.kept]
 
     def known(self, clients: np.ndarray) -> np.ndarray:
-        """Returns (n,) bool: who has a row; False for -1 (nobody).
+        """Returns (n,) bool: which clients have a row; False for -1 (none).
 
         Raises:
           ValueError: an id is out of range.
@@ -102,7 +102,7 @@ class RowStore:
     def read(self, clients: np.ndarray) -> PyTree:
         """Returns the newest rows of (n,) ``clients``, a pytree of numpy arrays (n, ...).
 
-        Rows of clients that were never written, and of -1 (nobody), are zeros.
+        Rows of clients that were never written, and of -1 (none), are zeros.
 
         Raises:
           ValueError: an id is out of range.
@@ -124,7 +124,7 @@ class RowStore:
         """Replaces the rows of (n,) ``clients``.
 
         Args:
-          clients: ids, each at most once; rows at -1 (nobody) are skipped.
+          clients: ids, each at most once; rows at -1 (none) are skipped.
           rows: pytree of arrays (n, ...), on a device or not.
           round: number of rounds done, above the last committed one.
 
@@ -144,11 +144,11 @@ class RowStore:
             try:
                 self._replace(ids, [part[present] for part in parts], round)
             except BaseException:
-                self._scan()  # what was written halfway is nobody's
+                self._scan()  # half-written records belong to no client
                 raise
 
     def commit(self, round: int) -> None:
-        """Makes the rows as they are now those of ``round``, durably, before its checkpoint is.
+        """Commits the present rows as those of ``round``, durably, before its checkpoint is saved.
 
         Raises:
           ValueError: this or a later round was committed, or rows of a later round were written.
@@ -164,9 +164,9 @@ class RowStore:
             self._set_commits([*self._commits, Commit(round, self._count, self._digest)])
 
     def retain(self, rounds: Iterable[int]) -> None:
-        """Gives free what no other round than these, whose checkpoints are on disk, needs.
+        """Releases rows that none of these rounds, whose checkpoints are on disk, needs.
 
-        The newest committed round stays in any case.
+        The newest committed round is always kept.
         """
         rounds = set(rounds)
         with self._lock:
@@ -182,8 +182,8 @@ class RowStore:
     def check(self, round: int) -> None:
         """Checks that all rows of a committed round are there.
 
-        Of the rows themselves those are read that an earlier committed round does not share:
-        for those alone going back would help. Every other one is checked when it is read.
+        Reads only the rows that no earlier committed round shares: if they are damaged, going back
+        helps. All other rows are checked when they are read.
 
         Raises:
           InputError: the round was not committed.
@@ -210,7 +210,7 @@ class RowStore:
                 self._check_row(record)
 
     def rewind(self, round: int) -> None:
-        """Forgets what was written after ``round``, which was committed, or is 0.
+        """Discards what was written after ``round``, a committed round or 0.
 
         Raises:
           InputError: rows of that round are not there, or checkpoints are missing.
@@ -239,12 +239,12 @@ class RowStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes really used on disk, or in memory."""
+        """Bytes actually used on disk, or in memory."""
         with self._lock:
             return self._records.nbytes
 
     def close(self) -> None:
-        """Gives files and memory back; what was written stays in the files."""
+        """Releases files and memory; written data stays in the files."""
         with self._lock:
             self._records.close()
 
@@ -292,10 +292,10 @@ class RowStore:
         return clients
 
     def _scan(self) -> None:
-        """Rebuilds, from the table, who owns which record."""
+        """Rebuilds, from the table, which client owns which record."""
         newest, older, followed = self._records.versions(self._population)
         table = self._records.table
-        # (population,) newest record of each client + 1. Zeros: pages never touched are free.
+        # (population,) newest record of each client + 1. Pages that stay zero use no memory.
         self._newest = np.zeros(self._population, np.int32)
         self._newest[table["client"][newest] - 1] = newest + 1
         self._count = len(newest)
@@ -309,7 +309,7 @@ class RowStore:
         self._release()
 
     def _release(self) -> None:
-        """Gives replaced records free that are part of no committed round."""
+        """Releases replaced records that are part of no committed round."""
         rounds = np.array([*self.rounds, np.iinfo(np.int64).max])
         records, begin, end = self._replaced
         needed = rounds[np.searchsorted(rounds, begin)] < end
@@ -337,7 +337,7 @@ class RowStore:
         reuse = had & (rounds > self._last())  # part of no committed round
         records = np.where(reuse, before, 0)
         records[~reuse] = self._allocate(int((~reuse).sum()))
-        table = self._records.table  # it may have grown
+        table = self._records.table  # may have been replaced by growing
         checks = int(table["check"][before[had]].sum(dtype=np.uint64))
         table["client"][records] = 0
         crc = np.array(
@@ -362,7 +362,7 @@ class RowStore:
             self._newest_round = max(self._newest_round, round)
 
     def _allocate(self, count: int) -> np.ndarray:
-        """Returns numbers of ``count`` records that nobody owns."""
+        """Returns numbers of ``count`` free records."""
         more, used = count - len(self._free), self._records.used
         if more > 0:
             most = self._population * (len(self._commits) + 1)
@@ -376,7 +376,7 @@ class RowStore:
         return self._layout.put(self._records.rows[record], parts)
 
     def _check_row(self, record: int) -> None:
-        """Raises DamagedError where a record's bytes are not those of its checksum."""
+        """Raises DamagedError if a record's bytes do not match its checksum."""
         header = self._records.table[record]
         if self._layout.checksum(self._records.rows[record]) != header["crc"]:
             raise DamagedError(

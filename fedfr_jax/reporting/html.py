@@ -18,7 +18,7 @@ from PIL import Image
 
 from fedfr_jax.atomic import write_text
 from fedfr_jax.errors import InputError
-from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
+from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR, HEADLINE_MODELS
 from fedfr_jax.reporting import client_plots, plots, tables
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.progress import duration, quantity
@@ -255,7 +255,7 @@ def _tiles(data: ReportData) -> list[dict[str, Any]]:
         tiles.append(
             _tile(f"{set_name}: accuracy", "global", found.get("accuracy"), {"pretrained": old})
         )
-    personal = {name: models.get(name, {}).get("personalized", {}) for name in tables.MODEL_ORDER}
+    personal = {name: models.get(name, {}).get("personalized", {}) for name in HEADLINE_MODELS}
     for key, aim, label in (
         ("verification_tar", HEADLINE_FAR, "Personalized 1:1, TAR @ FAR"),
         ("identification_openset", HEADLINE_FPIR, "Personalized 1:N, TPIR @ FPIR"),
@@ -301,7 +301,8 @@ def all_plots(data: ReportData) -> dict[str, list[plots.Plot]]:
     curves = [plots.roc(protocol, models) for protocol, models in data.rocs.items()]
     clients = []
     for metric, models in data.per_client.items():
-        clients.append(client_plots.distribution(metric, models))
+        shown = {name: models[name] for name in models if name in HEADLINE_MODELS}
+        clients.append(client_plots.distribution(metric, shown))
         clients += [
             client_plots.gains(metric, models[reference], models["personalized"], reference)
             for reference in ("global", "pretrained")

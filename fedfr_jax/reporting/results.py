@@ -11,13 +11,14 @@ import numpy as np
 
 from fedfr_jax.config import Config
 from fedfr_jax.data.split import describe_split
-from fedfr_jax.evaluation import assess
+from fedfr_jax.evaluation import HEADLINE_MODELS, assess
+from fedfr_jax.evaluation.variants import PERSONALIZED, assess_personalized, assess_variants
 from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.reporting import html, tables
 from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime import costs, workdir
 from fedfr_jax.runtime.activations import lower_part
-from fedfr_jax.runtime.embedding import make_embed, make_personal_embed
+from fedfr_jax.runtime.embedding import make_embed, make_transform
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.remarks import first_remark
 from fedfr_jax.runtime.simulation import Simulation
@@ -40,7 +41,7 @@ def make_assessor(sim: Simulation) -> assess.Assessor:
         training_images,
         lower_part(sim),
         make_embed(sim),
-        make_personal_embed(sim),
+        make_transform(sim),
         min(sim.config.eval.batch_size * sim.layout.mesh.size, 4096),
     )
 
@@ -62,11 +63,15 @@ def evaluate_models(
         results = {
             "pretrained": assess.assess_shared(assessor, pretrained, bar.update),
             "global": assess.assess_shared(assessor, backbone, bar.update),
-            "personalized": assess.assess_personalized(assessor, personal, bar.update),
         }
+        if sim.config.eval.variants and sim.config.recipe.trains and not sim.config.recipe.union:
+            results |= assess_variants(assessor, personal, backbone, bar.update)
+        else:
+            results[PERSONALIZED] = assess_personalized(assessor, personal, bar.update)
     rocs, per_client = assess.curves(results)
     summaries = {name: assess.summarize(a) for name, a in results.items()}
-    assess.add_losers(summaries["personalized"], results["personalized"], results["global"])
+    for name in results.keys() - {"pretrained", "global"}:
+        assess.add_losers(summaries[name], results[name], results["global"])
     count, public = sim.config.eval.examples, public_photographs(sim)
     uses_hard = sim.config.fed.public_data == "hard"
     parts = {
@@ -181,7 +186,9 @@ def write_results(
       The summary.
     """
     models, parts = evaluate_models(sim, pretrained, backbone, personal)
-    append_evaluation(writer, run["rounds"], models)
+    append_evaluation(
+        writer, run["rounds"], {name: models[name] for name in HEADLINE_MODELS if name in models}
+    )
     summary = {
         "run": run,
         "split": describe_split(sim.split, sim.source.name),
@@ -216,7 +223,7 @@ def make_round_evaluation(
         else:
             models = {
                 "global": assess.assess_shared(assessor, backbone),
-                "personalized": assess.assess_personalized(assessor, personal),
+                PERSONALIZED: assess_personalized(assessor, personal),
             }
         append_evaluation(writer, done, {n: assess.summarize(a) for n, a in models.items()})
 

@@ -24,10 +24,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
+from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR, HEADLINE_MODELS
 from fedfr_jax.reporting.result_table import MARK, NONE, Cell, ResultTable
 
-MODEL_ORDER = ("pretrained", "global", "personalized")
 _UNRESOLVED = (
     f"{MARK} fewer than one false accept is allowed at this rate: there are too few "
     "impostor scores to resolve it, and the number is the share of genuine scores "
@@ -72,8 +71,8 @@ def percent(value: float | None, std: float | None = None) -> str:
 def model_names(summary: Mapping[str, Any]) -> list[str]:
     """The models of a summary: pretrained, global, personalized, then the others."""
     models = summary.get("models", {})
-    return [name for name in MODEL_ORDER if name in models] + [
-        name for name in models if name not in MODEL_ORDER
+    return [name for name in HEADLINE_MODELS if name in models] + [
+        name for name in models if name not in HEADLINE_MODELS
     ]
 
 

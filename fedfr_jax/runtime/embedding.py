@@ -11,6 +11,7 @@ import numpy as np
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm.features import features, personal_features
+from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
@@ -29,6 +30,14 @@ def make_personal_embed(sim: Simulation) -> Callable[..., np.ndarray]:
     """``((backbone, transform), images) -> (N, d)`` features of one personalized model."""
     spec = dataclasses.replace(sim.spec, backbone=sim.backbone)
     return in_batches(sim, lambda model, x: personal_features(spec, model[0], model[1], x))
+
+
+def make_transform(sim: Simulation) -> Callable[[PyTree, np.ndarray], np.ndarray] | None:
+    """``(a client's transform, features (N, d)) -> (N, d)``; None: the method has none."""
+    terms = sim.spec.terms
+    if not sim.spec.uses_binary or terms.transform == "none":
+        return None
+    return in_batches(sim, TRANSFORMS[terms.transform].apply)
 
 
 def in_batches(sim: Simulation, embed) -> Callable[[PyTree, np.ndarray], np.ndarray]:

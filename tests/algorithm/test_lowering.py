@@ -20,8 +20,7 @@ MODELS = {
 
 SLOW = pytest.mark.slow
 LAYOUTS = [
-    pytest.param("spherenet", "custom", 2, "bfloat16"),
-    pytest.param("spherenet", "custom", 2, "float32", marks=SLOW),
+    pytest.param("spherenet", "custom", 2, dtype, marks=SLOW) for dtype in ("float32", "bfloat16")
 ]
 LAYOUTS += [
     pytest.param("spherenet", conv, lanes, dtype, marks=SLOW)

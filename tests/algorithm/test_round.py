@@ -297,6 +297,7 @@ def test_a_round_without_clients_changes_nothing_but_the_round():
     assert not any(np.any(m) for m in metrics.values())
 
 
+@pytest.mark.slow
 def test_previous_backbones_in_half_precision_or_not_at_all():
     data, layout = small.federation(), small.layout()
     cohort = data.cohort()

@@ -27,7 +27,7 @@ NETWORKS = {
 @pytest.mark.parametrize(
     "name, trainable, first",
     [
-        ("mobilefacenet", "last_stage", "dconv_45"),
+        pytest.param("mobilefacenet", "last_stage", "dconv_45", marks=pytest.mark.slow),
         ("mobilefacenet", "res_5.*", "res_5_block0"),
         ("spherenet", "last_stage", "stage4"),
         ("spherenet", "embedding", "fc"),
@@ -76,7 +76,7 @@ def round_of(spec, layout, server, heads, public, cohort):
     [
         ("fedfr", "output", True, 2, 1),
         ("fedfr", "norm", False, 1, 2),
-        ("ditto", "norm", True, 1, 1),
+        pytest.param("ditto", "norm", True, 1, 1, marks=pytest.mark.slow),
     ],
 )
 def test_cached_activations_equal_a_lower_part_in_every_step(

@@ -136,6 +136,7 @@ numpy.save(sys.argv[1], source.read(numpy.arange(40)))
 """
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_devices_and_options(tmp_path):
     # This process has two devices and the default options.
     source = generated.open_source(_config())

@@ -526,7 +526,7 @@ def test_penalties_are_half_squared_distances():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[pytest.mark.slow] * (n not in ("fedfr", "fedface")))
+        pytest.param(n, marks=[pytest.mark.slow] * (n not in ("ditto", "fedface")))
         for n, r in METHODS.items()
         if r.trains and n != "fedbn"
     ],

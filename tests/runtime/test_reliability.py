@@ -356,6 +356,7 @@ def test_a_round_without_anybody_changes_nothing(optimizer, tmp_path):
     assert same(rounds_only(tmp_path / "two", True, **plan, fed=fed | {"rounds": 4}), four)
 
 
+@pytest.mark.slow
 def test_a_run_without_anybody_at_all(tmp_path):
     with Experiment(quick(**scheduled(tmp_path, "[]\n[]\n")), tmp_path / "run") as run:
         run.run()

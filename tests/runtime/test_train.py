@@ -89,6 +89,7 @@ def test_a_finished_run_is_not_overwritten(finished):
         train(settings(fed={"batch_size": 2}), finished[0], resume=True)
 
 
+@pytest.mark.slow
 def test_more_rounds_can_be_added(finished, tmp_path):
     folder = tmp_path / "grown"
     train(settings(fed={"rounds": 1}), folder)

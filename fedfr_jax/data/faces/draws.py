@@ -1,7 +1,7 @@
-"""Random numbers as functions of a key alone, whatever options JAX runs with.
+"""Random numbers that depend only on a key, not on the options of JAX.
 
-What `jax.random.split`, `bits` and `uniform` return depends on ``jax_threefry_partitionable``, and
-`uniform` also on ``jax_enable_x64``. `jax.random.fold_in` depends on neither, so all is made of it.
+`jax.random.split`, `bits` and `uniform` depend on ``jax_threefry_partitionable``, and `uniform` also
+on ``jax_enable_x64``. `jax.random.fold_in` depends on neither, so only it is used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def population_key(seed) -> jax.Array:
-    """Key of a population; its generator is named, as the default one can be set, too."""
+    """Key of a population; names its generator, because the default one can be changed."""
     return jax.random.key(seed, impl="threefry2x32")
 
 
@@ -26,7 +26,7 @@ def random_bits(key, count: int) -> jax.Array:
       (n,) uint32.
     """
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    # A folded key is 64 bits of the generator's output; both halves go into the 32 wanted.
+    # A folded key is 64 bits of the generator's output; both halves are combined into 32 bits.
     words = jax.random.key_data(fold(key, jnp.arange(count, dtype=jnp.uint32)))
     return words[:, 0] ^ words[:, 1]
 

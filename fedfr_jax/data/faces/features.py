@@ -1,6 +1,6 @@
 """The face itself: skin with beard, nose, mouth, eyes and brows.
 
-A layer maps an image, (3, S, S) float32, and a scene to the image with more paint on it.
+A layer takes an image, (3, S, S) float32, and a scene, and paints on the image.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _iris(face):
 
 
 def eyes(image, s: Scene):
-    """Layer of both eyes, mirrored at the middle line, save for where they look and glint."""
+    """Layer of both eyes, mirrored at the middle line, except for gaze and highlights."""
     face, shot, soft, sign = s.face, s.shot, s.soft, jnp.sign(s.u)
     du, dv, upper, lower, t = _lids(s)
     outside = jnp.abs(du) - face["eye_width"]

@@ -33,7 +33,7 @@ __all__ = [
 SMALLEST_IMAGE = 16  # pixels; below this eyes and mouth share one pixel
 BLOCK_PIXELS = 64 * 64 * 64  # pixels of one rendered block, which bounds its working memory
 _INT32_END = 2**31
-_COUNTS_STREAM = 0xFA_CE_05  # tells this random stream from others of the same seed
+_COUNTS_STREAM = 0xFA_CE_05  # separates this random stream from others of the same seed
 
 
 def render(seed, identity, sample, *, image_size: int, difficulty=1.0) -> jax.Array:
@@ -114,7 +114,7 @@ def _image_counts(seed: int, identities: int, fewest: int, most: int) -> np.ndar
 
 
 class _Names(Sequence[str]):
-    """``person0``, ``person1``, ... with as many digits as the last one needs, made on demand."""
+    """``person0``, ``person1``, ... padded to the digits of the last one, made on demand."""
 
     def __init__(self, count: int):
         self._numbers, self._width = range(count), len(str(count - 1))
@@ -164,11 +164,11 @@ def open_source(config: DataConfig) -> ImageSource:
       config: `seed`, `image_size` and `generated` are used.
 
     Returns:
-      Source with all images of identity 0, then of identity 1, and so on. Its labels are int32,
-      of which there may be 10**8, and it can draw on the device (``describe`` and ``render``).
+      Source with all images of identity 0, then of identity 1, and so on. Its labels are int32
+      (there may be 10**8), and it can render on the device (``describe`` and ``render``).
 
     Raises:
-      InputError: a setting is out of range; from `read` and `describe`, an image number is.
+      InputError: a setting is out of range; `read` and `describe` raise it for an image number.
     """
     fewest, most = _check(config)
     made, seed, size = config.generated, config.seed, config.image_size

@@ -119,7 +119,7 @@ _CHANCES = (
 )  # fmt: skip
 
 
-# What the keys of a person, and of a photograph, are folded with for either purpose.
+# Numbers folded into the keys of a person and of a photograph, one per purpose.
 _OF_TRAITS, _OF_PHOTOGRAPHS = 0, 1
 _OF_CIRCUMSTANCES, _OF_NOISE = 0, 1
 
@@ -145,7 +145,7 @@ def identity_parameters(seed, identity) -> dict[str, jax.Array]:
 
     Returns:
       Dictionary from trait name to a float32 scalar, the same for the same arguments,
-      whatever is drawn beside it and whichever options JAX runs with.
+      independent of other draws and of the options of JAX.
     """
     draws = uniform(_person_key(seed, identity, _OF_TRAITS), len(_TRAITS))
     low, high = jnp.asarray(tuple(_TRAITS.values()), jnp.float32).T
@@ -170,7 +170,7 @@ def sample_parameters(seed, identity, sample, difficulty) -> dict[str, jax.Array
     Returns:
       Dictionary from name to a float32 scalar.
     """
-    difficulty = jnp.asarray(difficulty, jnp.float32)  # a Python float may mean 64 bits
+    difficulty = jnp.asarray(difficulty, jnp.float32)  # a Python float may become float64
     count = len(_POSE_LIGHT)
     key = _sample_key(seed, identity, sample, _OF_CIRCUMSTANCES)
     draws = uniform(key, 2 * count + len(_CHANCES))

@@ -1,6 +1,6 @@
 """What is around and in front of a head: wall, clothes, glasses, cap, scarf, other things.
 
-A layer maps an image, (3, S, S) float32, and a scene to the image with more paint on it.
+A layer takes an image, (3, S, S) float32, and a scene, and paints on the image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fedfr_jax.data.faces.shapes import band, cover, ellipse, mix, rgb, stroke, 
 
 
 def background(s: Scene):
-    """A wall with a step and a soft pattern, (3, S, S); where the painting starts."""
+    """A wall with a step and a soft pattern, (3, S, S); the first layer."""
     shot, strength = s.shot, s.shot["strength"]
     base = mix(0.5, any_colour(shot["back_r"], shot["back_g"], shot["back_b"]), strength)
     angle = 2.0 * jnp.pi * shot["back_angle"]
