@@ -1,7 +1,7 @@
 """Random numbers that depend only on a key, not on the options of JAX.
 
-`jax.random.split`, `bits` and `uniform` depend on ``jax_threefry_partitionable``, and `uniform` also
-on ``jax_enable_x64``. `jax.random.fold_in` depends on neither, so only it is used.
+`jax.random.split`, `bits` and `uniform` depend on ``jax_threefry_partitionable``, and `uniform`
+also on ``jax_enable_x64``. `jax.random.fold_in` depends on neither, so only it is used.
 """
 
 from __future__ import annotations
