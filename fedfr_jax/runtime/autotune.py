@@ -1,9 +1,9 @@
-"""How a round is laid out on this machine, found by measuring a few steps.
+"""Chooses the layout of a round on this machine by measuring a few steps.
 
-What is best (clients side by side, convolution strategy, images per gradient pass,
-compute type) depends on the chip, the network and the batch. Settings that are left on
-automatic are decided here: each candidate trains a few steps through the cohort engine on
-random images, the fastest per client and step wins. The outcome is printed, kept in a
+The best layout (lanes, convolution strategy, images per gradient pass,
+compute type) depends on the chip, the network and the batch. Automatic settings are decided
+here: each candidate trains a few steps through the cohort engine on
+random images, and the fastest per client and step is used. The outcome is printed, kept in a
 file for the next run, and written into the run's ``config.json``; a setting that the user
 gives is never changed.
 """
@@ -38,9 +38,9 @@ from fedfr_jax.models.parts import ALL, trained_part
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.settings import LossConfig
 
-_VERSION = 3  # of what is measured; a new one makes old files worthless
+_VERSION = 3  # of the measurement; a new one makes old files invalid
 _STEPS = 3  # per client and timed call
-_LARGEST_FILE = 1 << 20  # bytes; some thousand plans
+_LARGEST_FILE = 1 << 20  # bytes; about a thousand plans
 _WORTH = 0.97  # more lanes must take at most this share of the time
 
 
@@ -66,7 +66,7 @@ class Candidate:
 
 
 def cache_file() -> pathlib.Path:
-    """Where measured plans are kept: ``$FEDFR_PLANS``, or in the user's cache folder."""
+    """The file of measured plans: ``$FEDFR_PLANS``, or in the user's cache folder."""
     if os.environ.get("FEDFR_PLANS"):
         return pathlib.Path(os.environ["FEDFR_PLANS"])
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -80,13 +80,13 @@ def is_automatic(config: Config) -> bool:
 
 
 def settle(config: Config, *, seeds: int = 1, report=print) -> Config:
-    """Replaces automatic settings by what is fastest here.
+    """Replaces automatic settings by the fastest ones on this machine.
 
     Args:
       config: the settings.
-      seeds: runs that could go side by side; ``engine.lanes`` may then be more than the
-        clients that one of them has, see :func:`seeds_at_once`.
-      report: called with a line that tells the outcome.
+      seeds: number of runs that could share one program; ``engine.lanes`` may then exceed the
+        clients of one run, see :func:`seeds_at_once`.
+      report: called with one line that states the outcome.
 
     Returns:
       The settings with ``engine.lanes``, ``engine.conv``, ``engine.gradient_batch`` and
@@ -118,19 +118,19 @@ def settle(config: Config, *, seeds: int = 1, report=print) -> Config:
 
 
 def _kept(config: Config, seeds: int, plan: dict[str, Any] | None) -> Candidate | None:
-    """The candidate that a plan names; None where it is none of those that would be measured."""
+    """The candidate that a plan names; None if it is not among those that would be measured."""
     mesh = engine.make_mesh(jax.local_devices()[: cohort_size(config)])
     groups = candidates(config, mesh.size, jax.default_backend(), seeds) if plan else ()
     return next((c for group in groups for c in group if dataclasses.asdict(c) == plan), None)
 
 
 def _is_busy() -> bool:
-    """Whether others use this machine, so that what is measured now means little later."""
+    """Whether other programs use this machine, which makes measurements unreliable."""
     return os.getloadavg()[0] > 1.25 * len(os.sched_getaffinity(0))
 
 
 def _agreed(best: Candidate) -> Candidate:
-    """What process 0 found: all processes must run the same program."""
+    """The choice of process 0: all processes must run the same program."""
     if jax.process_count() == 1:
         return best
     text = json.dumps(dataclasses.asdict(best)).ljust(512).encode()
@@ -151,7 +151,7 @@ def most_lanes(config: Config, devices: int) -> int:
 
 
 def seeds_at_once(config: Config) -> int:
-    """Runs side by side in one program: where one leaves lanes empty, others fill them."""
+    """Number of runs that share one program: they use the lanes that one run leaves empty."""
     if jax.process_count() > 1:
         return 1
     devices = min(len(jax.devices()), cohort_size(config))
@@ -161,7 +161,7 @@ def seeds_at_once(config: Config) -> int:
 def candidates(
     config: Config, devices: int, backend: str, seeds: int = 1
 ) -> Iterator[list[Candidate]]:
-    """Groups of candidates that differ in nothing but lanes, fewest first."""
+    """Groups of candidates that differ only in lanes, fewest first."""
     settings, limit = config.engine, most_lanes(config, devices) * seeds
     on_cpu = backend == "cpu"
     lanes = [1, 4] if on_cpu else [1, 2, 4, 8, 16, 32, 64, 128]
@@ -172,7 +172,7 @@ def candidates(
         convs = ["custom", "patches"] if on_cpu else ["patches", "grouped"]
     for dtype in dtypes:
         for conv in convs:
-            # Under vmap the custom convolutions take turns: lanes bring nothing.
+            # Under vmap the custom convolutions take turns: lanes do not help.
             fewer = [n for n in lanes if conv != "custom" or n == lanes[0]]
             yield [Candidate(n, conv, settings.gradient_batch, dtype) for n in fewer]
 
@@ -187,7 +187,7 @@ def measure(config: Config, seeds: int = 1) -> tuple[Candidate, str]:
         for candidate in group:
             seconds = seconds_per_step(config, candidate, mesh)
             found[candidate] = seconds
-            if not np.isfinite(seconds) or seconds > _WORTH * least:  # more lanes do not pay
+            if not np.isfinite(seconds) or seconds > _WORTH * least:  # more lanes do not help
                 break
             least = min(least, seconds)
     best = min(found, key=found.__getitem__)
@@ -207,7 +207,7 @@ def _ms(seconds: float) -> str:
 
 
 def seconds_per_step(config: Config, candidate: Candidate, mesh) -> float:
-    """Seconds of one client's step, all devices at work; infinite if memory does not suffice."""
+    """Seconds per client step with all devices busy; infinite if memory is too small."""
     run, arguments = _program(config, candidate, mesh)
     clients = candidate.lanes * mesh.size
     try:
@@ -221,7 +221,7 @@ def seconds_per_step(config: Config, candidate: Candidate, mesh) -> float:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return np.inf
-    # The least of them: what else the machine does can only add.
+    # The minimum: other work on the machine can only add time.
     return float(np.min(seconds)) / (clients * _STEPS)
 
 
@@ -231,11 +231,11 @@ def _program(config: Config, candidate: Candidate, mesh):
     backbone = trained_part(
         build(model, config.data.image_size, candidate.conv), config.fed.trainable
     )
-    # FedFR whatever the method: the network weighs, and the rows of a comparison should share
-    # their layout.
+    # Always FedFR: the network dominates the time, and all methods of a comparison should have
+    # the same layout.
     fed = dataclasses.replace(config.fed, public_data="hard")
     spec = RoundSpec(backbone, fed, LossConfig())
-    classes = 64  # enough to be there, too few to weigh
+    classes = 64  # realistic, but too few to affect the time
     identities = config.data.split.identities_per_client[1]
     head = head_shapes(spec, identities, "off").replace(previous=None)
     head = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), head)
@@ -286,7 +286,7 @@ def _program(config: Config, candidate: Candidate, mesh):
 
 
 def _key(config: Config, seeds: int) -> str:
-    """What a plan depends on, in short."""
+    """A short key of everything that a plan depends on."""
     device = jax.devices()[0]
     parts = {
         "version": _VERSION,
@@ -309,14 +309,14 @@ def _key(config: Config, seeds: int) -> str:
 
 
 def _read() -> dict[str, dict[str, Any]]:
-    """The plans in the file, whoever wrote it: what does not look like one is left out."""
+    """The plans in the file; entries that do not look like a plan are left out."""
     path, names = cache_file(), {field.name for field in dataclasses.fields(Candidate)}
     try:
         if not path.is_file() or path.stat().st_size > _LARGEST_FILE:
             return {}
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return {}  # nothing measured yet, or nothing that can be read
+        return {}  # nothing measured yet, or not readable
     plans = found.items() if isinstance(found, dict) else ()
     return {
         key: plan
@@ -333,11 +333,11 @@ def _write(plans: dict[str, dict]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(plans, indent=1))
     except OSError:
-        pass  # a home that cannot be written to: the next run measures again
+        pass  # the folder is not writable: the next run measures again
 
 
 def keep_settled(config: Config, earlier: Mapping[str, Any]) -> Config:
-    """Automatic settings as an earlier start of the same run has settled them.
+    """Automatic settings as decided at an earlier start of the same run.
 
     Args:
       config: the settings.

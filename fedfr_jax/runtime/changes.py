@@ -1,4 +1,4 @@
-"""Changes of settings: in what a run that is taken up may differ from what it was."""
+"""Changes of settings: which ones are allowed when a run is resumed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from fedfr_jax.errors import InputError
 from fedfr_jax.runtime.json_file import plain
 
-# What a resumed run may change: a rate that diverged, how long, what is measured, how it runs.
+# What a resumed run may change: learning rates, duration, evaluation, and how it is executed.
 MAY_CHANGE = (
     "fed.rounds",
     "fed.lr",
@@ -63,7 +63,7 @@ def check_changes(
     new: Mapping[str, Any],
     may_change: Sequence[str] = MAY_CHANGE,
 ) -> dict[str, tuple]:
-    """What differs between a run's settings and new ones, if all of it may change.
+    """The differences between a run's settings and new ones, if all of them are allowed.
 
     Args:
       workdir: of the run, for the message.
@@ -74,7 +74,7 @@ def check_changes(
       As :func:`changed_settings`.
 
     Raises:
-      InputError: something else differs.
+      InputError: a setting differs that may not change.
     """
     changed = changed_settings(old, new)
     fixed = [
@@ -87,7 +87,7 @@ def check_changes(
     ]
     if fixed:
         raise InputError(
-            f"the run in {workdir} had other settings ({'; '.join(fixed)}); go on "
-            "with the ones in its config.json, or choose another --workdir"
+            f"the run in {workdir} had other settings ({'; '.join(fixed)}); continue "
+            "with those in its config.json, or choose another --workdir"
         )
     return changed

@@ -29,8 +29,8 @@ _CHECK = "sha256"  # beside the tree, so that Orbax writes it in the same transa
 
 
 def saved_rounds(workdir: str | os.PathLike) -> list[int]:
-    """Numbers of rounds done of the complete checkpoints in a work directory, oldest first."""
-    # Orbax gives a folder its number when it is complete.
+    """Round numbers of the complete checkpoints in a work directory, oldest first."""
+    # Orbax names a folder by its number only when it is complete.
     return sorted(
         int(path.name) for path in (pathlib.Path(workdir) / FOLDER).glob("*") if path.name.isdigit()
     )
@@ -57,13 +57,13 @@ class RoundCheckpoints:
             self._manager.close()
 
     def save(self, round_index: int, state: PyTree) -> list[int]:
-        """Saves ``state`` as it is after ``round_index`` rounds, then deletes what is too old.
+        """Saves the ``state`` after ``round_index`` rounds, then deletes old checkpoints.
 
         Returns:
-          The rounds whose checkpoints are there.
+          The rounds whose checkpoints are on disk.
         """
         if self._manager is None:
-            # What is no longer kept is deleted here, after the new one is complete.
+            # Old checkpoints are deleted here, after the new one is complete.
             options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         if round_index not in self._manager.all_steps():
@@ -79,14 +79,14 @@ class RoundCheckpoints:
         return sorted(self._manager.all_steps())
 
     def rounds(self) -> list[int]:
-        """Numbers of rounds done of the complete checkpoints, oldest first."""
+        """Round numbers of the complete checkpoints, oldest first."""
         return saved_rounds(self._workdir)
 
     def restore(self, example: PyTree, round_index: int | None = None) -> PyTree:
         """A checkpoint.
 
         Args:
-          example: state of the same structure and shapes (values are not looked at).
+          example: state of the same structure and shapes (values are ignored).
           round_index: which one; None: the newest.
 
         Raises:
@@ -103,7 +103,7 @@ class RoundCheckpoints:
         return _restored(example, self._folder / str(step) / "default", step)
 
     def set_aside(self, round_index: int) -> pathlib.Path:
-        """Moves a damaged checkpoint out of the way, before any is saved; returns where to."""
+        """Moves a damaged checkpoint aside, before any is saved; returns its new folder."""
         target = self._workdir / _SET_ASIDE / f"checkpoint-{round_index}"
         if jax.process_index() == 0:
             target.parent.mkdir(exist_ok=True)
@@ -120,13 +120,13 @@ def newest_whole(
     Args:
       checkpoints: of the run.
       example: as for :meth:`RoundCheckpoints.restore`.
-      check: raises DamagedError where the clients' state of a round is damaged.
+      check: raises DamagedError if the clients' state of a round is damaged.
 
     Returns:
-      (round, server, round -> what is wrong with a newer one); None where there is none at all.
+      (round, server, round -> error of a newer checkpoint); None if there is no checkpoint.
 
     Raises:
-      InputError: none can be used.
+      InputError: none of them can be used.
     """
     damaged: dict[int, str] = {}
     for round_index in reversed(checkpoints.rounds()):
@@ -174,7 +174,7 @@ def digest_of(tree: PyTree) -> str:
 
 
 def _digest(tree: PyTree, round_index: int | None = None) -> np.ndarray:
-    """(32,) uint8 SHA-256 of names, types, shapes and values, and of what they are of."""
+    """(32,) uint8 SHA-256 of names, types, shapes and values, and of the round."""
     found = hashlib.sha256(str(round_index).encode())
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         array = np.ascontiguousarray(leaf)
@@ -189,7 +189,7 @@ def _restored(example: PyTree, folder: pathlib.Path, round_index: int | None = N
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             found = checkpointer.restore(folder, like)
-    except Exception as error:  # Orbax and TensorStore raise of all kinds for damaged files
+    except Exception as error:  # Orbax and TensorStore raise many types for damaged files
         raise DamagedError(
             f"{folder} is not a checkpoint of these settings (model, clients and identities must "
             f"be the same as when it was saved), or is damaged: {_first_line(error)}"

@@ -1,8 +1,8 @@
 """The clients' heads between rounds: on the host, handed out for a cohort and taken back.
 
-:class:`ClientStates` alone knows where the newest heads of a client are: on the devices, on the
-host and not yet written, or in the store. While a round runs on the devices the host writes what
-the round before left and reads what the next one needs.
+Only :class:`ClientStates` knows where the newest head of a client is: on the devices, on the
+host and not yet written, or in the store. While a round runs on the devices, the host writes the
+heads of the previous round and reads those of the next one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def open_store(sim: Simulation, workdir: str | pathlib.Path | None) -> RowStore:
     if others:
         raise InputError(
             f"{path.parent} holds {others[0]}: the run was made with another number "
-            f"of processes than {jax.process_count()}; go on with as many"
+            f"of processes than {jax.process_count()}; use the same number"
         )
     return RowStore(_shapes(sim), len(sim.schedule.clients), path)
 
@@ -86,14 +86,14 @@ def _shapes(sim: Simulation) -> PyTree:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Heads of some slots on the host: (C,) clients, whether each is known, rows (C, ...)."""
+    """Heads of some slots on the host: (C,) clients, whether each is known, heads (C, ...)."""
 
     clients: np.ndarray
     known: np.ndarray
     rows: PyTree
 
     def with_newer(self, newer: _Rows) -> _Rows:
-        """These rows, with those that ``newer`` has of the same clients."""
+        """These heads, replaced by those in ``newer`` for the same clients."""
         _, here, there = np.intersect1d(self.clients, newer.clients, return_indices=True)
         real = self.clients[here] >= 0
         here, there = here[real], there[real]
@@ -111,13 +111,13 @@ class _Rows:
 class ClientStates:
     """Hands out the heads of each round's cohort and takes them back.
 
-    Its methods may be called in any order. What :meth:`read_ahead` fetched is brought up to date
-    by what :meth:`take_back` brings, so that writing in between, as for an evaluation, changes
-    nothing; and what has not come back from a round is never taken for its result.
+    Its methods may be called in any order. :meth:`take_back` also updates the heads that
+    :meth:`read_ahead` fetched, so writing in between, as for an evaluation, changes nothing.
+    Heads that have not come back from a round are never used as its result.
 
     Args:
       sim: the simulation.
-      store: of this process' clients, as after ``round_index`` rounds. Nobody else writes to it.
+      store: of this process' clients, after ``round_index`` rounds. Only this object writes to it.
       round_index: rounds done.
       start: from :func:`fedfr_jax.runtime.simulation.compile_start`.
       pretrained: variables, on the devices.
@@ -136,13 +136,13 @@ class ClientStates:
         self._sim, self._store, self._start = sim, store, start
         self._pretrained, self._key = pretrained, key
         self._on_device: tuple[np.ndarray, Heads] | None = None  # slots' clients, their heads
-        self._round = round_index  # of which the host has everything
-        self._newer: int | None = None  # round of what is on the devices alone
+        self._round = round_index  # the host has all heads of this round
+        self._newer: int | None = None  # round of the heads that are only on the devices
         self._unwritten: tuple[_Rows, int] | None = None  # newer than the store
-        self._ahead: _Rows | None = None  # as new as the store and what is unwritten
+        self._ahead: _Rows | None = None  # as new as the store plus the unwritten heads
 
     def hand_out(self, clients: np.ndarray, cohort) -> Heads:
-        """The heads of a round, on the devices; the round may give their memory away.
+        """The heads of a round, on the devices; the round may donate their memory.
 
         Args:
           clients: (C,) this process' slots.
@@ -159,7 +159,7 @@ class ClientStates:
         mesh = self._sim.layout.mesh
         heads = engine.spread(ahead.rows, mesh)
         known = ahead.known
-        if known[clients >= 0].all() and jax.process_count() == 1:  # else all run the program
+        if known[clients >= 0].all() and jax.process_count() == 1:  # else run it in all processes
             return heads
         return self._start(
             heads, engine.spread(known, mesh), self._pretrained, self._sim.public, cohort, self._key
@@ -175,30 +175,30 @@ class ClientStates:
         """Takes the heads after ``round_index`` rounds.
 
         Args:
-          to_host: copy them to the host at once, which cannot be done later if the next round is
-            handed out the same heads.
+          to_host: copy them to the host at once; later it is too late if the next round uses
+            the same heads.
         """
         self._on_device, self._newer = (clients, heads), round_index
         if to_host:
             self._to_host()
 
     def pass_over(self, round_index: int) -> None:
-        """Notes that nobody took part in the round after which ``round_index`` rounds are done."""
+        """Notes a round without clients, after which ``round_index`` rounds are done."""
         self._to_host()
         self._round = round_index
 
     def write(self) -> None:
-        """Puts what is on the host into the store."""
+        """Writes the unwritten heads on the host into the store."""
         if self._unwritten is not None:
             newer, round_index = self._unwritten
             self._store.write(newer.clients, newer.rows, round_index)
             self._unwritten = None
 
     def commit(self, round_index: int) -> None:
-        """Makes the heads those of ``round_index``, durably.
+        """Commits the heads as those of ``round_index``, durably.
 
         Raises:
-          RuntimeError: the host has not got them.
+          RuntimeError: the host does not have them.
         """
         self._settle(round_index)
         self._store.commit(round_index)
@@ -207,16 +207,16 @@ class ClientStates:
         """The personalized models after ``round_index`` rounds; see :func:`personal_models`.
 
         Args:
-          backbone: the global variables after as many.
+          backbone: the global variables after as many rounds.
 
         Raises:
-          RuntimeError: the host has not got them.
+          RuntimeError: the host does not have the heads.
         """
         self._settle(round_index)
         return personal_models(self._sim, [self._store], backbone)
 
     def _settle(self, round_index: int) -> None:
-        """Puts everything into the store, if that is the state after so many rounds."""
+        """Writes everything into the store, if it is the state after ``round_index`` rounds."""
         if self._on_device is not None:
             self._to_host()
         if round_index != self._round:
@@ -226,7 +226,7 @@ class ClientStates:
         self.write()
 
     def _to_host(self) -> None:
-        """Copies what the devices alone have."""
+        """Copies the heads that are only on the devices."""
         if self._newer is None:
             return
         if self._on_device is None:
@@ -244,7 +244,7 @@ class ClientStates:
 
 
 def head_of(store: RowStore, client: int) -> dict[str, Any]:
-    """What a client keeps to itself, as arrays by the names of :class:`Heads`.
+    """A client's private state, as arrays by the names of :class:`Heads`.
 
     Raises:
       KeyError: the client has not taken part yet.
@@ -261,10 +261,10 @@ def personal_models(
 ) -> Callable[[int], tuple[PyTree, PyTree]]:
     """``client number -> (variables, transform)`` of its personalized model.
 
-    A client that never took part has what it would begin its first round with: the global
-    backbone (in which what stays with the clients is as pretrained) and an untrained transform.
-    Where one client trains for all (``Recipe.union``) everybody has the global backbone. Where
-    previous backbones are not kept, a client's transform follows the global one.
+    A client that never took part has the model with which it would start its first round: the
+    global backbone (with private tensors as pretrained) and an untrained transform. If one client
+    trains for all (``Recipe.union``), all clients have the global backbone. If previous backbones
+    are not kept, a client's model is the global backbone with its own transform.
 
     Args:
       stores: one per process of the run, all of them of the server's round.

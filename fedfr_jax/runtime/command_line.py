@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Code shared by the commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedfr_jax.runtime.endings import reports_input_errors
 def with_config_files(argv: Sequence[str]) -> list[str]:
     """Command-line arguments with ``--config=quickstart`` turned into that file's path.
 
-    A file that is not there is left as it is: the flag's own error names it.
+    A name without a file is left as it is: the flag's own error names it.
     """
 
     def found(argument):
@@ -39,7 +39,7 @@ def check_setting_flags(argv: Sequence[str]) -> None:
     """Looks up every ``--config.a.b=x``, before files are read.
 
     Raises:
-      ConfigError: there is no such setting; the message has the nearest name, or the new one.
+      ConfigError: there is no such setting; the message suggests the nearest or the new name.
     """
     known = list(setting_names(default_config()))
     for argument in argv:
@@ -49,14 +49,14 @@ def check_setting_flags(argv: Sequence[str]) -> None:
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Runs what a command does, once its flags are defined; it reads them from ``flags.FLAGS``."""
+    """Runs a command whose flags are defined; it reads them from ``flags.FLAGS``."""
 
     def main(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
         interrupts.install()
         with reports_input_errors(getattr(flags.FLAGS, "workdir", None)):
-            logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
+            logging.set_verbosity(logging.WARNING)  # Orbax logs every file at INFO
             command()
 
     with reports_input_errors():
@@ -69,13 +69,13 @@ def define_distributed_flags() -> None:
     flags.DEFINE_bool(
         "distributed",
         False,
-        "Join the processes that the cluster's environment (TPU pod, SLURM, Open MPI) tells of.",
+        "Join the processes given by the cluster's environment (TPU pod, SLURM, Open MPI).",
     )
     flags.DEFINE_string(
         "coordinator",
         None,
-        "HOST:PORT of process 0, where the environment does "
-        "not tell; with --processes and --process.",
+        "HOST:PORT of process 0, if the environment does "
+        "not give it; with --processes and --process.",
     )
     flags.DEFINE_integer("processes", None, "Number of processes.")
     flags.DEFINE_integer("process", None, "Which one this is, from 0.")
@@ -97,6 +97,6 @@ def join_processes() -> None:
 
 
 def folder_of_process(workdir: str | pathlib.Path) -> pathlib.Path:
-    """Where this process writes its own files: the work directory for process 0."""
+    """The folder for this process' own files: for process 0, the work directory."""
     folder = pathlib.Path(workdir)
     return folder / "processes" / str(jax.process_index()) if jax.process_index() else folder

@@ -1,4 +1,4 @@
-"""What a client's round costs: bytes sent and received, and arithmetic."""
+"""The cost of a round for a client: bytes sent and received, and arithmetic."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def _bytes(tree: PyTree) -> int:
 def communication(
     spec: RoundSpec, public_identities: int, identities: float, rounds: int = 1
 ) -> dict[str, dict[str, float]]:
-    """Bytes that a client receives and sends in a round, by what they are; mean over rounds.
+    """Bytes that a client receives and sends in a round, by content; mean over rounds.
 
-    Counted as the float32 tensors that they are, without compression. What is the same for
-    everybody and never changes (public images) is not counted.
+    Counted as float32 tensors, without compression. Public images, which are the same for all
+    clients and never change, are not counted.
 
     Args:
       public_identities: K_0.
       identities: of a client, on average.
-      rounds: of the run; in some a method's server may take nothing.
+      rounds: of the run; in some rounds a method may send nothing.
 
     Returns:
       {"down": {what: bytes}, "up": {what: bytes}}.
@@ -79,7 +79,7 @@ def _forward_flops(model, image_size: int, trainable: str) -> int:
 def forward_flops(config: Config) -> int:
     """Floating-point operations of one image through the backbone (convolutions and products).
 
-    Through the part of it that trains: what is frozen is computed once, not in every round.
+    Only the trained part counts: the frozen part is computed once, not in every round.
     """
     return _forward_flops(config.model, config.data.image_size, config.fed.trainable)
 
@@ -87,14 +87,14 @@ def forward_flops(config: Config) -> int:
 def local_flops(
     config: Config, spec: RoundSpec, metrics: dict[str, np.ndarray], public_images: int
 ) -> np.ndarray:
-    """(C,) floating-point operations of each client in a round, by the backbone's passes.
+    """(C,) floating-point operations of each client in a round, from passes of the backbone.
 
-    A training step takes 3 forward passes' worth per image. Features under the frozen
-    backbones are taken once per image and view (``engine.cache_features``) or once per image
+    A training step counts as 3 forward passes per image. Features under the frozen
+    backbones are computed once per image and view (``engine.cache_features``) or once per image
     and step; hard negatives need those of the client's own images. The features of the public
-    images under the global backbone are the same for all clients and counted with each, as
-    each would compute them. A client's first round is counted as the others, though the contrastive
-    term is off in it.
+    images under the global backbone are the same for all clients but counted for each, because
+    in practice each client would compute them. A client's first round is counted like the others,
+    although the contrastive term is off in it.
 
     Args:
       metrics: of the round, (C,) arrays.

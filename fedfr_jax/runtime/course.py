@@ -29,13 +29,13 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the rounds of one run need and move on.
+    """The input and the state of the rounds of one run.
 
     Attributes:
       sim: the simulation.
       writer, checkpoints: of its work directory.
-      store: the heads of this process' clients, as after ``server.round`` rounds.
-      server: the state, on the devices; its memory is given away.
+      store: the heads of this process' clients after ``server.round`` rounds.
+      server: the state, on the devices; its memory is donated.
       pretrained: variables before the first round, on the host.
       evaluate: ``(rounds done, backbone, personal models)``, called every ``eval.every``
         rounds; None: there is no evaluation between rounds.
@@ -52,11 +52,11 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class RoundInputs:
-    """Who takes part in a round: read ahead while the round before runs.
+    """The clients of a round and their data: read ahead while the previous round runs.
 
     Attributes:
       assigned: (C,) client in each slot of all devices; ``mine``: of this process' devices.
-      cohort: their data, on the devices; None where nobody takes part.
+      cohort: their data, on the devices; None if there are no clients.
     """
 
     assigned: np.ndarray
@@ -71,7 +71,7 @@ def round_row(
     metrics: dict[str, np.ndarray],
     seconds: float,
 ) -> dict[str, Any]:
-    """One row of ``metrics.jsonl``: means over clients, and the hard negatives' range.
+    """One record of ``metrics.jsonl``: means over clients, and the hard negatives' range.
 
     Args:
       sim: its settings and the number of its public images are used.
@@ -129,17 +129,17 @@ def refuse_non_finite(
     server_is_finite: np.ndarray,
     slots_are_finite: np.ndarray,
 ) -> None:
-    """Raises where a loss, a client's state or the averaged model is not finite.
+    """Raises an error if a loss, a client's state or the averaged model is not finite.
 
     Args:
       clients: (C,) numbers of the clients, -1 for an empty slot; loss: (C,) of each.
       server_is_finite, slots_are_finite: from :func:`compile_finite`.
 
     Raises:
-      FloatingPointError: something is not.
+      FloatingPointError: one of them is not finite.
     """
     advice = (
-        "Lower fed.lr, or another rate or decay of the optimizers, and go on with --resume: "
+        "Lower fed.lr, or another rate or decay of the optimizers, and continue with --resume: "
         "the last checkpoint is from before this round"
     )
     for what, good in (("loss", np.isfinite(loss)), ("state", slots_are_finite)):
@@ -167,9 +167,9 @@ class Course:
     """The state of one run on its way through the rounds.
 
     Args:
-      run: where it starts.
-      programs: as for the rounds.
-      last: rounds done after which it ends.
+      run: the state at the start.
+      programs: the compiled functions of the rounds.
+      last: number of rounds after which it ends.
 
     Attributes:
       server: the state, on the devices.
@@ -211,7 +211,7 @@ class Course:
         return done % every == 0 or done == self._last or self.evaluates_at(done)
 
     def evaluates_at(self, done: int) -> bool:
-        """Whether ``eval.every`` asks for an evaluation after so many rounds."""
+        """Whether ``eval.every`` asks for an evaluation after ``done`` rounds."""
         return self._run.evaluate is not None and done % self._run.sim.config.eval.every == 0
 
     def keep(
@@ -233,10 +233,10 @@ class Course:
           stops: the run ends after this round.
 
         Returns:
-          The row of ``metrics.jsonl``.
+          The record for ``metrics.jsonl``.
 
         Raises:
-          FloatingPointError: something is not finite; the run must not go on.
+          FloatingPointError: a result is not finite; the run must not continue.
         """
         refuse_non_finite(done, inputs.assigned, metrics["loss"], *finite)
         self.server = server
@@ -248,7 +248,7 @@ class Course:
     def pass_over(
         self, done: int, inputs: RoundInputs, seconds: float, *, stops: bool = False
     ) -> dict[str, Any]:
-        """Notes a round without anybody, which changes nothing; returns its row."""
+        """Notes a round without clients, which changes nothing; returns its record."""
         mesh = self._run.sim.layout.mesh
         self.server = self.server.replace(
             round=engine.replicate(np.asarray(done, self.server.round.dtype), mesh)
@@ -263,15 +263,15 @@ class Course:
         self._run.writer.append(row)
         self._rows.append(row)
         if not self._remarked and (text := remark(row)):
-            self._remarked = True  # once is enough: settings stay for the whole run
+            self._remarked = True  # once is enough: settings do not change during a run
             logging.warning("%s", text)
         return row
 
     def save(self) -> bool:
-        """Writes the heads, then the checkpoint that counts on them.
+        """Writes the heads, then the checkpoint that needs them.
 
         Returns:
-          Whether that was the state after the last round done.
+          Whether this was the state after the last finished round.
         """
         self._clients.write()
         if self._unsaved is not None:
@@ -283,13 +283,13 @@ class Course:
         return not self._rows or self._rows[-1]["round"] == self._saved
 
     def evaluate(self, done: int) -> None:
-        """The evaluation between rounds after ``done`` of them."""
+        """The evaluation after ``done`` rounds."""
         backbone = self.server.backbone
-        assert self._run.evaluate is not None  # evaluates_at() has looked
+        assert self._run.evaluate is not None  # checked by evaluates_at()
         self._run.evaluate(done, backbone, self._clients.models(done, backbone))
 
     def finish(self, compiled: dict[str, int]) -> tuple[ServerState, dict[str, Any]]:
-        """Saves what is left; returns (server, figures for the summary)."""
+        """Saves the last state; returns (server, numbers for the summary)."""
         if not self._last and not self._run.checkpoints.rounds():
             self._unsaved = (0, jax.device_get(self.server))
         self.save()

@@ -1,4 +1,4 @@
-"""How a command ends where something is wrong: one line that says what is safe and what to do."""
+"""How a command ends on an error: one line that says what is saved and what to do."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PEER = re.compile(
 
 
 def what_is_safe(folder: str | os.PathLike | None) -> str:
-    """What a work directory keeps of a run that has ended early, and how to go on."""
+    """What is saved in the work directory of a run that ended early, and how to continue."""
     if folder is None:
         return ""
     folder = pathlib.Path(folder).expanduser()
@@ -58,14 +58,14 @@ def what_is_safe(folder: str | os.PathLike | None) -> str:
 
 
 def disk_error(error: BaseException | None) -> str:
-    """What is wrong with the disk, if that is what an error comes from; "" otherwise."""
+    """The problem with the disk, if that is the cause of an error; "" otherwise."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         seen.append(error)
         if isinstance(error, OSError) and error.errno in _DISK:
             where = f": {error.filename}" if error.filename else ""
             return f"{_DISK[error.errno]}{where}"
-        if found := _IN_TEXT.search(str(error)):  # of libraries that have errors of their own
+        if found := _IN_TEXT.search(str(error)):  # for libraries with their own error types
             line = str(error)[: found.end()].splitlines()[-1][-200:]
             return line.strip()
         error = error.__cause__ or error.__context__
@@ -73,7 +73,7 @@ def disk_error(error: BaseException | None) -> str:
 
 
 def _who_is_gone(folder: str | os.PathLike | None) -> str:
-    """Which other process of this run has ended, as far as the locks of their folders tell."""
+    """Which other process of this run has ended, as far as the folders' locks show it."""
     count, gone = jax.process_count(), []
     for process in range(count if folder is not None else 0):
         own = pathlib.Path(folder or "").expanduser()
@@ -89,10 +89,9 @@ def _who_is_gone(folder: str | os.PathLike | None) -> str:
 
 @contextlib.contextmanager
 def reports_input_errors(folder: str | os.PathLike | None = None) -> Iterator[None]:
-    """Ends the program with one readable line where input or the disk is bad, training diverged,
-    or a signal asks for it.
+    """Ends the program with one readable line for bad input, disk errors, divergence or a signal.
 
-    Other errors pass: they are the program's own, and a traceback helps.
+    Other errors pass through: they are bugs of the program, and a traceback helps.
 
     Args:
       folder: the work directory, if there is one.
@@ -102,7 +101,7 @@ def reports_input_errors(folder: str | os.PathLike | None = None) -> Iterator[No
     except Stopped as stopped:
         print(f"{stopped}. {what_is_safe(folder)}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        # At once: leaving Python would wait for what the devices compute, which nobody needs.
+        # At once: a normal exit would wait for computations on the devices, which are not needed.
         os._exit(128 + stopped.signal)
     except (InputError, FloatingPointError) as error:
         safe = f" {what_is_safe(folder)}" if disk_error(error) else ""
@@ -118,7 +117,7 @@ def reports_input_errors(folder: str | os.PathLike | None = None) -> Iterator[No
                 file=sys.stderr,
                 flush=True,
             )
-            os._exit(2)  # leaving Python would wait for that process
+            os._exit(2)  # a normal exit would wait for that process
         if not wrong:
             raise
         print(f"error: {wrong}. {what_is_safe(folder)}", file=sys.stderr)

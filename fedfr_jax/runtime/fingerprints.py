@@ -1,7 +1,7 @@
-"""What a run was begun with, so that a resumed run or an evaluation has the same.
+"""The data at the start of a run, so that a resumed run or an evaluation uses the same.
 
-``fingerprint.json`` in the work directory holds digests of the people, who trains on whom, who
-takes part when, and of the pretrained model.
+``fingerprint.json`` in the work directory holds digests of the identities, the split, the schedule
+and availability of clients, and the pretrained model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WHAT = {
 
 
 def fingerprint(sim: Simulation) -> dict[str, Any]:
-    """Digests of the data and of who takes part; images themselves may be replaced."""
+    """Digests of the data and the schedule; images themselves may be replaced."""
     population = sim.config.population
     return {
         "identities": sim.source.num_identities,
@@ -51,7 +51,7 @@ def fingerprint(sim: Simulation) -> dict[str, Any]:
 
 
 def split_digest(split: FederatedSplit) -> str:
-    """SHA-256 of who trains on what."""
+    """SHA-256 of the split."""
     found = hashlib.sha256()
     for name, array in sorted(split_arrays(split).items()):
         found.update(f"{name} {array.shape}".encode())
@@ -82,7 +82,7 @@ def read_fingerprint(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def compare(folder: pathlib.Path, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuses what differs from what the run was begun with.
+    """Raises an error if the data differ from those at the start of the run.
 
     Args:
       folder: of the run, for the message.
@@ -111,7 +111,7 @@ def check_split(folder: pathlib.Path, split: FederatedSplit) -> str:
     """Compares the split with the one that the run has saved.
 
     Returns:
-      "", or what is wrong with the file where the fingerprint vouches for the split.
+      "", or the problem with the file if the fingerprint still confirms the split.
 
     Raises:
       InputError: the file holds another split.

@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C: what is finished is saved first, then the program ends.
+"""SIGTERM and Ctrl-C: finished work is saved first, then the program ends.
 
-The commands install the handlers; without them signals do what Python does with them.
+The commands install the handlers; without them, signals have Python's default effect.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has asked the program to end.
+    """A signal told the program to end.
 
     Attributes:
       signal: its number.
@@ -23,12 +23,12 @@ class Stopped(KeyboardInterrupt):
 
 
 class _State:
-    holding = False  # there is work in memory that a short wait would save
-    pending: int | None = None  # the signal that waits for it
+    holding = False  # there is unsaved work that can be saved after a short wait
+    pending: int | None = None  # the signal that waits for this
 
 
 def install() -> None:
-    """Turns SIGTERM and SIGINT into :class:`Stopped`; only where signals can be handled."""
+    """Turns SIGTERM and SIGINT into :class:`Stopped`, if signals can be handled here."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _handle)
@@ -58,10 +58,10 @@ def pending() -> bool:
 
 
 def release(stop: bool = True) -> None:
-    """There is no unsaved work (any more).
+    """Says that there is no unsaved work (any more).
 
     Args:
-      stop: whether to raise :class:`Stopped` if a signal waits, or forget it.
+      stop: raise :class:`Stopped` if a signal waits; False forgets the signal.
     """
     _State.holding, number, _State.pending = False, _State.pending, None
     if number is not None and stop:

@@ -16,7 +16,7 @@ from fedfr_jax.errors import InputError
 
 
 def plain(value: Any) -> Any:
-    """Turns a value into what JSON can hold.
+    """Turns a value into one that JSON can represent.
 
     NumPy and JAX scalars become Python numbers, arrays and tuples become lists,
     keys become text, and NaN and infinities become ``None``.

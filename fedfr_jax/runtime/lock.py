@@ -1,4 +1,4 @@
-"""One process at a time in a work directory."""
+"""A lock: only one process at a time uses a work directory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fedfr_jax.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: the holder's note alone decides
+except ImportError:  # not a POSIX system: only the holder's note counts
     fcntl = None  # type: ignore[assignment]
 
 NAME = "lock"
 
 
 def holder_is_gone(folder: str | os.PathLike) -> str:
-    """Who had a work directory and ended without giving it free; "" if nobody has."""
+    """The process that ended without releasing a work directory; "" if there is none."""
     lock = WorkdirLock(folder)
     try:
         lock._file = (pathlib.Path(folder) / NAME).open("r+", encoding="utf-8", errors="replace")
@@ -32,11 +32,11 @@ def holder_is_gone(folder: str | os.PathLike) -> str:
 
 
 class WorkdirLock:
-    """Holds a work directory from ``with`` on; use as a context manager.
+    """Locks a work directory within a ``with`` block.
 
-    The file ``lock`` has the pid and host of its holder. The system gives it free when the holder
-    ends, however it ends, so that one that was left behind is taken over. One that a process of
-    another host has left cannot be told from one that is held, and is refused.
+    The file ``lock`` has the pid and host of its holder. The system releases it when the holder
+    ends for any reason, so a stale lock is taken over. A stale lock of another host cannot be
+    distinguished from one in use, and is refused.
 
     Args:
       folder: the work directory, which exists.
@@ -78,7 +78,7 @@ class WorkdirLock:
     def __exit__(self, *_: object) -> None:
         if not self._file.closed:
             self._file.seek(0)
-            self._file.truncate()  # nobody's; the file stays, so that all lock the same one
+            self._file.truncate()  # no holder; the file stays, so that all lock the same file
             self._file.close()
 
     def _try(self) -> bool:

@@ -1,7 +1,7 @@
-"""Sizes that follow from the settings, compared with this machine's memory before they are taken.
+"""Compares sizes that follow from the settings with this machine's memory before allocation.
 
-Estimates from below: what surely does not fit is refused with the setting that is too large,
-where the system would end the process without a word.
+The estimates are lower bounds: what cannot fit is refused, naming the setting that is too large.
+Otherwise the system would kill the process without a message.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedfr_jax.population.schedule import Schedule
 
 
 def available() -> float:
-    """Bytes that this process may still take; infinite where the system does not tell."""
+    """Bytes that this process may still allocate; infinite if the system does not say."""
     found = [math.inf]
     try:
         for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
@@ -37,16 +37,16 @@ def available() -> float:
         used = int((group / "memory.current").read_text())
         free = free if limit == "max" else min(free, max(0, int(limit) - used))
     except (OSError, ValueError):
-        pass  # no control group, or one of another kind
+        pass  # no control group, or another kind
     return free
 
 
 def check_fits(parts: Mapping[str, float], free: float | None = None) -> None:
-    """Refuses what does not fit.
+    """Raises an error if the parts do not fit into memory.
 
     Args:
       parts: setting -> bytes that follow from it.
-      free: bytes there are; None: :func:`available`.
+      free: available bytes; None: :func:`available`.
 
     Raises:
       ConfigError: together they need more; it names the largest part.
@@ -61,7 +61,7 @@ def check_fits(parts: Mapping[str, float], free: float | None = None) -> None:
 
 
 def check_plan(config: Config) -> None:
-    """Refuses a population or schedule that cannot be written down; before data are opened."""
+    """Refuses a population or schedule that does not fit; before data are opened."""
     data, clients = config.data, config.fed.num_clients
     images = data.generated.identities * data.generated.images_per_identity[0]
     cohort, rounds = config.population.cohort or clients, config.rounds
@@ -83,7 +83,7 @@ def check_plan(config: Config) -> None:
 def check_images(
     config: Config, split: FederatedSplit, kind: str, schedule: Schedule, spec: RoundSpec
 ) -> None:
-    """Refuses images and clients' states that do not fit; before they are read or made.
+    """Refuses images and clients' states that do not fit; before they are created.
 
     Args:
       kind: where training images are, from :func:`fedfr_jax.population.images.choose_kind`.

@@ -1,4 +1,4 @@
-"""The lines of ``metrics.jsonl``: a JSON object each, with its own checksum as ``crc``."""
+"""The lines of ``metrics.jsonl``: one JSON record each, with its own checksum as ``crc``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def _text(row: Mapping[str, Any]) -> str:
 
 
 def line_of(row: Mapping[str, Any]) -> str:
-    """A row, as JSON can hold it, as a line."""
+    """A record, ready for JSON, as a line."""
     return _text(dict(row) | {_CRC: zlib.crc32(_text(row).encode())}) + "\n"
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a file, without their checksums; a last line that is not whole is left out.
+    """The records of a file, without their checksums; an incomplete last line is left out.
 
     Raises:
       InputError: the file is missing.

@@ -1,4 +1,4 @@
-"""The door to the core for plain arrays."""
+"""Access to the core with plain arrays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plain_rounds(
     config: Settings | None = None,
     **settings: Any,
 ) -> PlainRounds:
-    """Rounds on arrays of images, of the same pure functions that a whole run is made of.
+    """Rounds on arrays of images, with the same pure functions as a whole run.
 
         rounds = plain_rounds(clients, public, fed={"batch_size": 8})
         server, heads = rounds.start(rounds.spec.backbone.init(key), key)
@@ -31,8 +31,8 @@ def plain_rounds(
     Args:
       clients: (images (M_i, S, S, 3) uint8 RGB, labels (M_i,) whole numbers from 0) of each.
       public: images and labels of the public people; None: there are none.
-      config: settings to start from; of ``data`` nothing is read but for what the arrays say.
-      **settings: groups of settings that change, such as ``fed={"lr": 0.01}``.
+      config: settings to start from; the group ``data`` is ignored, the arrays replace it.
+      **settings: groups of settings to change, such as ``fed={"lr": 0.01}``.
 
     Raises:
       InputError: the arrays or the settings do not fit, or there is too little to train on.
@@ -72,6 +72,6 @@ def _same_size(size: int, groups: Sequence[np.ndarray]) -> None:
     for images in groups:
         if np.shape(images)[1:] != (size, size, 3):
             raise InputError(
-                f"images of shape {np.shape(images)} are given beside others of "
+                f"images of shape {np.shape(images)} are given with others of "
                 f"{size} x {size} pixels; all must be of one size"
             )

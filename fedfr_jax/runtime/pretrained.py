@@ -1,4 +1,4 @@
-"""Pretrained backbones that several runs begin with, and the classifiers learned with them."""
+"""Pretrained backbones that several runs start from, and the classifiers learned with them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DEPENDS_ON = ("seed", "data", "model", "pretrain")
 
 
 def pretrained_key(config: Config) -> str:
-    """The same for runs whose pretrained backbones are the same."""
+    """A key that is the same for runs with the same pretrained backbone."""
     settings = to_dict(config)
     parts = {name: settings[name] for name in _DEPENDS_ON}
     parts |= {"clients": config.fed.num_clients, "mirror": config.fed.mirror}
@@ -34,10 +34,10 @@ def pretrained_key(config: Config) -> str:
 
 
 def copy_pretrained(source: pathlib.Path, target: pathlib.Path) -> bool:
-    """Copies a ``pretrained`` folder; it appears under its name when it is complete.
+    """Copies a ``pretrained`` folder; it appears under its name only when it is complete.
 
     Returns:
-      Whether it was copied: not if it is not complete, or the target is there already.
+      Whether it was copied: False if it is not complete, or the target exists.
     """
     if not (source / "backbone").is_dir() or target.exists():
         return False
@@ -50,18 +50,18 @@ def copy_pretrained(source: pathlib.Path, target: pathlib.Path) -> bool:
 
 
 def folder_of_weights(path: str | os.PathLike) -> pathlib.Path:
-    """The ``pretrained`` folder that ``model.weights`` names, itself or by its work directory."""
+    """The ``pretrained`` folder that ``model.weights`` names, directly or by a work directory."""
     folder = pathlib.Path(path)
     return folder / "pretrained" if (folder / "pretrained").is_dir() else folder
 
 
 def saved_classifier(sim: Simulation) -> jax.Array | None:
-    """(K_0, d) public class embeddings that were learned with the weights a run begins with.
+    """(K_0, d) public class embeddings that were learned with the weights a run starts from.
 
     Returns:
-      Those beside the backbone in ``model.weights``, if the public people are the same: by the
-      fingerprint and the split of the run they are of, or, without these, by their number. None
-      where there are none, or where they are of other people, which is said.
+      Those saved with the backbone in ``model.weights``, if the public people are the same: by the
+      fingerprint and the split of that run, or, without these, by their number. None if there are
+      none or (with a message) if they are of other people.
 
     Raises:
       InputError: they are of the same people, but damaged.
@@ -91,7 +91,7 @@ def saved_classifier(sim: Simulation) -> jax.Array | None:
 
 
 def _same_public_people(sim: Simulation, run: pathlib.Path) -> bool | None:
-    """Whether a run in a work directory has the same public people; None: it does not tell."""
+    """Whether a run in a work directory has the same public people; None: unknown."""
     try:
         there = fingerprints.read_fingerprint(run)
         people = load_split(run / fingerprints.SPLIT).public_identities

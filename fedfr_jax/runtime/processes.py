@@ -1,4 +1,4 @@
-"""What the processes of one run must have in common, and how they decide together."""
+"""Checks that the processes of one run agree, and lets them decide together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedfr_jax.errors import InputError
 
 
 def worst(code: int) -> int:
-    """The largest of what the processes say; all of them must call."""
+    """The largest code of all processes; all of them must call this."""
     if jax.process_count() == 1:
         return code
     return int(multihost_utils.process_allgather(np.int32(code)).max())
@@ -31,11 +31,11 @@ def digests(values: Mapping[str, Any]) -> np.ndarray:
 
 
 def check_equal(values: Mapping[str, Any], *, gather=multihost_utils.process_allgather) -> None:
-    """Refuses processes that would run different experiments; all of them must call.
+    """Refuses processes that would run different experiments; all of them must call this.
 
     Args:
-      values: settings and digests of the data by name, as JSON can hold them.
-      gather: puts one array of every process together, (processes, ...).
+      values: settings and digests of the data by name, ready for JSON.
+      gather: stacks one array of every process, (processes, ...).
 
     Raises:
       InputError: in every process, if any two differ; it names what differs.

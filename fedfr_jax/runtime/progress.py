@@ -22,7 +22,7 @@ from rich.progress import Progress as RichProgress
 
 _LINE_SECONDS = 5.0  # between plain lines
 _DRAW_SECONDS = 0.1  # between changes of a live bar
-_WINDOW_SECONDS = 30.0  # rates are over about so long
+_WINDOW_SECONDS = 30.0  # rates are averaged over about this time
 _SILENT_SECONDS = (4.0, 10.0)  # without an update: a first sign of life, and further ones
 
 
@@ -52,10 +52,10 @@ def quantity(value: Any) -> str:
 
 
 class Bar:
-    """Counts what is done. Made by :func:`track`; all its work is on the host.
+    """Counts finished units. Made by :func:`track`; all its work is on the host.
 
-    Rates and the time left count from the first update on, so that compilation
-    before it is left out, and look back about half a minute.
+    Rates and the remaining time count from the first update, so that compilation
+    before it is left out, and are averaged over about half a minute.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class Bar:
         self._lock = threading.Lock()
 
     def update(self, n: int = 1, images: int = 0, **values: Any) -> None:
-        """Adds ``n`` units that are done.
+        """Adds ``n`` finished units.
 
         Args:
           n: units finished since the last update.
           images: images processed for them; shown per second.
           **values: numbers or text to show (loss=...). They may be JAX arrays:
             they are fetched only when a line is drawn, a few times per second
-            at most, so that dispatch is not held up.
+            at most, so that dispatch is not delayed.
         """
         self.done += n
         self.images += images
@@ -100,7 +100,7 @@ class Bar:
                 self._draw(self)
 
     def show_when_silent(self) -> None:
-        """Draws if there was no update for long: something is read, measured or compiled."""
+        """Draws if there was no update for some time, as while something is compiled."""
         silent = self.clock() - self._drawn
         if silent >= _SILENT_SECONDS[self._drawn > self.start]:
             self._show()
@@ -115,14 +115,14 @@ class Bar:
         return (done1 - done0) / (t1 - t0), (images1 - images0) / (t1 - t0)
 
     def seconds_left(self) -> float | None:
-        """Time left at the present rate, or None where that is unknown."""
+        """Remaining time at the present rate, or None if it is unknown."""
         rates = self.rates()
         if self.total is None or rates is None or rates[0] <= 0:
             return None
         return max(self.total - self.done, 0) / rates[0]
 
     def details(self, finished: bool = False) -> str:
-        """What stands behind the count: time, images per second, values."""
+        """The text after the count: time, images per second, values."""
         rates, left = self.rates(), self.seconds_left()
         parts = []
         if finished:
@@ -223,8 +223,8 @@ def track(
     """Shows progress while the ``with`` block runs.
 
     On a terminal or in a notebook this is a live bar; elsewhere (continuous integration, a
-    file) a plain line at most every five seconds and one at the end. Where nothing is counted
-    for long, because something is compiled, say, the time so far is shown.
+    file) a plain line at most every five seconds and one at the end. If there is no update for
+    some time, as during compilation, the elapsed time is shown.
 
     Args:
       label: what is being done.

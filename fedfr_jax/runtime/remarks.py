@@ -1,4 +1,4 @@
-"""What the rows of a run tell about its settings."""
+"""Remarks on a run's settings, from its records."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _NEARLY_ALL = 0.9  # share of the public images
 
 
 def remark(row: Mapping[str, Any]) -> str:
-    """What a round's hard negatives say about ``fed.hard_threshold``; "" where it does its work.
+    """A warning about ``fed.hard_threshold``, from a round's hard negatives; "" if it is fine.
 
     Args:
-      row: of ``metrics.jsonl``.
+      row: a record of ``metrics.jsonl``.
     """
     public, most = row.get("public_images"), row.get("hard_negatives_max")
     if not public or most is None or "hard_threshold" not in row:
@@ -24,7 +24,7 @@ def remark(row: Mapping[str, Any]) -> str:
     )
     if share > _NEARLY_ALL:
         return (
-            f"{where} ({100 * share:.0f} %), so that hardly any is sorted out and every client "
+            f"{where} ({100 * share:.0f} %), so that hardly any are left out and every client "
             "trains on all of them; raise fed.hard_threshold"
         )
     if not most:
@@ -33,5 +33,5 @@ def remark(row: Mapping[str, Any]) -> str:
 
 
 def first_remark(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The first :func:`remark` of a run's rows; "" where there is none."""
+    """The first :func:`remark` of a run's records; "" if there is none."""
     return next((text for row in rows if (text := remark(row))), "")

@@ -1,4 +1,4 @@
-"""Taking up a run, for training or for evaluation: its data, its pretrained model, its state."""
+"""Resumes a run, for training or evaluation: its data, its pretrained model, its state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
 _PRETRAINED = "pretrained"
-# What each process may have for itself; the files' content is compared in place of their paths.
+# Paths that may differ between processes; the files' content is compared instead.
 _OWN = (
     "engine.cpu_devices",
     "data.workers",
@@ -43,19 +43,19 @@ _OWN = (
 
 
 def has_state(folder: pathlib.Path) -> bool:
-    """Whether anything that was computed is saved in a work directory."""
+    """Whether any computed state is saved in a work directory."""
     return (folder / _PRETRAINED / "backbone").is_dir() or bool(saved_rounds(folder))
 
 
 def begin(
     sim: Simulation, folder: pathlib.Path, own: pathlib.Path, resume: bool
 ) -> workdir.RunWriter:
-    """Starts or takes up a run, once its settings and its data were compared with what is there.
+    """Starts or resumes a run, after comparing its settings and data with those in the folder.
 
     Args:
       sim: the simulation.
-      folder: the work directory; ``own``: the part of it that is this process' own.
-      resume: take up the run that is there.
+      folder: the work directory; ``own``: this process' part of it.
+      resume: continue the run that is there.
 
     Raises:
       InputError: the directory cannot be used, or settings or data are not those of its run.
@@ -84,7 +84,7 @@ def begin(
 
 
 def _check_rounds(sim: Simulation, folder: pathlib.Path, earlier: int) -> None:
-    """Refuses other ``fed.rounds`` once the run is in the rounds that its method adds to them."""
+    """Refuses a change of ``fed.rounds`` once the run is in its method's additional rounds."""
     rounds, method = sim.config.fed.rounds, sim.config.recipe
     done = max(saved_rounds(folder), default=0)
     if method.extra_rounds and rounds != earlier and done > min(rounds, earlier):
@@ -112,7 +112,7 @@ def _check_split(sim: Simulation, own: pathlib.Path) -> None:
 
 
 def check_data(sim: Simulation, own: pathlib.Path) -> None:
-    """Compares the data with those that the run was begun with.
+    """Compares the data with those at the start of the run.
 
     Raises:
       InputError: they differ.
@@ -126,7 +126,7 @@ def check_pretrained(own: pathlib.Path, *, record: bool = False, **pretrained: P
 
     Args:
       own: this process' folder.
-      record: note its digest, where the run has none yet.
+      record: store its digest if the run has none yet.
       pretrained: ``pretrained``, the variables of the backbone, and ``classifier``, the public
         class embeddings learned with it, or None for none.
 
@@ -155,9 +155,9 @@ def load_pretrained(sim: Simulation, folder: pathlib.Path) -> PyTree:
 def newest_state(
     sim: Simulation, checkpoints: RoundCheckpoints, store: RowStore
 ) -> ServerState | None:
-    """The newest state that is whole, to which the clients' is taken back; None: there is none.
+    """The newest complete state; the clients' state is rewound to it. None: there is none.
 
-    Damaged checkpoints are moved out of the way, and said so.
+    Damaged checkpoints are moved aside, with a warning.
 
     Raises:
       InputError: no state can be used.
@@ -184,7 +184,7 @@ def newest_state(
 
 
 def drop_later_rows(writer: workdir.RunWriter, round_index: int) -> None:
-    """Drops the rows of later rounds than the restored one; says which earlier ones are lost."""
+    """Drops the records after the restored round; reports which earlier ones are lost."""
     writer.truncate_after(round_index)
     rows = workdir.read_metrics(writer.workdir)
     there = {row["round"] for row in rows if row.get("kind") == "round"}
@@ -200,10 +200,10 @@ def drop_later_rows(writer: workdir.RunWriter, round_index: int) -> None:
 def state_to_evaluate(
     sim: Simulation, checkpoints: RoundCheckpoints, stores: Sequence[RowStore]
 ) -> ServerState:
-    """The server of the newest round that is whole, and the clients' state of the same round.
+    """The server of the newest complete round, and the clients' state of the same round.
 
     Args:
-      stores: of all processes, read only; they then give the rows of that round.
+      stores: of all processes, read only; afterwards they give the rows of that round.
 
     Raises:
       InputError: no state can be used.
@@ -238,7 +238,7 @@ def _newest(
 
 
 def _together(check: Callable[[int], None]) -> Callable[[int], None]:
-    """The check, passed where all processes pass it."""
+    """A check that passes only if all processes pass it."""
 
     def all_check(round_index):
         error = None

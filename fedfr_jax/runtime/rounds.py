@@ -1,4 +1,4 @@
-"""From starting weights through all rounds: what the host does around the compiled round."""
+"""From initial weights through all rounds: the host's work around the compiled round."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ PyTree = Any
 
 
 def starting_weights(sim: Simulation) -> tuple[PyTree, jax.Array | None]:
-    """Variables to begin with: random, or those that ``model.weights`` names.
+    """Initial variables: random, or those that ``model.weights`` names.
 
     Returns:
-      (variables, public class embeddings learned with them). The latter are None where there are
-      none, and where pretraining learns them.
+      (variables, public class embeddings learned with them). The latter are None if there are
+      none, or if pretraining learns them.
 
     Raises:
       InputError: the weights are missing or do not fit the model.
@@ -63,8 +63,7 @@ def pretrained_model(
 ) -> tuple[PyTree, jax.Array | None]:
     """The backbone before the first round and its public class embeddings, if it has any.
 
-    Trained from the start and saved in the folder, or read from there when the run is
-    resumed.
+    It is trained and saved in the folder, or read from there when the run is resumed.
 
     Args:
       start: from :func:`starting_weights`.
@@ -72,7 +71,7 @@ def pretrained_model(
 
     Raises:
       InputError: it is not there, or damaged.
-      FloatingPointError: it diverged, or the weights to begin with are not finite.
+      FloatingPointError: it diverged, or the initial weights are not finite.
     """
     config = sim.config
     finished = folder / "backbone"
@@ -115,7 +114,7 @@ def pretrained_model(
 
 
 def _saved_model(sim: Simulation, folder: pathlib.Path) -> tuple[PyTree, jax.Array | None]:
-    """What :func:`pretrained_model` saved in the folder; pretraining always saves embeddings."""
+    """Reads what :func:`pretrained_model` saved; pretraining always saves embeddings."""
     embeddings = folder / "public_embeddings"
     shapes = jax.eval_shape(sim.network.init, jax.random.key(0))
     return load_pytree(folder / "backbone", shapes), (
@@ -126,7 +125,7 @@ def _saved_model(sim: Simulation, folder: pathlib.Path) -> tuple[PyTree, jax.Arr
 
 
 def check_finite(config, variables: PyTree, embeddings: PyTree) -> None:
-    """Raises FloatingPointError where what rounds would start from is not finite."""
+    """Raises FloatingPointError if the model before the first round is not finite."""
     leaves = jax.tree.leaves(jax.device_get((variables, embeddings)))
     if not all(np.isfinite(np.asarray(x, np.float32)).all() for x in leaves):
         raise FloatingPointError(
@@ -137,7 +136,7 @@ def check_finite(config, variables: PyTree, embeddings: PyTree) -> None:
 
 
 def read_ahead(sim: Simulation, round_index: int, last: RoundInputs | None = None) -> RoundInputs:
-    """The inputs of a round; those of the last one again where the cohort is the same."""
+    """The inputs of a round; those of the last round if the cohort is the same."""
     assigned = sim.schedule.assigned(round_index)
     if last is not None and np.array_equal(assigned, last.assigned):
         return last
@@ -152,12 +151,12 @@ def read_ahead(sim: Simulation, round_index: int, last: RoundInputs | None = Non
 
 
 def compile_programs(sim: Simulation, seeds: int = 1) -> Programs:
-    """The programs of so many runs side by side; each compiles when it is first called."""
+    """The programs for ``seeds`` runs in parallel; each compiles on its first call."""
     return Programs(compile_rounds(sim, seeds), compile_start(sim), compile_finite(sim.layout.mesh))
 
 
 def go_together(runs: Sequence[Run]) -> bool:
-    """Whether runs can go side by side: they differ in nothing but the seed, and are equally far.
+    """Whether runs can share a program: they differ only in the seed and are equally far.
 
     Their clients then have the same images, and in every round the same ones take part.
     """
@@ -177,25 +176,25 @@ def go_together(runs: Sequence[Run]) -> bool:
 def run_rounds(
     runs: Sequence[Run], *, until: int | None = None, programs: Programs | None = None
 ) -> list[tuple[ServerState, dict[str, Any]]]:
-    """The rounds that are left, with checkpoints and the evaluations that ``eval.every`` asks for.
+    """Runs the remaining rounds, with checkpoints and the evaluations set by ``eval.every``.
 
     Args:
       runs: one, or several that :func:`go_together`.
-      until: rounds done after which to stop; None: all of the run.
-      programs: from :func:`compile_programs` for as many runs, where they serve several calls.
+      until: number of rounds after which to stop; None: all of the run.
+      programs: from :func:`compile_programs` for as many runs, to reuse them in several calls.
 
     Returns:
-      For each run: (server, figures for the summary).
+      For each run: (server, numbers for the summary).
 
     Raises:
       FloatingPointError: training diverged.
-      Stopped: a signal asked for it, and all finished rounds are saved.
+      Stopped: by a signal; all finished rounds are saved.
     """
     sim, programs = runs[0].sim, programs or compile_programs(runs[0].sim, len(runs))
     first = int(runs[0].server.round)
     last = sim.config.rounds if until is None else until
     courses = [Course(run, programs, last) for run in runs]
-    # Made on every device: what lies on one would be copied to the others in every round.
+    # Placed on every device: otherwise it would be copied to the others in every round.
     keys = jax.jit(
         lambda: [round_key(run.sim.config) for run in runs],
         out_shardings=NamedSharding(sim.layout.mesh, PartitionSpec()),
@@ -231,8 +230,8 @@ def _one_round(
     goes_on: bool,
     inputs: RoundInputs | None,
 ) -> tuple[list[dict[str, Any]], RoundInputs | None]:
-    """Round ``r`` of all courses; returns (their rows, the next round's inputs)."""
-    assert inputs is not None  # read_ahead() has them of every round there is
+    """Round ``r`` of all courses; returns (their records, the next round's inputs)."""
+    assert inputs is not None  # read_ahead() gives them for every round of the run
     started = time.monotonic()
     results: list[Any] = []
     if inputs.cohort is not None:
@@ -247,7 +246,7 @@ def _one_round(
             (*result, course.finite(*result[:2]))
             for course, result in zip(courses, results, strict=True)
         ]
-    # The devices are at work; meanwhile the host writes the last round and reads the next.
+    # While the devices work, the host writes the last round and reads the next.
     if all([course.save() for course in courses]):
         interrupts.release()
     following = read_ahead(sim, r + 1, inputs) if goes_on else None
@@ -276,7 +275,7 @@ def _one_round(
 
 
 def _wait(arrays: PyTree) -> None:
-    """Returns when the arrays are there; signals are handled meanwhile."""
+    """Waits until the arrays are computed; signals are handled meanwhile."""
     seconds, leaves = 1e-4, jax.tree.leaves(arrays)
     while not all(x.is_ready() for x in leaves):
         time.sleep(seconds)
@@ -286,10 +285,10 @@ def _wait(arrays: PyTree) -> None:
 def starting_server(
     sim: Simulation, pretrained: PyTree, embeddings, saved: ServerState | None = None
 ) -> ServerState:
-    """The server on all devices: as it was saved, or before the first round."""
+    """The server on all devices: the saved one, or the initial one."""
     mesh = sim.layout.mesh
     if saved is None:
         pretrained, embeddings = engine.replicate((pretrained, embeddings), mesh)
         saved = initial_server(sim.spec, sim.layout, pretrained, embeddings, sim.public)
-    # A copy: rounds give the server's memory away, and these arrays may be the caller's.
+    # A copy: rounds donate the server's memory, and these arrays may be the caller's.
     return engine.replicate(jax.tree.map(np.array, saved), mesh)

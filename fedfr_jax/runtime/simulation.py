@@ -52,13 +52,13 @@ class Simulation:
 
     Attributes:
       config: the settings.
-      source: where images come from; ``split``: who holds which.
+      source: where images come from; ``split``: which client holds which images.
       public: the public images, on every device.
       client_images: where the clients' training images are.
-      schedule: the cohorts of all rounds; ``schedule.clients`` are those who train, which in
+      schedule: the cohorts of all rounds; ``schedule.clients`` are the training clients, which in
         some methods are not those of the split.
-      held_out: images of the evaluated clients' identities that nobody trains on.
-      generic: pairs of people that nobody trained on.
+      held_out: images of the evaluated clients' identities that are not used for training.
+      generic: pairs of people that are not used for training.
       network: the whole network, where its weights are shared (pretraining, evaluation).
       parts: where ``fed.trainable`` divides it; None: everything trains.
       backbone: what of it trains, on weights that are shared.
@@ -87,8 +87,8 @@ class Simulation:
 def use_cpu_devices(count: int) -> None:
     """Makes ``count`` XLA devices of this machine's CPU (0: one per core).
 
-    On a CPU devices, not vmap lanes, are what runs clients side by side. Has no effect after
-    JAX was first used, or where a GPU or TPU is found.
+    On a CPU, clients run in parallel on devices, not in vmap lanes. Has no effect after
+    JAX was first used, or if a GPU or TPU is found.
     """
     _let_devices_wait()
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
@@ -106,7 +106,7 @@ def use_cpu_devices(count: int) -> None:
             )
 
 
-@functools.cache  # every run of a process would say the same
+@functools.cache  # otherwise every run of a process would repeat it
 def _warn_once(text: str) -> None:
     logging.warning("%s", text)
 
@@ -114,11 +114,11 @@ def _warn_once(text: str) -> None:
 def _let_devices_wait() -> None:
     """Lets a CPU device wait for the others as long as their clients take.
 
-    XLA would end the program after 40 seconds, taking a long wait for a deadlock. Must come
-    before JAX is used.
+    XLA would abort the program after 40 seconds, assuming a deadlock. Must be called before JAX is
+    used.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    # jax 0.7 has no such flags, and ends the program if it is given them.
+    # jax 0.7 has no such flags, and aborts if it is given them.
     if jax.__version_info__ < (0, 8) or "xla_cpu_collective_call_terminate" in flags:
         return
     os.environ["XLA_FLAGS"] = " ".join(
@@ -133,7 +133,7 @@ def _let_devices_wait() -> None:
 
 
 def make_layout(config: Config) -> Layout:
-    """Devices and lanes for these settings; clients side by side never exceed a cohort."""
+    """Devices and lanes for these settings; lanes never exceed a cohort."""
     clients, settings = cohort_size(config), config.engine
     devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:clients]
     mesh = engine.make_mesh(devices)
@@ -171,7 +171,7 @@ def spec_of(config: Config, backbone: Backbone) -> RoundSpec:
 
 
 def _check_turns(spec: RoundSpec) -> None:
-    """Where head and body take turns, each must have one in every round."""
+    """If head and body are trained in turns, each must be trained in every round."""
     turn = spec.recipe.heads_turn
     if turn is None:
         return
@@ -186,7 +186,7 @@ def _check_turns(spec: RoundSpec) -> None:
 
 
 def _warn_of_single_identities(config: Config, clients: Clients) -> None:
-    """Softmax over one class trains nothing."""
+    """Warns of clients with one class: a softmax over one class trains nothing."""
     alone = int((clients.identity_counts == 1).sum())
     if (
         alone
@@ -207,8 +207,8 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     """Opens the data, splits it, settles the plan, reads the images and builds the model.
 
     Args:
-      config: from :func:`fedfr_jax.config.resolve`; what it leaves on automatic is measured.
-      source: what ``config.data`` opens, where it is open already.
+      config: from :func:`fedfr_jax.config.resolve`; automatic settings are decided here.
+      source: the image source of ``config.data``, if it is already open.
 
     Raises:
       ConfigError, InputError: a setting or a file does not fit, before any long work.
@@ -294,7 +294,7 @@ def _check_public_images(config: Config, split: FederatedSplit) -> None:
 
 
 def _check_batch_norm(config: Config) -> None:
-    """What a network that normalizes over the mini-batch needs of it."""
+    """Requirements of batch norm on the mini-batch."""
     frozen = config.model.batch_norm == "frozen"
     for name, size, used in (
         ("fed.batch_size", config.fed.batch_size, config.recipe.trains and not frozen),
@@ -314,9 +314,9 @@ def _check_batch_norm(config: Config) -> None:
 
 
 def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:
-    """``(servers, heads, public, cohort, keys) -> [(server, heads, metrics)]``, runs side by side.
+    """``(servers, heads, public, cohort, keys) -> [(server, heads, metrics)]``, runs in parallel.
 
-    Arguments are lists with one entry per run but for ``public`` and ``cohort``, which they share;
+    Arguments are lists with one entry per run, except ``public`` and ``cohort``, which are shared;
     the servers have done the same number of rounds. Servers and heads are donated.
     """
     if seeds == 1:

@@ -1,16 +1,16 @@
-"""The work directory of a run: what is written while it runs, and read back.
+"""The work directory of a run: its files are written during the run, and read back.
 
 ====================  ==========================================================
 ``config.json``       the resolved settings
-``metrics.jsonl``     one JSON object per row (pretraining, rounds, evaluations)
+``metrics.jsonl``     one JSON record per line (pretraining, rounds, evaluations)
 ``tensorboard/``      the numbers of ``metrics.jsonl`` as event files
 ``summary.json``      the results, written at the end
 ``evaluation.npz``    curves, per-client values and example images of the report
 ``report.html``       the report, and its plots under ``plots/``
 ====================  ==========================================================
 
-Every file but ``metrics.jsonl`` appears under its name only when it is
-complete, so a run that is killed leaves no half-written one behind.
+Every file except ``metrics.jsonl`` appears under its name only when it is
+complete, so a killed run leaves no half-written file behind.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _CHECK = "check"  # of the summary: SHA-256 of the rest, as it stands in the fil
 
 
 def announce_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Notes the digest of a new ``config.json``, beside that of the file that is there.
+    """Stores the digest of a new ``config.json``, in addition to that of the present file.
 
-    Called before the file is written, so that a kill between the two leaves one that is known.
+    Called before the file is written, so that after a kill in between the digest still matches.
     """
     path = pathlib.Path(workdir) / _DIGESTS
     earlier = path.read_text().split()[-1:] if path.exists() else []
@@ -93,14 +93,14 @@ def _digest(content: Mapping[str, Any]) -> str:
     try:
         return hashlib.sha256(json_text(content).encode()).hexdigest()
     except (ValueError, RecursionError, InputError):
-        return ""  # nothing that was written here
+        return ""  # not written by this program
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl`` in the order they were written.
+    """The records of ``metrics.jsonl`` in the order they were written.
 
-    A last line without a line end is what a killed run leaves behind, and is
-    left out unless it is complete.
+    A killed run may leave a last line without a line end. It is left out unless it
+    is complete.
 
     Raises:
       InputError: the file is missing, or another line is damaged.
@@ -120,17 +120,17 @@ def open_run(
     resume: bool = False,
     may_change: Sequence[str] = MAY_CHANGE,
 ) -> RunWriter:
-    """Starts or takes up a run in ``workdir`` and writes its ``config.json``.
+    """Starts or resumes a run in ``workdir`` and writes its ``config.json``.
 
     Args:
-      workdir: created where it does not exist.
+      workdir: created if it does not exist.
       config: resolved settings, nested dicts.
-      resume: take up the run that is there; where there is none, a new one
-        starts. The caller then drops the rows that the restored state has not
-        seen with :meth:`RunWriter.truncate_after`. A change of settings becomes
-        a row of kind "change".
+      resume: continue the run that is there; if there is none, start a new
+        one. The caller then drops the records that are newer than the restored
+        state with :meth:`RunWriter.truncate_after`. A change of settings becomes
+        a record of kind "change".
       may_change: settings that a resumed run may change, by dotted name; a name
-        that ends in a dot stands for all below it, "" for all.
+        that ends in a dot means all settings below it, "" means all.
 
     Raises:
       InputError: the directory cannot be made, holds a run and ``resume`` is
@@ -164,7 +164,7 @@ def make_folder(folder: str | os.PathLike) -> pathlib.Path:
 
 
 class RunWriter:
-    """Appends rows to ``metrics.jsonl`` and to TensorBoard, and writes results.
+    """Appends records to ``metrics.jsonl`` and to TensorBoard, and writes results.
 
     Made by :func:`open_run`. A context manager: leaving it closes the event files.
 
@@ -175,8 +175,8 @@ class RunWriter:
     def __init__(self, workdir: str | os.PathLike):
         self.workdir = pathlib.Path(workdir)
         self._boards: dict[str, SummaryWriter] = {}
-        self._purge: dict[str, int] = {}  # first step of each kind that is written anew
-        self._ends_whole = False  # whether the last line of the metrics was looked at
+        self._purge: dict[str, int] = {}  # first step of each kind that is written again
+        self._ends_whole = False  # whether the last line of the metrics was checked
 
     def __enter__(self) -> RunWriter:
         return self
@@ -185,7 +185,7 @@ class RunWriter:
         self.close()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds one row; its numbers may be NumPy or JAX scalars.
+        """Adds one record; its numbers may be NumPy or JAX scalars.
 
         Args:
           row: has ``kind``: "pretrain" (with ``step``), "round" (with ``round``)
@@ -193,7 +193,7 @@ class RunWriter:
             kept in ``metrics.jsonl`` only.
 
         Raises:
-          InputError: ``kind``, or what goes with it, is missing.
+          InputError: ``kind``, or a field that it needs, is missing.
         """
         row = plain(row)
         needed = {"pretrain": ("step",), "round": ("round",), "evaluation": ("round", "model")}
@@ -208,7 +208,7 @@ class RunWriter:
             self._to_board(kind, row)
 
     def append_change(self, changed: Mapping[str, tuple]) -> None:
-        """Adds a row that tells of changed settings, unless the last one does.
+        """Adds a record of changed settings, unless the last record is the same.
 
         Args:
           changed: from :func:`fedfr_jax.runtime.changes.changed_settings`.
@@ -220,7 +220,7 @@ class RunWriter:
             self.append(row)
 
     def _end_last_line(self) -> None:
-        """Ends or drops the line that a killed run has left incomplete."""
+        """Completes or drops the last line of a killed run."""
         path = self.workdir / METRICS
         if not self._ends_whole and path.exists():
             text = path.read_bytes()
@@ -233,7 +233,7 @@ class RunWriter:
 
     def _to_board(self, kind: str, row: Mapping[str, Any]) -> None:
         step = row["step" if kind == "pretrain" else "round"]
-        # One TensorBoard run per model draws the models into one chart per metric.
+        # With one TensorBoard run per model, each chart shows one metric of all models.
         name = f"evaluation-{quote(row['model'], safe=' ')}" if kind == "evaluation" else kind
         prefix = "" if kind == "evaluation" else f"{kind}/"
         scalars = {
@@ -253,16 +253,16 @@ class RunWriter:
             self._boards[name].add_scalar(prefix + key, value, step)
 
     def truncate_after(self, round: int, pretrain_epoch: int | None = None) -> int:
-        """Drops the rows that a resumed run will write again.
+        """Drops the records that a resumed run will write again.
 
         Args:
-          round: the restored round (0 = before the first); "round" and
-            "evaluation" rows beyond it go, and a "change" beyond it is now of it. -1
-            drops all of them.
-          pretrain_epoch: if given, "pretrain" rows beyond this epoch go as well.
+          round: the restored round (0 = before the first). Later "round" and
+            "evaluation" records are dropped, later "change" records are assigned to
+            this round. -1 drops all of them.
+          pretrain_epoch: if given, later "pretrain" records are dropped, too.
 
         Returns:
-          The number of rows dropped, an incomplete last line not counted.
+          The number of dropped records, without an incomplete last line.
 
         Raises:
           InputError: ``metrics.jsonl`` is corrupt.
@@ -302,7 +302,7 @@ class RunWriter:
         write_evaluation(self.workdir, **parts)
 
     def flush(self) -> None:
-        """Brings the event files up to date (``metrics.jsonl`` always is)."""
+        """Flushes the event files (``metrics.jsonl`` is always up to date)."""
         for board in self._boards.values():
             board.flush()
 
