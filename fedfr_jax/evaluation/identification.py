@@ -1,4 +1,4 @@
-"""Searching a gallery: what both 1:N protocols (personalized and IJB-C) need."""
+"""Gallery search, used by both 1:N protocols (personalized and IJB-C)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from fedfr_jax.evaluation.streaming import accept_rates, check_rates, rate_times
 
 @dataclasses.dataclass(frozen=True)
 class SearchResult:
-    """Scores of probes against a gallery with one row per identity.
+    """Scores of probes against a gallery with one row (template) per identity.
 
     Attributes:
       mated_scores: (M,) score of each mated probe with its own row.
-      mated_ranks: (M,) place of the right row, 1 = first; of equal scores the first row leads.
+      mated_ranks: (M,) rank of the correct row, 1 = first; ties go to the first row.
       mated_tops: (M,) highest score of each mated probe.
       non_mated_tops: (Q - M,) highest score of each non-mated probe.
-      non_mated_pairs: the highest non-mated (probe, row) scores, descending, at most as many
-        as were asked for.
-      num_non_mated_pairs: how many non-mated (probe, row) scores there are.
+      non_mated_pairs: the highest non-mated (probe, row) scores, descending, at most ``keep``.
+      num_non_mated_pairs: number of non-mated (probe, row) scores.
     """
 
     mated_scores: np.ndarray
@@ -51,7 +50,7 @@ def rows_of_subjects(subjects, gallery_subjects) -> np.ndarray:
         raise InputError("the gallery is empty; 1:N needs at least one identity in it")
     if counts.max() > 1:
         raise InputError(
-            f"subject {names[counts.argmax()]} stands {counts.max()} times in the "
+            f"subject {names[counts.argmax()]} occurs {counts.max()} times in the "
             "gallery; give each one row"
         )
     order = np.argsort(gallery_subjects)
@@ -135,7 +134,7 @@ def pair_rule(result: SearchResult, fpirs, num_probes: int) -> tuple[np.ndarray,
     ranks = pair_ranks(fpirs, num_probes)
     found = result.non_mated_pairs
     if np.any((ranks > found.size) & (ranks <= result.num_non_mated_pairs)):
-        raise ValueError(f"the search kept {found.size} non-mated scores, rank {ranks.max()} asked")
+        raise ValueError(f"the search kept {found.size} non-mated scores, need {ranks.max()}")
     thresholds = np.append(found, np.float32(np.nan))[np.minimum(ranks - 1, found.size)]
     return accept_rates(result.mated_scores, thresholds), thresholds
 
@@ -143,7 +142,7 @@ def pair_rule(result: SearchResult, fpirs, num_probes: int) -> tuple[np.ndarray,
 def open_set_rule(result: SearchResult, fpirs) -> tuple[np.ndarray, np.ndarray]:
     """The open-set standard (NIST) for 1:N.
 
-    A mated probe counts if its top row is the right one and scores above the threshold, which
+    A mated probe counts if its top row is the correct one and scores above the threshold, which
     the threshold rule takes from the top scores of the non-mated probes.
 
     Args:
@@ -160,7 +159,7 @@ def open_set_rule(result: SearchResult, fpirs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rank_rates(result: SearchResult, ranks) -> np.ndarray:
-    """Returns (R,) the share of mated probes whose right row is among the first ``ranks``.
+    """Returns (R,) the share of mated probes whose correct row is among the first ``ranks``.
 
     NaN without mated probes.
     """

@@ -25,7 +25,7 @@ _GALLERIES = {"ijbc": ("G1", "G2"), "ijbb": ("S1", "S2")}
 
 @dataclasses.dataclass(frozen=True)
 class SubjectTemplates:
-    """Rows of a 1:N protocol file: ``templates`` (n,) and their ``subjects`` (n,)."""
+    """The lines of a 1:N protocol file: ``templates`` (n,) and their ``subjects`` (n,)."""
 
     templates: np.ndarray
     subjects: np.ndarray
@@ -33,7 +33,7 @@ class SubjectTemplates:
 
 @dataclasses.dataclass(frozen=True)
 class IJBMeta:
-    """What the meta folder of IJB-B or IJB-C says.
+    """The contents of the meta folder of IJB-B or IJB-C.
 
     Attributes:
       target: ``ijbc`` or ``ijbb``.
@@ -174,7 +174,7 @@ def read_pairs(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a file of empty lines, which is refused below
+            warnings.simplefilter("ignore")  # about a file of empty lines, refused below
             table = np.loadtxt(path, dtype=np.int32, ndmin=2)
     except ValueError as error:
         raise InputError(f"{path}: expected three integers per line ({error})") from error
@@ -184,7 +184,7 @@ def read_pairs(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def read_subject_templates(path) -> SubjectTemplates:
-    """Reads a 1:N csv: template and subject, further columns ignored; a header may stand above.
+    """Reads a 1:N csv: template and subject; other columns and a header line are ignored.
 
     A template listed in several lines (one per image) is kept once.
     """
@@ -215,8 +215,8 @@ class IJBResult:
       verification: 1:1.
       identification: 1:N in the union of both galleries; every IJB probe is mated there, so
         its open-set rates are NaN.
-      open_set_tpir: (F,) mean over the two galleries, each searched alone (probes of the other
-        gallery are the non-mated ones).
+      open_set_tpir: (F,) mean over the two galleries, each searched separately (the probes of the
+        other gallery are non-mated).
       The last two are None if the folder has no 1:N files.
     """
 
@@ -228,12 +228,12 @@ class IJBResult:
 def evaluate_ijb(
     meta: IJBMeta, features, fars, *, ranks=(1, 5, 10), fpirs=(0.01, 0.1), block: int = 4096
 ) -> IJBResult:
-    """Runs the 1:1 and, if there are files for it, the 1:N protocol.
+    """Runs the 1:1 and, if its files are there, the 1:N protocol.
 
     Args:
       meta: from :func:`read_ijb`.
-      features: (n, d) features of ``meta.image_names``, with their length (image plus mirror,
-        not normalized).
+      features: (n, d) features of ``meta.image_names``, not normalized (sum of image and mirror
+        image).
       fars: (F,) false-accept rates of 1:1.
       ranks: list lengths of 1:N.
       fpirs: false-positive identification rates of 1:N.

@@ -1,7 +1,7 @@
 """Personalized 1:1 and 1:N: each client's own model on its own registered people.
 
-Every function looks at one client, whose model gives its own features of all images, so
-that clients may differ in their numbers of identities and images.
+Every function evaluates one client, with the features of all images under its own model.
+So clients may differ in their numbers of identities and images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fedfr_jax.evaluation.streaming import (
     unit_rows,
 )
 
-# Six per decade; rounded, so that powers of ten are the numbers that one writes.
+# Six per decade; rounded, so that powers of ten are exact.
 ROC_FARS = np.array([float(f"{far:.6g}") for far in np.geomspace(1e-6, 1.0, 37)[:-1]])
 
 
@@ -124,7 +124,7 @@ class PersonalIdentification:
       open_set_thresholds: (F,)
       resolvable: (F,) bool, whether the non-mated probes resolve the open-set rate.
       pair_resolvable: (F,) bool, whether the probes resolve the pair-based rate.
-      rank1: share of mated probes whose top row (re-normalized gallery) is the right one.
+      rank1: share of mated probes whose top row (re-normalized gallery) is the correct one.
       num_mated: probes of the client's identities.
       num_non_mated: the other probes.
     """
@@ -150,7 +150,7 @@ def gallery_rows(features, labels, identities) -> np.ndarray:
       identities: (K,) identities, one per row.
 
     Raises:
-      InputError: an identity has no image, stands twice, or a feature is not finite.
+      InputError: an identity has no image or is repeated, or a feature is not finite.
     """
     labels, identities = np.asarray(labels), np.asarray(identities)
     unit = unit_rows(features, "gallery features")
@@ -222,7 +222,7 @@ class ClientSummary:
     Attributes:
       mean, std, min, max: over the clients where the metric is defined.
       worst10: mean of the lowest tenth of the clients (at least one).
-      defined: number of clients where the metric is not NaN; the rest is NaN if it is 0.
+      defined: number of clients where the metric is not NaN; if 0, the other fields are NaN.
     """
 
     mean: np.ndarray
@@ -257,16 +257,16 @@ def _summarize(values: np.ndarray) -> tuple[float, ...]:
 
 
 def mean_roc(results: Sequence[PersonalVerification]) -> tuple[np.ndarray, np.ndarray]:
-    """Averages clients' curves: each client at its own threshold for the same FAR.
+    """Averages the clients' curves: each client at its own threshold for the same FAR.
 
-    Every point averages the same clients, so that the mean rises as their curves do.
+    Every point averages the same clients, so the mean is monotonic like their curves.
 
     Args:
       results: one entry per client.
 
     Returns:
       (false-accept rates, mean true-accept rates) at those of :data:`ROC_FARS` that all clients
-      with a curve resolve; empty where no client has one.
+      with a curve resolve; empty if no client has one.
     """
     curves = np.array([result.roc_tar for result in results]).reshape(-1, len(ROC_FARS))
     curves = curves[~np.isnan(curves).all(axis=1)]

@@ -1,4 +1,4 @@
-"""Blocks of the similarity matrix, with scores that are the same however it is cut into blocks."""
+"""Blocks of the similarity matrix; scores do not depend on how it is cut into blocks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 
 from fedfr_jax.errors import InputError
 
-_TILE = 256  # rows and columns of one matrix product, whatever the block
+_TILE = 256  # rows and columns of one matrix product, for any block size
 _DEPTH = 64  # dimensions summed at a time: the error of a long float32 sum exceeds the grid
 # Scores are rounded to multiples of its inverse, several times the error of a float32 product of
-# unit vectors: what is equal in exact arithmetic, as two images with their copies, counts as a tie.
+# unit vectors: scores equal in exact arithmetic, such as those of copied images, are exact ties.
 _GRID = 1 << 20
 
 
@@ -25,7 +25,7 @@ def on_grid(scores: Any) -> Any:
 
 
 def _product(left: jax.Array, right: jax.Array) -> jax.Array:
-    """(a, d), (b, d) -> (a, b) inner products; nothing rounds the inputs on a GPU or TPU."""
+    """(a, d), (b, d) -> (a, b) inner products; inputs are not rounded on a GPU or TPU."""
     parts = [
         jnp.matmul(
             left[:, k : k + _DEPTH], right[:, k : k + _DEPTH].T, precision=jax.lax.Precision.HIGHEST
@@ -39,8 +39,8 @@ def _product(left: jax.Array, right: jax.Array) -> jax.Array:
 def score_block(rows: Float[Array, "r d"], columns: Float[Array, "c d"]) -> Float[Array, "r c"]:
     """Returns (r, c) float32 inner products of ``rows`` (r, d) and ``columns`` (c, d), on the grid.
 
-    Backends sum in an order that depends on the shapes, so all products are of one shape: scores
-    are the same for every block.
+    Backends sum in an order that depends on the shapes, so all products have one shape: scores
+    do not depend on the block.
 
     Args:
       rows: (r, d), and
@@ -59,12 +59,12 @@ def score_block(rows: Float[Array, "r d"], columns: Float[Array, "c d"]) -> Floa
 def padded_blocks(
     features: Float[np.ndarray, "n d"], block: int
 ) -> list[tuple[int, int, Float[Array, "size d"]]]:
-    """Cuts rows into device blocks of one shape, so that nothing compiles twice.
+    """Cuts rows into device blocks of one shape, so that programs compile only once.
 
     Args:
       features: (n, d) array.
-      block: most rows of a block, rounded up to whole tiles; fewer rows than that make one
-        block of a power of two.
+      block: most rows of a block, rounded up to whole tiles; if there are fewer rows, they form
+        one block whose size is a power of two.
 
     Returns:
       (first row, number of real rows, (size, d) array padded with zeros) per block.

@@ -1,8 +1,8 @@
-"""The threshold rule, and thresholds over more scores than memory can hold.
+"""The threshold rule, and exact thresholds for more scores than fit into memory.
 
 With ``N`` negative scores sorted descending, the threshold at false-accept rate ``f`` is
 entry ``floor(f N)`` (0-based), and a score is accepted if it is greater. One client of the
-paper compares 632 million negative pairs, so the order statistics are found exactly by two
+paper compares 632 million negative pairs, so the order statistics are found exactly in two
 passes over blocks of the similarity matrix: a histogram of the upper 16 bits of the float32
 scores, then one of the lower 16 bits within the few bins that hold the wanted ranks.
 """
@@ -34,7 +34,7 @@ def check_rates(rates, name: str = "fars") -> np.ndarray:
 
     Args:
       rates: (F,) rates, each in (0, 1).
-      name: what to call them in the message.
+      name: their name in the message.
 
     Raises:
       InputError: no rate is given, or one is not between 0 and 1.
@@ -46,9 +46,9 @@ def check_rates(rates, name: str = "fars") -> np.ndarray:
 
 
 def rate_times(rates, count: int, name: str = "fars") -> list[Fraction]:
-    """Returns (F,) exact products of ``count`` and the rates as they are written in decimals.
+    """Returns (F,) exact products of ``count`` and the rates, taken as exact decimals.
 
-    ``0.07 * 100`` is more than 7 in floating point, and a rank would be one too high.
+    ``0.07 * 100`` is more than 7 in floating point, so a rank would be one too high.
 
     Args:
       rates: (F,) rates, each in (0, 1).
@@ -62,9 +62,9 @@ def rate_times(rates, count: int, name: str = "fars") -> list[Fraction]:
 
 
 def far_is_resolvable(fars, num_negatives: int) -> np.ndarray:
-    """Says which false-accept rates a number of negative scores can tell from zero.
+    """Says which false-accept rates can be resolved with this number of negative scores.
 
-    Where ``f N < 1`` the rule's threshold is the largest negative score, whatever ``f`` is:
+    If ``f N < 1`` the rule's threshold is the largest negative score for any ``f``:
     the true-accept rate is still defined, but belongs to FAR 0; tables should mark it.
 
     Args:
@@ -155,7 +155,7 @@ class StreamedScores:
 
 @dataclasses.dataclass(frozen=True)
 class _Tile:
-    """A block of the similarity matrix and which of its entries are negative pairs."""
+    """A block of the similarity matrix, and a mask of its negative pairs."""
 
     scores: jax.Array
     rows: int
@@ -217,7 +217,7 @@ def _host_low(tiles, slots, num_slots) -> np.ndarray:
         wanted = np.flatnonzero(slot < num_slots)
         pending.append(slot[wanted].astype(np.int64) * _BINS + (bits[wanted] & (_BINS - 1)))
         held += wanted.size
-        if held > _PENDING:  # a histogram this long is not worth making for every tile
+        if held > _PENDING:  # a histogram this long is too slow to make for every tile
             total += np.bincount(np.concatenate(pending), minlength=total.size)
             pending, held = [], 0
     return total + np.bincount(
@@ -262,12 +262,12 @@ def _device_count(tiles, size: int, add) -> np.ndarray:
 
 
 def _count_high(tiles, on_device: bool) -> np.ndarray:
-    """(65536,) how many negative scores have each pattern of upper 16 bits."""
+    """(65536,) number of negative scores for each pattern of the upper 16 bits."""
     return _device_count(tiles, _BINS, _add_high) if on_device else _host_high(tiles)
 
 
 def _count_low(tiles, wanted: np.ndarray, on_device: bool) -> np.ndarray:
-    """(W, 65536) how many have each lower half, for each ``wanted`` (W,) upper half."""
+    """(W, 65536) number of scores for each lower half, for each ``wanted`` (W,) upper half."""
     slots = np.full(_BINS, len(wanted), np.uint16)
     slots[wanted] = np.arange(len(wanted))
     if on_device:
@@ -278,7 +278,7 @@ def _count_low(tiles, wanted: np.ndarray, on_device: bool) -> np.ndarray:
 
 
 def _descending_bins(high_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Raw upper halves in descending order of the floats they start, and their counts."""
+    """Raw upper halves in descending order of their floats, and their counts."""
     positive = np.arange(_BINS // 2 - 1, -1, -1)
     negative = np.arange(_BINS // 2, _BINS)
     order = np.concatenate([positive, negative])
@@ -319,18 +319,18 @@ def stream_pairs(
     """Compares the first rows with all rows, in bounded memory and exactly.
 
     The pairs are all unordered pairs of which at least one is among the first ``num_rows``.
-    Memory: the unit features once more on the device, a block of scores, the cache, half a
+    Memory: a copy of the unit features on the device, a block of scores, the cache, half a
     megabyte per distinct threshold, and the positive scores.
 
     Args:
       unit: (V, d) float32 unit features.
       labels: (V,) identities; no identity has rows both before and after ``num_rows``.
-      num_rows: how many first rows to compare with all.
+      num_rows: number of first rows to compare with all rows.
       fars: (F,) false-accept rates.
       block: rows and columns of a block of scores.
       on_device: where histograms are made; None: on the device if it is a GPU, else by NumPy,
         which counts several times faster than a compiled scatter on a CPU.
-      cache_bytes: scores of the first pass kept for the second, which computes the rest again.
+      cache_bytes: bytes of scores kept for the second pass, which recomputes the others.
 
     Raises:
       InputError: an identity has rows on both sides of ``num_rows``.

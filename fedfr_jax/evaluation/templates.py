@@ -31,10 +31,10 @@ _PAIR_BLOCK = 512  # gathered rows should stay in a core's cache
 def pool_templates(
     features, detector_scores, template_ids, media_ids
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes one unit feature per template (paper, IJB-C protocol).
+    """Computes one unit feature per template (paper, IJB-C protocol).
 
-    Image features keep their length and are weighted with the detector score; they are
-    averaged within a template's medium (the frames of a video) and summed over its media.
+    Image features are not normalized and are weighted with the detector score; they are
+    averaged within each medium of a template (the frames of a video) and summed over its media.
 
     Args:
       features: (n, d) image features, not normalized.
@@ -178,7 +178,7 @@ class TemplateIdentification:
 
     Attributes:
       ranks: (R,) list lengths.
-      rank_rates: (R,) share of mated probes found among so many first rows.
+      rank_rates: (R,) share of mated probes found within each list length.
       fpirs: (F,) false-positive identification rates.
       pair_tpir: (F,) rates by the rule of the published IJB code: threshold at the
         ``ceil(f Q)``-th largest non-mated (probe, row) score.
@@ -218,8 +218,7 @@ def template_identification(
       block: probes per block of scores.
 
     Raises:
-      InputError: sizes do not fit, a subject stands twice in the gallery, or a feature is
-        not finite.
+      InputError: sizes do not fit, a subject is in the gallery twice, or a feature is not finite.
     """
     ranks, fpirs = np.asarray(ranks), check_rates(fpirs, "fpirs")
     probes, gallery = unit_rows(probes, "probes"), unit_rows(gallery, "gallery")

@@ -32,12 +32,12 @@ class PairResult:
       accuracy: mean accuracy over the folds, in [0, 1].
       accuracy_std: its population standard deviation over the folds.
       threshold: mean over the folds of the chosen squared-distance threshold.
-      fars: (F,) false-accept rates asked for.
+      fars: (F,) requested false-accept rates.
       tar_at_far: (F,) true-accept rates, aligned with ``fars``.
       resolvable: (F,) bool, whether the number of impostor pairs resolves the rate.
       roc: (false-accept rates, true-accept rates), at most about 200 points, ascending.
       scores: (P,) float64 cosines of the pairs.
-      mixed_folds: whether the folds were mixed because one of the list lacked a kind of pairs.
+      mixed_folds: whether pairs were shuffled because a fold lacked genuine or impostor pairs.
     """
 
     accuracy: float
@@ -57,11 +57,11 @@ def evaluate_pairs(
     fars: Any,
     folds: int = FOLDS,
 ) -> PairResult:
-    """Verifies pairs as published results on LFW, CFP-FP and AgeDB-30 do.
+    """Verifies pairs with the protocol of published results on LFW, CFP-FP and AgeDB-30.
 
     Squared distances of the normalized embeddings are compared with thresholds 0, 0.01, …,
-    3.99; each fold (:func:`~fedfr_jax.data.folds.make_folds`) is judged with the threshold that
-    is most accurate on the others (the smallest of them). True-accept rates follow
+    3.99; each fold (:func:`~fedfr_jax.data.folds.make_folds`) uses the threshold that
+    is most accurate on the others (the smallest, if several are). True-accept rates follow
     the threshold rule of :mod:`fedfr_jax.evaluation.streaming`, on all cosines.
 
     Args:
@@ -155,7 +155,7 @@ def embed_with_mirror(
         called with that many images, so that a jitted function compiles once.
       images: (N, S, S, 3) uint8.
       batch_size: images per call.
-      normalize: scale each sum to length one; the template protocols need the length.
+      normalize: scale each sum to length one; False for the template protocols.
 
     Returns:
       (N, d) float32.

@@ -1,4 +1,4 @@
-"""The plots of the report that compare clients: how they differ, and what each one gains."""
+"""The plots of the report that compare clients: their spread, and the gain of each."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def distribution(metric: str, models: Mapping[str, np.ndarray]) -> Plot | None:
         label[:1].upper() + label[1:],
         f"Box plot over the clients of {label}. Medians: {medians}.",
         "A dot is a client. The box holds the middle half of the clients, its line is the "
-        "median, the whiskers reach 1.5 box lengths. A mean that rises while the left "
-        "end stays put leaves some clients behind.",
+        "median, the whiskers reach 1.5 box lengths. If the mean rises but the left "
+        "end does not, some clients are left behind.",
     )
 
 
@@ -90,7 +90,7 @@ def gains(
       metric: its key.
       before: (C,) values of the reference.
       after: (C,) values of the personalized models.
-      reference: its name. What personalization adds is the difference to the global model.
+      reference: its name. The gain by personalization is the difference to the global model.
     """
     label = metric_label(metric)
     gain = 100 * (np.asarray(after, np.float64) - np.asarray(before, np.float64))

@@ -1,7 +1,7 @@
-"""What all plots share: colours, styles, and figures as SVG and PNG.
+"""Shared by all plots: colours, styles, and figures as SVG and PNG.
 
-Colours are those of Okabe and Ito, which people with colour-blindness can tell
-apart; models also differ in line style. :func:`svg` turns the colours into CSS
+Colours are those of Okabe and Ito, which colour-blind people can
+distinguish; models also differ in line style. :func:`svg` turns the colours into CSS
 variables, so that one drawing suits light and dark pages.
 """
 
@@ -79,12 +79,12 @@ _STYLE = {
     "savefig.dpi": 160,
 }
 _WIDTH, HEIGHT = 5.3, 3.2  # inches
-_LETTERS = 12.5  # of a title in an inch
+_LETTERS = 12.5  # letters of a title per inch
 _MANY_POINTS = 600  # above this, averages are drawn
 
 
 def styled(draw: Callable) -> Callable:
-    """Decorator of what makes or saves figures: they look alike whatever the user's settings."""
+    """Decorator of functions that make or save figures: the user's settings have no effect."""
 
     @functools.wraps(draw)
     def wrapper(*args, **kwargs):
@@ -96,9 +96,9 @@ def styled(draw: Callable) -> Callable:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """A drawing: file name without ending, figure, title, and texts for those who read it.
+    """A drawing: file name without ending, figure, title, and texts for the reader.
 
-    ``alt`` says what is drawn for people who cannot see it; ``caption`` how to read it.
+    ``alt`` describes the plot for people who cannot see it; ``caption`` says how to read it.
     """
 
     name: str
@@ -127,7 +127,7 @@ def slug(text: str) -> str:
 
 
 def model_style(models: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour and line of each model: the same in every plot for those that every run has."""
+    """Colour and line of each model; the standard models look the same in every plot."""
     others = iter(_OTHERS * (1 + len(models) // len(_OTHERS)))
     styles = {}
     for model in models:
@@ -137,7 +137,7 @@ def model_style(models: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def ordered(models: Mapping[str, Any]) -> list[str]:
-    """Names of models: those that every run has in their usual order, then the others."""
+    """Names of models: the standard ones in their usual order, then the others."""
     return [name for name in _MODELS if name in models] + [
         name for name in models if name not in _MODELS
     ]
@@ -167,7 +167,7 @@ def percent_axis(axis: Axis) -> None:
 
 @styled
 def svg(plot: Plot) -> str:
-    """The figure as an ``<svg>`` element to stand in an HTML page, in its CSS colours."""
+    """The figure as an ``<svg>`` element for an HTML page, in its CSS colours."""
     buffer = io.StringIO()
     plot.figure.savefig(
         buffer,
@@ -195,7 +195,7 @@ def svg(plot: Plot) -> str:
 def png(plot: Plot, folder: str | os.PathLike) -> str:
     """Writes the figure as ``<name>.png`` on white into ``folder`` and returns the path.
 
-    It gets its title, which in a page stands above it: draw :func:`svg` first.
+    It adds the title, which an HTML page shows above the plot: call :func:`svg` first.
     """
     path = os.path.join(folder, f"{plot.name}.png")
     write_file(path, lambda file: _save_png(plot, file))

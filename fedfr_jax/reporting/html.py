@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else, and its plots as PNG."""
+"""The report of a run: one self-contained HTML file, and its plots as PNG."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _PAIR_SIDE = 160  # pixels; larger images of a pair are scaled down
 
 @dataclasses.dataclass(frozen=True)
 class ReportData:
-    """What a report shows; a part that is empty or None is left out.
+    """The contents of a report; a part that is empty or None is left out.
 
     Attributes:
       title: heading.
       config: resolved settings, nested dicts.
       split: readable counts, label -> number or text.
-      metrics: rows of ``metrics.jsonl``.
+      metrics: records of ``metrics.jsonl``.
       summary: as in ``summary.json`` (see :mod:`fedfr_jax.reporting.tables`), with "run".
       rocs: protocol -> model -> (far (n,), tar (n,)).
       per_client: metric -> model -> (C,) shares in [0, 1], NaN where undefined.
@@ -44,7 +44,7 @@ class ReportData:
       hard_negatives: dicts of client, local_image, public_image (S, S, 3) uint8, cosine.
       mistakes: dicts of kind ("false accept" or "false reject"), model, client,
         image_a, image_b (S, S, 3) uint8, score, threshold.
-      faces_caption: what a row of the contact sheet is.
+      faces_caption: explains the rows of the contact sheet.
     """
 
     title: str
@@ -61,7 +61,7 @@ class ReportData:
 
 
 def load_report_data(directory: str | os.PathLike) -> ReportData:
-    """Puts a report's data together from what a finished run has written.
+    """Collects a report's data from the files of a finished run.
 
     The title is ``summary["run"]["name"]``, the counts are ``summary["split"]``.
 
@@ -160,7 +160,7 @@ def _mistake_cards(examples: Sequence[Mapping]) -> dict[str, list[dict[str, Any]
 
 
 def _shown(value: Any) -> str:
-    """A fact of the run for people."""
+    """A fact about the run in readable form."""
     if value is None:
         return "–"
     if isinstance(value, Mapping):
@@ -226,7 +226,7 @@ def _headline_rate(models: Mapping[str, Any], key: str, aim: float) -> str | Non
 def _tile(
     label: str, model: str, new: float | None, baselines: Mapping[str, float | None]
 ) -> dict[str, Any] | None:
-    """A number and how far it is from those of other models, the first of which counts most."""
+    """A number and its differences to other models, the most important one first."""
     if new is None or not math.isfinite(new):
         return None
     changes = [
@@ -245,7 +245,7 @@ def _tiles(data: ReportData) -> list[dict[str, Any]]:
     """The results in one line: generic accuracy and personal TAR and TPIR.
 
     The global model is compared with the pretrained one; the personalized models with the global
-    one, which is what personalization adds, and then with the pretrained one.
+    one (the gain by personalization), and then with the pretrained one.
     """
     models = data.summary.get("models", {})
     tiles = []
@@ -333,7 +333,7 @@ def template(name: str) -> jinja2.Template:
 
 
 def with_svg(drawn: Sequence[plots.Plot]) -> list[dict[str, Any]]:
-    """Plots as the templates take them."""
+    """Plots in the form that the templates need."""
     return [{"plot": plot, "svg": Markup(plots.svg(plot))} for plot in drawn]
 
 
@@ -341,7 +341,7 @@ def write_report(path: str | os.PathLike, data: ReportData) -> pathlib.Path:
     """Writes the report, and its plots as PNG into ``plots/`` beside it.
 
     Args:
-      path: the HTML file, ``<workdir>/report.html``. It stands alone: styles,
+      path: the HTML file, ``<workdir>/report.html``. It is self-contained: styles,
         plots and images are inside, and nothing is fetched when it is opened.
       data: what to show.
 

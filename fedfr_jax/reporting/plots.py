@@ -1,4 +1,4 @@
-"""The plots of the report: pure functions from rows and arrays to matplotlib figures."""
+"""The plots of the report: pure functions from records and arrays to matplotlib figures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = [
 
 
 def _column(rows: Sequence[Mapping], key: str) -> np.ndarray:
-    """One column of rows as floats; NaN where a row lacks it."""
+    """One field of records as floats; NaN if a record lacks it."""
     return np.array([math.nan if row.get(key) is None else float(row[key]) for row in rows])
 
 
@@ -55,7 +55,7 @@ def _marker(count: int) -> str | None:
 
 
 def pretraining(rows: Sequence[Mapping]) -> Plot | None:
-    """Loss and accuracy over the steps of pretraining ("pretrain" rows)."""
+    """Loss and accuracy over the steps of pretraining ("pretrain" records)."""
     rows = [row for row in rows if row.get("kind") == "pretrain"]
     panels = [
         (key, name)
@@ -87,14 +87,14 @@ def pretraining(rows: Sequence[Mapping]) -> Plot | None:
         figure,
         "Pretraining on the public identities",
         f"Line plot of the pretraining loss over steps{ends}.",
-        "Classification of the public identities with the CosFace margin, on the batches "
-        "trained on. How well the embedding works on people it has not seen is a matter "
-        "of the verification results.",
+        "Classification of the public identities with the CosFace margin, on the training "
+        "batches. The verification results show how well the embedding works on people "
+        "it has not seen.",
     )
 
 
 def loss_terms(rows: Sequence[Mapping]) -> Plot | None:
-    """The loss of local training and its terms over rounds ("round" rows)."""
+    """The loss of local training and its terms over rounds ("round" records)."""
     rows = [row for row in rows if row.get("kind") == "round"]
     panels = [
         (key, name)
@@ -132,7 +132,7 @@ def loss_terms(rows: Sequence[Mapping]) -> Plot | None:
 
 
 def hard_negatives(rows: Sequence[Mapping]) -> Plot | None:
-    """Public images kept as hard negatives per client over rounds ("round" rows)."""
+    """Public images kept as hard negatives per client over rounds ("round" records)."""
     rows = [row for row in rows if row.get("kind") == "round"]
     mean = _column(rows, "hard_negatives_mean")
     if np.isfinite(mean).sum() < 2:
@@ -167,17 +167,17 @@ def hard_negatives(rows: Sequence[Mapping]) -> Plot | None:
         "Hard negatives per client",
         f"Line plot of the public images kept per client: mean {mean[0]:.0f} in the first "
         f"and {mean[-1]:.0f} in the last round, with a band from fewest to most.",
-        "Public images that look to the global model like one of the client's own images. "
-        "A falling number means that the embedding keeps these people apart better; "
+        "Public images that are similar to one of the client's own images under the global "
+        "model. A falling number means that the embedding separates these people better; "
         "the band spans the clients.",
     )
 
 
 def evaluations(rows: Sequence[Mapping]) -> list[Plot]:
-    """One plot per metric that was evaluated in two rounds or more ("evaluation" rows).
+    """One plot per metric that was evaluated in two rounds or more ("evaluation" records).
 
-    Generic accuracies all appear; of the personal metrics those at one error
-    rate, 1e-3 for TAR and 1e-2 for TPIR where evaluated, else the nearest.
+    All generic accuracies are shown; personal metrics only at one error
+    rate, 1e-3 for TAR and 1e-2 for TPIR if evaluated, else the nearest.
     """
     found: dict[str, dict[str, dict[int, float]]] = {}
     for row in rows:
@@ -274,7 +274,7 @@ def roc(protocol: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> P
         protocol,
         f"ROC curves of {', '.join(clean)}" + (f"; at FAR 1e-3: {ends}." if ends else "."),
         "Higher and further left is better: the share of genuine pairs that are accepted "
-        "when the threshold lets this share of impostor pairs through. The left end rests "
+        "when the threshold accepts this share of impostor pairs. The left end is based "
         "on the fewest impostor pairs.",
     )
 

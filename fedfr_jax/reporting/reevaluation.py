@@ -1,4 +1,4 @@
-"""The results of a run anew, from what is in its work directory."""
+"""Evaluates a run again, from its work directory."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from fedfr_jax.runtime.simulation import build_simulation, use_cpu_devices
 def evaluate(folder: str | pathlib.Path, **changed: Any) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a work directory; returns the summary.
 
-    Server and clients are of one round: the one before, which is said, if the newest is damaged.
+    Server and clients are of the same round. If the newest is damaged, the one before is used,
+    with a warning.
 
     Args:
       folder: the work directory.
       **changed: settings that may differ from the run's: ``data={"root": ...}`` if it was moved.
 
     Raises:
-      InputError: there is no run or checkpoint, or it is damaged, or its data are other data.
+      InputError: there is no run or checkpoint, or it is damaged, or the data have changed.
     """
     folder = pathlib.Path(folder).expanduser()
     earlier = workdir.read_config(folder)
@@ -51,7 +52,7 @@ def evaluate(folder: str | pathlib.Path, **changed: Any) -> dict[str, Any]:
         if (folder / workdir.SUMMARY).exists():
             try:
                 run = workdir.read_summary(folder).get("run", {}) | run
-            except DamagedError as error:  # a result: all of it but times can be had again
+            except DamagedError as error:  # all results but the times can be computed again
                 logging.warning(
                     "%s is not used: times and rates of the training are lost (%s)",
                     folder / workdir.SUMMARY,

@@ -23,7 +23,7 @@ class Result:
     Attributes:
       folder: the work directory.
       summary: as in ``summary.json``.
-      history: rows of ``metrics.jsonl``.
+      history: records of ``metrics.jsonl``.
       rocs: protocol -> model -> (far, tar).
       per_client: metric -> model -> (C,) values.
     """
@@ -49,17 +49,17 @@ class Result:
         return {name: plot.figure for name, plot in self.plots().items()}
 
     def rounds(self) -> pd.DataFrame:
-        """One line per round: loss terms, images, seconds and so on."""
+        """One row per round: loss terms, images, seconds and so on."""
         rows = [row for row in self.history if row["kind"] == "round"]
         return _pandas().DataFrame(rows).drop(columns="kind").set_index("round")
 
     def evaluations(self) -> pd.DataFrame:
-        """One line per evaluated round and model; the metrics are columns."""
+        """One row per evaluated round and model; the metrics are columns."""
         rows = [row for row in self.history if row["kind"] == "evaluation"]
         return _pandas().DataFrame(rows).drop(columns="kind").set_index(["round", "model"])
 
     def clients(self) -> pd.DataFrame:
-        """One line per evaluated client; columns are (metric, model)."""
+        """One row per evaluated client; columns are (metric, model)."""
         columns: dict[tuple[str, str], Any] = {
             (metric, model): values
             for metric, models in self.per_client.items()
@@ -74,6 +74,6 @@ def _pandas():
     except ImportError:
         raise InputError(
             "pandas is not installed; pip install pandas, or use Result.history and "
-            "Result.per_client, which are plain"
+            "Result.per_client, which do not need it"
         ) from None
     return pandas

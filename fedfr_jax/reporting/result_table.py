@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-MARK, NONE = "†", "–"  # of a rate that is not resolved; where there is no number
+MARK, NONE = "†", "–"  # for a rate that is not resolved; for a missing number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +48,10 @@ def _text(cell: Cell) -> str:
 def render(tables: list[ResultTable], console: Console | None = None) -> None:
     """Prints tables to a terminal (stdout by default), the best of each column in bold.
 
-    Where stdout is not a terminal nothing is cut off to fit its width.
+    If stdout is not a terminal, nothing is cut off to fit its width.
     """
-    # In Jupyter, too, what is printed is text, which can be redirected; there, results are shown
-    # by displaying the tables themselves.
+    # In Jupyter, printed tables are plain text, too, and can be redirected; to show a formatted
+    # table there, display the table itself.
     console = Console(force_jupyter=False) if console is None else console
     for table in tables:
         if not console.is_terminal:

@@ -11,7 +11,7 @@ They are built from the plain dict of ``summary.json``::
                          "unresolvable": {"verification_tar": ["0.0001"]}}}}}
 
 with shares in [0, 1] (or None), and a spread over clients {"mean", "std", "min",
-"worst10", "max"}, of a personalized model also "worse", the share of clients for which it is
+"worst10", "max"}; for a personalized model also "worse", the share of clients for which it is
 below the global one. Any part may be missing. ``unresolvable`` lists the rates at which
 fewer than one error is allowed (by the pair rule, at most one). ``{"evaluated": {"clients": n,
 "of": N}}`` says how many of the clients were evaluated.
@@ -61,7 +61,7 @@ def rate_label(rate: str | float) -> str:
 
 
 def percent(value: float | None, std: float | None = None) -> str:
-    """A share in percent with two decimals, "91.20 ± 3.10"; "–" where there is none."""
+    """A share in percent with two decimals, "91.20 ± 3.10"; "–" if there is none."""
     if value is None or not math.isfinite(value):
         return NONE
     spread = "" if std is None or not math.isfinite(std) else f" ± {100 * std:.2f}"
@@ -138,7 +138,7 @@ def _personal(models: Mapping[str, Any], names: list[str]) -> dict[str, _Columns
 
 
 def _best(column: Mapping[str, tuple]) -> set[str]:
-    """The models that share the highest printed value; nobody, where that says nothing."""
+    """The models with the highest printed value; empty if that is not meaningful."""
     shown = {
         name: round(100 * value, 2)
         for name, (value, _, _) in column.items()
@@ -175,13 +175,13 @@ def _table(
 
 
 def _sample(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    """A note where only some of the clients were evaluated."""
+    """A note if only some of the clients were evaluated."""
     found = summary.get("evaluated", {})
     if found.get("clients") == found.get("of"):
         return ()
     return (
         f"{found['clients']} of {found['of']} clients, drawn at random (eval.clients): probes "
-        "and impostors, too, are images of these clients alone.",
+        "and impostors, too, are images of these clients only.",
     )
 
 
@@ -192,9 +192,9 @@ def closing_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
       summary: see the module's docstring.
 
     Returns:
-      Tables in percent, without the empty ones. The best model of a column is
-      marked unless all print alike, only one has a value, or the rate cannot be
-      resolved.
+      Tables in percent, without empty ones. The best model of a column is
+      marked unless all printed values are equal, only one model has a value, or the
+      rate cannot be resolved.
     """
     models, names = summary.get("models", {}), model_names(summary)
     generic, personal = _generic(models, names), _personal(models, names)
@@ -231,7 +231,7 @@ def closing_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
 
 
 def megabytes(parts: Mapping[str, float]) -> str:
-    """Bytes by what they are, in all: ``1.20``; ``0`` for nothing."""
+    """The total of the parts in MB, as text: ``1.20``; ``0`` for nothing."""
     return f"{sum(parts.values()) / 1e6:.3g}"
 
 
@@ -253,8 +253,8 @@ def cost_table(summary: Mapping[str, Any]) -> ResultTable | None:
         ("received (MB)", "sent (MB)", "arithmetic (GFLOP)", "what is sent"),
         ((method, tuple(map(Cell, cells))),),
         (
-            "Mean over clients and rounds, by the tensors' sizes in float32 and the passes of the "
-            "backbone.",
+            "Mean over clients and rounds, from the tensors' sizes in float32 and the passes "
+            "through the backbone.",
         ),
     )
 
@@ -352,7 +352,7 @@ def _spread(found: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 
 def metric_label(key: str) -> str:
-    """The name of a metric for people, from its flat key in ``metrics.jsonl``.
+    """The readable name of a metric, from its flat key in ``metrics.jsonl``.
 
     "generic/lfw/accuracy" -> "generic verification (lfw), accuracy";
     "personal/verification_tar@0.001" -> "personalized 1:1, TAR @ FAR 1e-3"; other

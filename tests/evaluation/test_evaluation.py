@@ -296,7 +296,7 @@ def test_personal_identification_where_undefined():
     assert np.isnan(got.pair_tpir).all() and np.isnan(got.rank1)
     with pytest.raises(InputError, match="identity 2 has no gallery image"):
         personalized.personal_identification(features, labels, features, labels, [0, 2], fpirs=FARS)
-    with pytest.raises(InputError, match="stands 2 times"):
+    with pytest.raises(InputError, match="occurs 2 times"):
         personalized.personal_identification(features, labels, features, labels, [1, 1], fpirs=FARS)
 
 
