@@ -147,13 +147,14 @@ class FedConfig:
     hard_threshold: float = 0.4  # cosine above which a public image is a hard negative
     class_embedding_init: str = "mean_feature"  # or random (normal, std 0.01)
     aggregation: str = "images"  # weights of the average: images | uniform
-    # What the server does with the average: takes it (average), or takes its difference to
-    # the old model as a gradient for SGD with momentum or for Adam (Reddi et al., ICLR 2021).
-    server_optimizer: str = "average"  # average | momentum | adam
-    server_lr: float = 0.0  # for momentum and adam; 0 = 1 for momentum, 1e-3 for adam
-    server_momentum: float = 0.9  # for momentum; adam's beta_1
+    # What the server does with the average: takes it (average), or takes its difference to the
+    # old model as a gradient: for SGD with momentum, or for FedAdagrad, FedYogi or FedAdam
+    # (Reddi et al., ICLR 2021).
+    server_optimizer: str = "average"  # average | momentum | adagrad | yogi | adam
+    server_lr: float = 0.0  # 0 = 1 for momentum, 1e-3 for the others
+    server_momentum: float = 0.9  # of momentum; beta_1 of the others
     server_beta2: float = 0.99
-    server_epsilon: float = 1e-3
+    server_epsilon: float = 1e-3  # tau: the least scale of a step, and the start of v
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,11 +21,48 @@ def server_optimizer(fed: FedConfig) -> optax.GradientTransformation | None:
     """Turns the average into a step of the server; None: the average is used as it is."""
     if fed.server_optimizer == "momentum":
         return optax.sgd(fed.server_lr or 1.0, momentum=fed.server_momentum)
-    if fed.server_optimizer == "adam":
-        return optax.adam(
-            fed.server_lr or 1e-3, fed.server_momentum, fed.server_beta2, fed.server_epsilon
-        )
+    if fed.server_optimizer in SECOND_MOMENTS:
+        return adaptive(fed)
     return None
+
+
+# How the second moment ``v`` takes up the squared difference (Reddi et al., algorithm 2).
+SECOND_MOMENTS: dict[str, Callable[..., jax.Array]] = {
+    "adagrad": lambda v, square, beta2: v + square,
+    "yogi": lambda v, square, beta2: v - (1 - beta2) * square * jnp.sign(v - square),
+    "adam": lambda v, square, beta2: beta2 * v + (1 - beta2) * square,
+}
+
+
+def adaptive(fed: FedConfig) -> optax.GradientTransformation:
+    """FedAdagrad, FedYogi or FedAdam (Reddi et al., ICLR 2021, algorithm 2).
+
+    Unlike in ``optax.adam`` there is no correction of the bias, and the second moment starts at
+    the square of tau, which is ``fed.server_epsilon``.
+    """
+    moment, tau, beta1 = (
+        SECOND_MOMENTS[fed.server_optimizer],
+        fed.server_epsilon,
+        fed.server_momentum,
+    )
+    lr = fed.server_lr or 1e-3
+
+    def init(params):
+        return {
+            "first": jax.tree.map(jnp.zeros_like, params),
+            "second": jax.tree.map(lambda p: jnp.full_like(p, tau**2), params),
+        }
+
+    def update(difference, state, params=None):
+        del params
+        first = jax.tree.map(lambda m, d: beta1 * m + (1 - beta1) * d, state["first"], difference)
+        second = jax.tree.map(
+            lambda v, d: moment(v, d * d, fed.server_beta2), state["second"], difference
+        )
+        step = jax.tree.map(lambda m, v: -lr * m / (jnp.sqrt(v) + tau), first, second)
+        return step, {"first": first, "second": second}
+
+    return optax.GradientTransformation(init, update)
 
 
 def server_trained(backbone: PyTree, public_embeddings) -> PyTree:

@@ -21,7 +21,7 @@ _CHOICES = {
     "fed.public_data": ("auto", "hard", "all", "off"),
     "fed.class_embedding_init": ("mean_feature", "random"),
     "fed.aggregation": ("images", "uniform"),
-    "fed.server_optimizer": ("average", "momentum", "adam"),
+    "fed.server_optimizer": ("average", "momentum", "adagrad", "yogi", "adam"),
     "data.images": ("auto", "resident", "stream", "render"),
     "population.sampling": ("uniform", "weighted", "schedule"),
     "population.previous": ("full", "bfloat16", "off"),
@@ -159,6 +159,11 @@ def _check_method(config: Config) -> None:
         value = getattr(options, field.name)
         if isinstance(value, (int, float)) and value < 0:
             raise ConfigError(f"method.{name}.{field.name} is {value}; it must not be negative")
+        choices = field.metadata.get("choices")
+        if choices and value not in choices:
+            raise ConfigError(
+                f"method.{name}.{field.name} is {value!r}; use one of {', '.join(choices)}"
+            )
     population = config.population
     terms = recipe.terms(options)
     _check_terms(f"method.{name}.", terms)

@@ -1,20 +1,23 @@
 """FedFace: the server pushes the class embeddings of all clients apart.
 
 Aggarwal, Zhou, Jain, "FedFace: Collaborative Learning of Face Recognition Model", IJCB 2021,
-equation 7. After every round a few gradient steps on the server lower the mean of
+equation 7. After every round the server takes a few gradient steps that lower the sum of
 ``relu(cos_jk - margin)^2`` over pairs j != k of class embeddings. Unlike in the other methods,
 clients have to send them. Memory grows with the square of the number of class embeddings in a
 round. A client with one identity learns from positives only, as in FedAwS.
 
-The paper's sum over pairs grows with the number of clients, and its step shrinks with the length
-of the embeddings. Here a step changes only the directions, which is all that the losses depend on,
-and uses the mean over pairs for each embedding: ``lr`` means the same for any number of clients.
+With ``solver="published"`` the server does what the paper says: SGD with momentum and weight decay
+on the embeddings as they are. Its sum over pairs grows with the number of clients, and its steps
+shrink with the length of the embeddings. By default (``solver="directions"``) a step changes
+only the directions, which is all that the losses depend on, and uses the mean over pairs for each
+embedding: ``lr`` means the same for any number of clients.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedfr_jax.methods.recipe import Recipe, Terms
 
@@ -22,8 +25,13 @@ from fedfr_jax.methods.recipe import Recipe, Terms
 @dataclasses.dataclass(frozen=True)
 class Options:
     margin: float = 0.4  # cosine above which two classes are too near
-    lr: float = 1.0  # of plain gradient steps on unit embeddings
-    steps: int = 10
+    solver: str = dataclasses.field(
+        default="directions", metadata={"choices": ("directions", "published")}
+    )
+    lr: float = 1.0  # of plain gradient steps on unit embeddings (directions); published: 0.01
+    steps: int = 10  # published: 20
+    momentum: float = 0.9  # of the published solver, as is the next
+    weight_decay: float = 5e-4
     positive_margin: float = 0.9  # of the local loss of clients with one identity
 
 
@@ -45,7 +53,30 @@ def spread_out_loss(rows, exists, margin: float):
 
 
 def spread_out(options: Options, rows, exists):
-    """The class embeddings after the server's gradient steps; lengths do not change."""
+    """The class embeddings after the server's gradient steps."""
+    solver = {"directions": _turn, "published": _published_steps}[options.solver]
+    return solver(options, rows, exists)
+
+
+def _published_steps(options: Options, rows, exists):
+    """SGD on the sum over pairs."""
+    pairs = exists.sum() * (exists.sum() - 1)
+    optimizer = optax.chain(
+        optax.add_decayed_weights(options.weight_decay),
+        optax.sgd(options.lr, momentum=options.momentum),
+    )
+
+    def step(_, state):
+        moved, optimizer_state = state
+        gradient = pairs * jax.grad(spread_out_loss)(moved, exists, options.margin)
+        update, optimizer_state = optimizer.update(gradient, optimizer_state, moved)
+        return optax.apply_updates(moved, update), optimizer_state
+
+    return jax.lax.fori_loop(0, options.steps, step, (rows, optimizer.init(rows)))[0]
+
+
+def _turn(options: Options, rows, exists):
+    """Gradient steps on the directions; lengths do not change."""
     lr = options.lr * exists.sum()
 
     def step(_, unit):
