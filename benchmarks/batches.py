@@ -1,4 +1,4 @@
-"""The mini-batches that all competitors train on: those that the library's first round draws."""
+"""The mini-batches that all competitors train on: those of the library's first round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cases of every suite: what is measured, and against whom.
+"""The cases of every suite: what is measured, and against which competitors.
 
 A case is a function of :class:`Settings` that returns a result for the table; ``@case`` puts
 it into ``SUITES``.
@@ -27,14 +27,14 @@ Result = dict[str, Any]  # "title", "case", "rows", "macs", ...
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Of a whole run: warm rounds, FLOP/s by type, and which competitors take part."""
+    """Settings of a whole run: warm rounds, FLOP/s by type, and competitors."""
 
     repeats: int = 5
     peaks: dict[str, float] = dataclasses.field(default_factory=dict)
     competitors: str = ""
 
     def chosen(self, competitors: Sequence[Competitor]) -> list[Competitor]:
-        """Those whose name matches, without PyTorch where it is not installed."""
+        """Those whose name matches, without PyTorch if it is not installed."""
         return [
             c
             for c in competitors
@@ -63,7 +63,7 @@ def case(suite: str, name: str):
 TORCH = Competitor("PyTorch", "benchmarks.torch_fedfr:build")
 OURS = Competitor("ours", "benchmarks.ours:build")
 LOOP = Competitor("jitted step, Python loop", "benchmarks.plain_jax:loop")
-# The naive form takes minutes for a whole round: two steps of it, once.
+# The naive form takes minutes for a whole round, so only two steps are run, once.
 NAIVE = Competitor("naive vmap of scan", "benchmarks.plain_jax:naive", {"steps": 2}, repeats=1)
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 TORCH_TWO = dataclasses.replace(
@@ -72,7 +72,7 @@ TORCH_TWO = dataclasses.replace(
 
 
 def bf16(competitor: Competitor, tolerance: float | None = 0.1) -> Competitor:
-    """The same in bfloat16, where updates agree to its 8 bits only."""
+    """The same in bfloat16, where updates agree only to its 8 bits."""
     return dataclasses.replace(
         competitor, options=dict(competitor.options, dtype="bfloat16"), tolerance=tolerance
     )
@@ -148,14 +148,14 @@ def middle(settings: Settings) -> Result:
 
 @case("cpu", "middle_naive")
 def middle_naive(settings: Settings) -> Result:
-    """Two clients: the naive form takes about a minute for two steps of them."""
+    """Two clients: the naive form takes about a minute for two of their steps."""
     few = dataclasses.replace(MIDDLE, clients=2)
     return fedfr_case(f"middle, naive: {_describe(few)}", few, [OURS, NAIVE], settings)
 
 
 @case("cpu", "paper")
 def paper(settings: Settings) -> Result:
-    """One step per epoch, as ten of them take PyTorch more than a minute."""
+    """One step per epoch, because ten steps take PyTorch more than a minute."""
     return fedfr_case(f"paper: {_describe(PAPER)}", PAPER, [TORCH, OURS], settings)
 
 
@@ -188,7 +188,7 @@ def paper_bf16(settings: Settings) -> Result:
 
 @case("cpu", "cached_features")
 def cached_features(settings: Settings) -> Result:
-    """What looking frozen features up, rather than computing them in every step, brings."""
+    """The gain from looking up frozen features instead of computing them in every step."""
     without = dataclasses.replace(
         OURS, name="ours, features in every step", options={"cache_features": False}
     )
@@ -247,7 +247,7 @@ def workload_b(settings: Settings) -> Result:
 
 
 def _layouts(settings: Settings, title: str, case: Case) -> Result:
-    """Our round under every strategy and layout, without public data and frozen features."""
+    """Our round with every strategy and layout, without public data and frozen features."""
     plain = dataclasses.replace(case, epochs=1, public=0, contrastive=False, binary=False)
     names = {
         "grouped, vmap": ("grouped", case.clients, 1),
@@ -316,7 +316,7 @@ def population(settings: Settings) -> Result:
 
 @case("scale", "lanes")
 def lanes(settings: Settings) -> Result:
-    """Clients side by side on every device; the first row is what is chosen by measurement."""
+    """Different numbers of lanes per device; the first row is the layout chosen by measurement."""
     few = dataclasses.replace(SMALL, epochs=2)
     sweep = [
         dataclasses.replace(OURS, name=f"{n} lanes", options={"lanes": n, "conv": "patches"})
@@ -325,7 +325,8 @@ def lanes(settings: Settings) -> Result:
     return fedfr_case(f"lanes, patches: {_describe(few)}", few, [OURS, *sweep], settings)
 
 
-# GPU: lanes by network and batch. The cohort is as large as its previous backbones allow.
+# GPU: lanes by network and batch. The cohort is as large as the memory for its previous backbones
+# allows.
 _WIDTHS = (64, 128, 256, 512)
 GPU_CASES = {
     f"{label}_b{batch}": Case(
@@ -354,9 +355,9 @@ GPU_DENSE_BATCH = 4096  # most images of the plain dense step
 
 
 def gpu_case(name: str, case: Case, settings: Settings, lanes: Sequence[int] = GPU_LANES) -> Result:
-    """Float32 updates of a small cohort are compared, then every lane count is timed in bf16."""
+    """Compares float32 updates of a small cohort, then times every number of lanes in bf16."""
     few = dataclasses.replace(case, clients=min(4, case.clients), epochs=1)
-    # In MobileFaceNet, batch norm makes much of rounding: two forms of ours differ by 1e-2 too.
+    # In MobileFaceNet, batch norm amplifies rounding: even two layouts of ours differ by 1e-2.
     tolerance = TOLERANCE if case.model == "spherenet" else 3e-2
     checks = [
         dataclasses.replace(TORCH, name="check: PyTorch, float32", options={"tf32": False}),

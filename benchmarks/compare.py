@@ -1,4 +1,4 @@
-"""Runs competitors on one problem: equal results first, then interleaved times."""
+"""Runs competitors on one problem: checks equal results first, then times them interleaved."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from benchmarks.worker import Failed, Process
 
 TOLERANCE = 1e-3  # relative L2 of the update, float32
 
-# The compile time is measured, so nothing may come from a cache of compiled programs; and
-# several processes must fit a GPU.
+# The compile time is measured, so the cache of compiled programs must be off; and several
+# processes must fit on a GPU.
 _ENV = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
@@ -26,12 +26,12 @@ class Competitor:
     """One way to do the work.
 
     Attributes:
-      name: in tables; ``ours`` is what the others are compared with.
+      name: in tables; the others are compared with ``ours``.
       target: ``module:function`` of ``(case, problem, **options)`` giving a ``Built``.
-      processes: split the clients over so many.
-      repeats: warm rounds; None: as many as the runner does.
-      tolerance: of the update against the first competitor's; None: told, not required.
-      may_fail: out of memory here is a finding, not an error of the run.
+      processes: number of processes that share the clients.
+      repeats: warm rounds; None: as many as set for the run.
+      tolerance: of the update against the first competitor's; None: only reported.
+      may_fail: running out of memory is a result here, not an error of the run.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Competitor:
 
 
 class _Running:
-    """The processes of a competitor and what is known about it."""
+    """The processes of a competitor and its results so far."""
 
     def __init__(self, competitor: Competitor, case: Any, path: str):
         self.competitor, self.seconds, self.error = competitor, [], ""
@@ -92,7 +92,7 @@ class _Running:
         self.seconds.append(own[0] if len(own) == 1 else time.perf_counter() - started)
 
     def stop(self) -> None:
-        """Ends the processes; the peak of memory is read before."""
+        """Ends the processes, after reading their peak memory."""
         try:
             if not self.error:
                 peaks = self._ask("memory")
@@ -104,7 +104,7 @@ class _Running:
 
 
 def _merged(firsts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The answers of the processes of one competitor as one; client arrays interleave."""
+    """Merges the answers of one competitor's processes; client arrays are interleaved."""
     if len(firsts) == 1:
         return firsts[0]
     updates = [f["update"] for f in firsts]
@@ -142,12 +142,12 @@ def compare(
     Args:
       case: has ``trained_images`` and ``clients``.
       path: of the problem's arrays.
-      start: arrays that a round changes, before it.
+      start: the arrays that a round changes, before the round.
       macs: multiply-adds of a forward pass of one image.
       repeats: warm rounds of each.
       peaks: FLOP/s by type.
-      together: rounds of all take turns, so that a slow minute of the machine hits all; False
-        runs one competitor after another, which is what fits on a GPU.
+      together: rounds of all competitors take turns, so that a slow minute of the machine affects
+        all of them; False runs one after another, because only one fits on a GPU.
     """
     finished = []
     for group in [competitors] if together else [[c] for c in competitors]:
@@ -221,7 +221,7 @@ def _row(running: _Running, case, start, macs, reference, peaks) -> dict[str, An
 
 
 def bad(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What makes the run fail: unequal updates and competitors that ended."""
+    """Reasons for the run to fail: different updates and failed competitors."""
     return [
         f"{r['name']}: " + (r["error"] or f"update differs by {r['difference']:.1e}")
         for r in rows

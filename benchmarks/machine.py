@@ -1,4 +1,4 @@
-"""The machine that is measured on, and how fast its matrix products are."""
+"""The machine used for the measurements, and the speed of its matrix products."""
 
 from __future__ import annotations
 

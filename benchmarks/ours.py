@@ -1,7 +1,7 @@
-"""fedfr_jax as a competitor: the only benchmark module that touches engine, round and state.
+"""fedfr_jax as a competitor: the only benchmark module that uses engine, round and state.
 
-Everything else here goes by the arrays of :mod:`benchmarks.problem`, so a change of the
-library's interfaces ends in this file.
+All other modules use only the arrays of :mod:`benchmarks.problem`, so a change of the
+library's interfaces affects only this file.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _data(case: Case, problem, devices: int) -> tuple[PublicData, CohortData]:
     ]
     public = pack_public(images[: case.public], problem["public_labels"])
     cohort = pack_clients(clients, devices)
-    # Labels are drawn, so that the last identities may lack images.
+    # Labels are drawn at random, so the last identities may have no images.
     identities = np.where(cohort.clients >= 0, case.identities, 0).astype(np.int32)
     return (
         public.replace(identities=case.identities if case.public else 0),
@@ -106,10 +106,10 @@ def build(
     devices: int = 0,
     cache_features: bool = True,
 ) -> Built:
-    """The compiled round; by default in the settings that a run chooses by itself.
+    """The compiled round; by default with the layout that a run would choose.
 
-    Every ``run`` goes on from the state of the one before, with donated buffers, as a
-    simulation does; so only the first one has the batches of the problem.
+    Every ``run`` continues from the state of the previous one, with donated buffers, as in a
+    simulation; so only the first one has the batches of the problem.
 
     Args:
       dtype: compute type.
@@ -153,12 +153,12 @@ def build(
 
 
 def _units(case: Case, cache_features: bool) -> float:
-    """Forward passes' worth of work per trained image: frozen features come once a round."""
+    """Work per trained image in forward passes: frozen features are computed once per round."""
     if not case.contrastive:
         return 3.0
     if not cache_features:
         return 5.0
-    # A view of an image is needed unless every epoch shows the other one.
+    # A view of an image is needed unless every epoch uses the other view.
     views = 2 * (1 - 0.5**case.epochs)
     images = case.clients * (case.images + case.public)
     return 3.0 + 2 * views * images / case.trained_images
@@ -196,7 +196,7 @@ def for_each_client(update, shared, clients, count: int, lanes: int = 1):
 
 def build_workload(workload: Workload, problem, *, lanes: int = 1, devices: int = 0) -> Built:
     """Workload A or B on the engine."""
-    from benchmarks import workloads  # noqa: PLC0415  (it imports JAX's half of the benchmarks)
+    from benchmarks import workloads  # noqa: PLC0415  (it imports the JAX part of the benchmarks)
 
     simulation.use_cpu_devices(devices)
     return workloads.built(

@@ -1,10 +1,10 @@
-"""FedFR's local training in plain JAX, without the engine: what one would write first.
+"""FedFR's local training in plain JAX, without the engine: the obvious first implementation.
 
 * :func:`loop`: a jitted step of one client, called from Python loops over clients and steps;
 * :func:`naive`: ``jax.vmap`` over clients of ``lax.scan`` over steps, ordinary convolutions;
-* :func:`dense`: one network at a large batch, an upper bound for clients side by side.
+* :func:`dense`: one network at a large batch, an upper bound for clients in parallel.
 
-The first two forward the frozen global and previous backbones in every step, as published.
+The first two run the frozen global and previous backbones in every step, as published.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def backbone_of(case: Case, dtype: str = "float32", conv: str = "grouped"):
     chosen = dict(depth=case.depth, widths=case.widths) if case.model == "spherenet" else {}
     config = ModelConfig(name=case.model, embedding=case.embedding, dtype=dtype, **chosen)
     backbone = build_model(config, case.size, conv)
-    # Images here are scaled as ours; the published factor would change what SGD does.
+    # Images here have our scale; the published factor would change the SGD steps.
     return dataclasses.replace(
         backbone, published=dataclasses.replace(backbone.published, input_scale=1.0)
     )
@@ -97,7 +97,7 @@ def _inputs(images, flips):
 
 
 def local_loss(case: Case, backbone, trained, stats, frozen, batch):
-    """(loss, new batch statistics): the three terms of one batch, frozen forwards included."""
+    """(loss, new batch statistics): the three terms of one batch, with frozen forward passes."""
     images, labels, flips = batch
     x = _inputs(images, flips)
     f, stats = backbone.apply({"params": trained["params"], "batch_stats": stats}, x, True)
@@ -123,7 +123,7 @@ def local_loss(case: Case, backbone, trained, stats, frozen, batch):
 
 
 def local_step(case: Case, backbone, state, frozen, batch, lr):
-    """SGD as PyTorch has it: decay, momentum, rate."""
+    """SGD as in PyTorch: weight decay, momentum, learning rate."""
     trained, stats, velocity = state
     gradient, stats = jax.grad(
         lambda t: local_loss(case, backbone, t, stats, frozen, batch), has_aux=True
@@ -186,7 +186,7 @@ def _batch(problem, client, step):
 
 
 def loop(case: Case, problem, *, dtype: str = "float32", steps: int = 0) -> Built:
-    """A jitted step in a Python loop. ``steps`` > 0 does only so many for each client."""
+    """A jitted step in a Python loop. ``steps`` > 0 runs only that many for each client."""
     steps = steps or case.steps
     backbone = backbone_of(case, dtype)
     variables, client = _start(case, problem)
@@ -218,9 +218,9 @@ def loop(case: Case, problem, *, dtype: str = "float32", steps: int = 0) -> Buil
 
 
 def naive(case: Case, problem, *, dtype: str = "float32", steps: int = 2) -> Built:
-    """vmap of scan with ordinary convolutions; does ``steps`` steps, compared with the loop's.
+    """vmap of scan with ordinary convolutions; runs ``steps`` steps, compared with the loop's.
 
-    At least 2: XLA unrolls a loop of one step, which then is no longer the slow path.
+    At least 2: XLA unrolls a loop of one step, which avoids the slow path.
     """
     backbone = backbone_of(case, dtype)
     variables, client = _start(case, problem)
@@ -269,7 +269,7 @@ def naive(case: Case, problem, *, dtype: str = "float32", steps: int = 2) -> Bui
 
 
 def dense(case: Case, problem, *, dtype: str = "float32", batch: int, steps: int = 8) -> Built:
-    """One network trained with CosFace alone at a batch of ``batch`` images."""
+    """One network trained with CosFace only, with a batch of ``batch`` images."""
     plain = dataclasses.replace(case, contrastive=False, binary=False)
     backbone = backbone_of(case, dtype)
     variables, client = _start(plain, problem)

@@ -38,7 +38,7 @@ def _two_axes(x, left, right, labels, path):
 
 
 def draw(report: dict, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes one PNG per case that the report has; returns their paths."""
+    """Writes one PNG per case in the report; returns their paths."""
     made = []
     for name, key in (("cohort", "cohort"), ("population", "population")):
         if name in report["results"]:

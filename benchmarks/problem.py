@@ -1,8 +1,8 @@
-"""What a benchmark computes, as settings and plain numpy arrays, without JAX or PyTorch.
+"""The work of a benchmark, as settings and plain NumPy arrays, without JAX or PyTorch.
 
 A *problem* is a dict of arrays that every competitor reads: images, initial weights in
 PyTorch's layout, heads, and the batches of every client and step in order. So all of them
-do the same work, and what they end with can be compared. Arrays whose name begins with
+do the same work, and their results can be compared. Arrays whose name begins with
 ``client/`` have a leading client axis.
 """
 
@@ -23,12 +23,12 @@ class Case:
     """One FedFR round of local training; every client has the same number of images.
 
     Attributes:
-      images: of each client; ``public`` more are trained on by every client.
+      images: of each client; every client also trains on ``public`` public images.
       identities: of each client, and of the public set.
-      epochs: local epochs E; the rate is divided by 10 at the end, as in the paper.
+      epochs: local epochs E; the learning rate is divided by 10 at the end, as in the paper.
       lr: a third of the paper's. At 1e-3 this random network amplifies rounding within ten
-        steps from 1e-5 to 1e-3 of the update (PyTorch on one thread against two: 3e-4 to 9e-4).
-      contrastive, binary: the two terms beside CosFace.
+        steps from 1e-5 to 1e-3 of the update (PyTorch with one thread against two: 3e-4 to 9e-4).
+      contrastive, binary: the two terms in addition to CosFace.
     """
 
     depth: int
@@ -57,13 +57,13 @@ class Case:
 
     @property
     def trained_images(self) -> int:
-        """Images that go forward and backward in a round, all clients together."""
+        """Images trained on in a round (forward and backward), over all clients."""
         return self.clients * self.steps * self.batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A small FedAvg client that has nothing to do with FedFR (ENGINE_FACTS.md, A and B)."""
+    """A small FedAvg client, unrelated to FedFR (ENGINE_FACTS.md, A and B)."""
 
     name: str
     clients: int
@@ -93,12 +93,12 @@ class Built:
     """A competitor that is ready to run.
 
     Attributes:
-      run: does one round and returns when it is done.
-      update: the arrays after the round just run, named as in the problem.
-      images: images trained in one ``run`` (fewer than the case's where it does few steps).
-      units: forward passes' worth of work per trained image; forward and backward are 3.
+      run: runs one round and returns when it is done.
+      update: the arrays after the last round, named as in the problem.
+      images: images trained in one ``run`` (fewer than the case's if it runs fewer steps).
+      units: work per trained image in forward passes; forward and backward are 3.
       note: settings that were chosen automatically.
-      expected: what ``update`` must equal, for one that does fewer steps than the others.
+      expected: what ``update`` must equal, for a competitor that runs fewer steps than the others.
     """
 
     run: Callable[[], None]
@@ -111,7 +111,7 @@ class Built:
 
 def previous_weights(problem: Mapping[str, np.ndarray], client: int) -> dict[str, np.ndarray]:
     """A client's previous backbone, made from the global one so that it need not be stored."""
-    shift = int(problem["client/number"][client]) + 1  # a process may hold some clients only
+    shift = int(problem["client/number"][client]) + 1  # a process may hold only some clients
     return {
         name: np.float32(0.8) * w + np.float32(0.2) * np.roll(w, shift) if w.ndim > 1 else w
         for name, w in part(problem, "backbone/").items()
@@ -133,8 +133,8 @@ def relative_difference(
 ) -> float:
     """||a - b|| / ||b - start||, the largest over groups of arrays.
 
-    The backbone is one group; its batch-norm statistics are another, for they move much
-    further than weights and would hide them. Every personal array is a group.
+    The backbone is one group; its batch-norm statistics are another, because they change much
+    more than weights and would hide them. Every personal array is a group.
     """
     if set(a) != set(b):
         raise ValueError(f"compared arrays differ in name: {sorted(set(a) ^ set(b))}")
@@ -151,10 +151,10 @@ def relative_difference(
 
 
 def _patterns(rng, count: int, size: int) -> np.ndarray:
-    """(count, size, size, 3): coarse random patterns, what the images of one class share.
+    """(count, size, size, 3): coarse random patterns, shared by the images of one class.
 
-    Images of pure noise would not do: the gradients of many clients would cancel, and a single
-    activation that rounding puts on the other side of zero would be 1e-3 of their mean.
+    Images of pure noise would not work: the gradients of many clients would cancel, and a single
+    activation whose sign changes by rounding would be 1e-3 of their mean.
     """
     coarse = rng.standard_normal((count, 4, 4, 3)).astype(np.float32)
     places = np.arange(size) * 4 // size
@@ -162,9 +162,9 @@ def _patterns(rng, count: int, size: int) -> np.ndarray:
 
 
 def federation(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
-    """Images and heads, alike in all clients; public images are the first rows.
+    """Images and heads, of equal shapes for all clients; public images come first.
 
-    Weights are not in it.
+    Weights are not included.
     """
     rng = np.random.default_rng(seed)
     c, k, d = case.clients, case.identities, case.embedding

@@ -1,11 +1,11 @@
-"""Measures fedfr_jax against other ways to do the same work.
+"""Compares the speed of fedfr_jax with other ways to do the same work.
 
     python -m benchmarks.run --suite cpu --json out.json
     python -m benchmarks.run --suite cpu --only small,A --competitors 'ours|PyTorch'
 
-Suites: cpu (FedFR's local training and two plain FedAvg workloads), gpu (lanes side by side),
+Suites: cpu (FedFR's local training and two plain FedAvg workloads), gpu (numbers of lanes),
 layouts (convolution strategies), scale. In every case all competitors start from the same
-weights and train on the same batches; their updates are compared before times count. PyTorch
+weights and train on the same batches; their updates are compared before times are taken. PyTorch
 (``pip install torch``) is optional: without it, its rows are left out.
 """
 
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong += [
             f"{name}: {message}" for message in [*bad(result["rows"]), *result.get("wrong", ())]
         ]
-        if options.json:  # after every case, so that a run that is cut off leaves something
+        if options.json:  # after every case, so that an interrupted run leaves results
             options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for message in wrong:
         print(f"WRONG {message}", file=sys.stderr)

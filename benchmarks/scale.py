@@ -1,6 +1,6 @@
 """Rounds with growing cohorts and populations, through the same driver as a training run.
 
-Generated faces, rendered on the device for the round's clients; their heads travel between
+Generated faces are rendered on the device for the round's clients; the heads are moved between
 the devices and the store in the work directory.
 """
 
@@ -56,7 +56,7 @@ def config(population: int, cohort: int, rounds: int):
 
 
 def run(population: int, cohort: int, rounds: int) -> dict[str, Any]:
-    """Seconds of warm rounds, of the start, memory, and whether the state comes back."""
+    """Seconds of warm rounds and of the start, memory, and whether the state can be restored."""
     from fedfr_jax.runtime import rounds as driver  # noqa: PLC0415
     from fedfr_jax.runtime import simulation, workdir  # noqa: PLC0415
     from fedfr_jax.runtime.checkpoints import RoundCheckpoints  # noqa: PLC0415

@@ -1,7 +1,7 @@
-"""FedFR's local training in sequential PyTorch, as published, in its fastest settings.
+"""FedFR's local training in sequential PyTorch, as published, with the fastest settings.
 
-Every step forwards the frozen global and previous backbones beside the trained one (5 units of
-work). Networks are plain functions of a dict of tensors, channels_last throughout.
+Every step runs the frozen global and previous backbones in addition to the trained one (5 units
+of work). Networks are plain functions of a dict of tensors, channels_last throughout.
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ def build(
     compiled: bool = False,
     tf32: bool = True,
 ) -> Built:
-    """Sequential PyTorch; ``threads`` 0 tries one and all and keeps the faster.
+    """Sequential PyTorch; ``threads`` 0 tries one and all and uses the faster.
 
     Args:
       dtype: float32, or bfloat16 by autocast.

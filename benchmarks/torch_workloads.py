@@ -39,7 +39,7 @@ def _tensor(array):
 
 
 def build(workload: Workload, problem, *, threads: int = 0) -> Built:
-    """Clients one after another; ``threads`` 0 tries one and all and keeps the faster."""
+    """Clients one after another; ``threads`` 0 tries one and all and uses the faster."""
     start = {k: _tensor(v) for k, v in part(problem, "model/").items()}
     images = torch.from_numpy(problem["client/images"]).permute(0, 1, 4, 2, 3)
     labels = torch.from_numpy(problem["client/labels"]).long()

@@ -1,4 +1,4 @@
-"""Competitors in processes of their own, so that memory and threads are theirs alone."""
+"""Runs competitors in separate processes, so that they do not share memory and threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.problem import Built, clients_of
 
-_SPAWN = multiprocessing.get_context("spawn")  # a fork would share what JAX has started
+_SPAWN = multiprocessing.get_context("spawn")  # a fork would share JAX's threads
 LONGEST = 3600.0  # seconds that one request may take
 
 
@@ -31,7 +31,7 @@ def resolve(target: str):
 
 
 def memory() -> dict[str, int]:
-    """Most bytes ever used by this process, and on its GPU where it has one."""
+    """Peak memory of this process in bytes, and on its GPU if it has one."""
     with open("/proc/self/status", encoding="ascii") as status:
         peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     found = {"host": peak * 1024}
@@ -78,7 +78,7 @@ def _first(built: Built) -> dict[str, Any]:
 
 
 def _serve(connection, kind, target, arguments, env):
-    """Child: builds, then answers ``first``, ``round`` and ``memory`` until told to ``stop``."""
+    """Child: builds, then answers ``first``, ``round`` and ``memory`` until ``stop``."""
     os.environ.update(env)
     try:
         if kind == "call":
@@ -106,7 +106,7 @@ def _serve(connection, kind, target, arguments, env):
 
 
 class Process:
-    """One such child. Arguments are those of :func:`build`, or of a function to call once."""
+    """A child process. Arguments are those of :func:`build`, or of a function to call once."""
 
     def __init__(self, target: str, arguments: tuple, env: Mapping[str, str], kind: str = "build"):
         self._ours, theirs = _SPAWN.Pipe()
@@ -147,7 +147,7 @@ class Process:
 
 
 def call(target: str, *arguments: Any) -> Any:
-    """The result of a function, run in a process of its own."""
+    """The result of a function, run in a separate process."""
     process = Process(target, arguments, {}, "call")
     try:
         return process.receive()

@@ -1,7 +1,7 @@
-"""Workloads A and B in JAX: small FedAvg clients written directly on engine and convolution.
+"""Workloads A and B in JAX: small FedAvg clients that use the engine and its convolutions.
 
 A: two convolutions with max-pooling and two dense layers. B: four strided convolutions with
-PReLU, and CosFace against class rows that the client keeps.
+PReLU, and CosFace with class embeddings that the client keeps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def model_of(problem):
 
 
 def clients_of(problem):
-    """Images, labels and, in B, class rows, each with a leading client axis."""
+    """Images, labels and, in B, class embeddings, each with a leading client axis."""
     return {
         k.removeprefix("client/"): jnp.asarray(v)
         for k, v in problem.items()
@@ -47,7 +47,7 @@ def clients_of(problem):
 
 
 def pool(x, conv):
-    """2×2 max-pooling. Its usual gradient is slow in a loop on a CPU; a reshape is not."""
+    """2×2 max-pooling, by a reshape: the usual gradient is slow in a loop on a CPU."""
     if conv == "grouped":  # the naive competitor
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     n, h, w, c = x.shape
@@ -102,7 +102,7 @@ def step(workload: Workload, conv, state, images, labels):
 
 
 def start(workload: Workload, model, client):
-    """(trained tensors, velocity) of a client."""
+    """(trained tensors, velocity) of a client before its first step."""
     trained = {"model": model} | ({"classes": client["classes"]} if "classes" in client else {})
     return trained, jax.tree.map(jnp.zeros_like, trained) if workload.momentum else ()
 
