@@ -54,7 +54,7 @@ class Pool:
       weights: (P,) of the entries in the identification loss, or None where all are 1.
       key: of the client and the round; the epoch is folded in.
       images: maps (B,) positions in the pool to images (or their activations).
-      mirrored: whether half of the images are mirrored, drawn anew in every epoch.
+      mirrored: whether half of the images are mirrored, drawn again in every epoch.
     """
 
     labels: jax.Array

@@ -7,10 +7,10 @@ Face Recognition", AAAI 2022. A round is a pure function of server, heads, data 
 2. each client picks the public images that look like its own (hard negatives);
 3. each client trains a copy for E epochs on its own images and those;
 4. the server averages the copies, weighted by the images they were trained on;
-   heads and the backbone as trained stay with the client.
+   the heads and the trained backbone stay with the client.
 
-Other methods are this round with parts changed, as their :class:`fedfr_jax.methods.Recipe`
-says; FedAvg is the one without public data, contrastive and binary terms.
+Other methods are this round with parts changed by their :class:`fedfr_jax.methods.Recipe`;
+FedAvg is this round without public data, contrastive term and binary term.
 """
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def run_round(spec: RoundSpec, layout: Layout, server: ServerState, heads: Heads
     Args:
       spec, layout: static; close over them before ``jax.jit``.
       server, heads: current state; donate both. ``heads`` are those of the cohort.
-      public, cohort: who trains on what.
+      public, cohort: the public images, and the images of each client.
       key: the run's key; round, client and epoch are folded in here.
 
     Returns:
       (server state with ``round`` + 1, heads, metrics): metrics are (C,) arrays of
       loss terms (means over the client's steps), ``hard_negatives``, ``images``, ``steps``;
-      zero for an empty slot. Without any client the server's model stays as it is.
+      zero for an empty slot. In a round without clients the server's model does not change.
     """
     shared, device = where_images_are(server, public, cohort, key)
     kept_public = hard_negatives(spec, layout, shared, device, cohort)
@@ -78,8 +78,8 @@ def hard_negatives(spec: RoundSpec, layout: Layout, shared: Shared, device: Devi
                    cohort: CohortData) -> jax.Array:
     """(C, N_0) bool: the public images that each client trains on (FedFR, section 3.2).
 
-    Those that any of the client's own images resembles: the cosine of their features under
-    the global backbone is above the threshold.
+    Those that are similar to one of the client's own images: the cosine of their features
+    under the global backbone is above the threshold.
     """
     def resembled(own, exists, public):  # (M, d), (M,) bool, (N_0, d) -> (N_0,) bool
         own = losses.normalize(own)
@@ -93,7 +93,7 @@ def hard_negatives(spec: RoundSpec, layout: Layout, shared: Shared, device: Devi
 
 def local_update(spec: RoundSpec, layout: Layout, lane: engine.Lane, shared: Shared,
                  device: Device, client: Client, head: Heads):
-    """E epochs of one client (FedFR, section 3.4); the contract is the engine's."""
+    """E epochs of one client (FedFR, section 3.4); see the engine for arguments and results."""
     fed, server = spec.fed, shared.server
     pool = make_pool(spec, shared, device, client, head.class_embeddings.shape[0])
     is_own = jnp.arange(head.class_embeddings.shape[0]) < client.identities
@@ -187,7 +187,7 @@ def server_average(spec: RoundSpec, server: ServerState, average: PyTree, weight
 
     Args:
       average: ``{"backbone", "public_embeddings"}``, averaged over clients.
-      weight: scalar; 0 if there was no client, and the model stays as it is.
+      weight: scalar; 0 if there were no clients, and then the model does not change.
     """
     takes = weight > 0
     if spec.recipe.averages is not None:

@@ -26,7 +26,7 @@ def server_optimizer(fed: FedConfig) -> optax.GradientTransformation | None:
     return None
 
 
-# How the second moment ``v`` takes up the squared difference (Reddi et al., algorithm 2).
+# The update of the second moment ``v`` by the squared difference (Reddi et al., algorithm 2).
 SECOND_MOMENTS: dict[str, Callable[..., jax.Array]] = {
     "adagrad": lambda v, square, beta2: v + square,
     "yogi": lambda v, square, beta2: v - (1 - beta2) * square * jnp.sign(v - square),

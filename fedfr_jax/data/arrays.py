@@ -16,7 +16,7 @@ import numpy as np
 
 from fedfr_jax.errors import InputError
 
-_FREE_BYTES = 1 << 26  # of an archive, whatever its size on the disk
+_FREE_BYTES = 1 << 26  # always allowed for an archive, for any size on the disk
 _MOST_GROWTH = 20  # times that an archive may grow when it is unpacked
 _LENGTHS = {1: "<H", 2: "<I", 3: "<I"}  # of the header, by the format's version
 # NumPy passes the header to Python's parser, which a hostile file can crash.

@@ -9,7 +9,7 @@ _PNG_START = 8  # length of the signature
 
 
 def is_complete(blob: bytes, kind: str) -> bool:
-    """True if nothing of the file is missing, as far as its structure tells.
+    """True if nothing of the file is missing, as far as its structure shows.
 
     A JPEG must end after its last scan, a PNG must hold undamaged chunks up to its end, a WebP must
     have the length in its header. False also for formats without such a check, such as BMP; these

@@ -177,7 +177,7 @@ def scan(path: pathlib.Path) -> Records:
     chunked = cflag == 1
     starts, uses = np.unique(offsets, return_counts=True)
     shared = uses[np.searchsorted(starts, offsets)] > 1
-    _require(~(chunked & shared), path, keys, "stands where another record stands")
+    _require(~(chunked & shared), path, keys, "has the same position as another record")
     for i in np.flatnonzero(chunked):
         # No further than the next record, so that no chain is followed twice.
         following = np.searchsorted(starts, offsets[i], side="right")

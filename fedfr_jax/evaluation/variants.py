@@ -1,8 +1,8 @@
-"""Each client under its own model, and under the other models that it could call its own.
+"""Evaluates each client with its own model, and with alternative personalized models.
 
 The paper's personalized model is the client's own backbone, before averaging, followed by the
-client's transform. Each of the others leaves out one of the two, or goes half the way to the
-global model. All of them are evaluated in one pass over the clients.
+client's transform. Each alternative leaves out one of the two, or averages own and global
+weights. All of them are evaluated in one pass over the clients.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def assess_personalized(
 def assess_variants(
     assessor: Assessor, models: PersonalModels, backbone: PyTree, tick=lambda: None
 ) -> dict[str, Assessment]:
-    """The personalized models, and the others that a client could call its own.
+    """The personalized models and the alternatives.
 
     Args:
       backbone: variables of the global model.

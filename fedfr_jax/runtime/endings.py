@@ -41,18 +41,18 @@ def what_is_safe(folder: str | os.PathLike | None) -> str:
     folder = pathlib.Path(folder).expanduser()
     rounds = saved_rounds(folder)
     if (folder / "cells").is_dir():
-        return f"Finished cells are kept in {folder}; the same command goes on with the others."
+        return f"Finished cells are kept in {folder}; the same command runs the others."
     if (folder / "summary.json").exists():
-        return f"Everything is saved in {folder}; evaluate it again, or go on with --resume."
+        return f"Everything is saved in {folder}; evaluate it again, or continue with --resume."
     if rounds:
         return (
             f"The state after round {rounds[-1]} is saved in {folder}; the same command with "
-            "--resume goes on from there."
+            "--resume continues from there."
         )
     if (folder / "pretrained" / "backbone").is_dir():
         return (
-            f"The pretrained model is saved in {folder}; the same command with --resume goes "
-            "on from there."
+            f"The pretrained model is saved in {folder}; the same command with --resume "
+            "continues from there."
         )
     return "Nothing was computed that could be kept; the same command with --resume starts again."
 

@@ -39,7 +39,7 @@ CONFIG, METRICS, SUMMARY, TENSORBOARD = (
     "tensorboard",
 )
 _DIGESTS = "config.json.sha256"
-_CHECK = "check"  # of the summary: SHA-256 of the rest, as it stands in the file
+_CHECK = "check"  # of the summary: SHA-256 of the rest, as written in the file
 
 
 def announce_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:

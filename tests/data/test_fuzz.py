@@ -527,7 +527,7 @@ def test_many_empty_chunks_and_announced_images(tmp_path):
     chunks += HEADER.pack(MAGIC, 2 << 29) * 50_000 + HEADER.pack(MAGIC, 3 << 29)
     (tmp_path / "train.rec").write_bytes(chunks)
     (tmp_path / "train.idx").write_text("".join(f"{key}\t{0}\n" for key in range(200)))
-    with pytest.raises(InputError, match="stands where another"):
+    with pytest.raises(InputError, match="same position as another"):
         open_recordio(tmp_path, 12)
     write_recordio(tmp_path, PIXELS, np.array([0, 0, 1, 1, 2, 2]), image_format="PNG")
     data = bytearray((tmp_path / "train.rec").read_bytes())
