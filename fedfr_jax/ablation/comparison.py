@@ -15,17 +15,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from fedfr_jax.ablation.metrics import FLOPS, RECEIVED, SENT, metrics_of
+from fedfr_jax.ablation.model_table import PerClient, interval_text, model_table
 from fedfr_jax.atomic import write_text
-from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
+from fedfr_jax.evaluation.intervals import Interval, paired_bootstrap, paired_t
 from fedfr_jax.reporting import html as report
 from fedfr_jax.reporting import plots, result_table, tables
 from fedfr_jax.reporting.result_table import Cell, ResultTable, render
-from fedfr_jax.reporting.tables import headline_rate
 
 Summary = Mapping[str, Any]
-FLOPS, SENT, RECEIVED = "arithmetic (GFLOP)", "sent (MB)", "received (MB)"
 _COST = (RECEIVED, SENT, FLOPS)
 _NOT_RANKED = ("std over clients", "worse off")
 
@@ -42,6 +41,8 @@ class Comparison:
       groups: title -> the metrics of one table.
       sent: row -> what a client sends.
       failures: cell -> error message, for the cells run in this call.
+      clients: row -> metric -> seed -> (C,) values of the clients in percent, where they are known.
+      models: the models of the reference, see :func:`fedfr_jax.ablation.model_table.model_table`.
     """
 
     reference: str
@@ -50,6 +51,8 @@ class Comparison:
     groups: dict[str, tuple[str, ...]]
     sent: dict[str, str] = dataclasses.field(default_factory=dict)
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
+    clients: dict[str, dict[str, dict[int, np.ndarray]]] = dataclasses.field(default_factory=dict)
+    models: ResultTable | None = None
 
     def tables(self) -> list[ResultTable]:
         """Accuracy, fairness and costs; a notebook shows each as a table."""
@@ -65,62 +68,19 @@ class Comparison:
         ]
 
 
-def metrics_of(summary: Summary) -> dict[str, dict[str, float]]:
-    """Table title -> metric -> value of one run.
-
-    Shares are in percent. Personalized metrics are those of the personalized models, at the
-    rates nearest to FAR 1e-3 and FPIR 1e-2; the generic ones those of the global model.
-    """
-    models, costs = summary["models"], summary.get("costs", {"down": {}, "up": {}, "flops": 0})
-    own, shared = models["personalized"]["personalized"], models["global"]["personalized"]
-    accuracy = {
-        f"{name}: accuracy": 100 * found["accuracy"]
-        for name, found in models["global"].get("generic", {}).items()
-    }
-    fairness: dict[str, float] = {}
-    for label, short, key, aim in (
-        ("1:1 TAR @ FAR", "1:1", "verification_tar", HEADLINE_FAR),
-        ("1:N open set TPIR @ FPIR", "1:N", "identification_openset", HEADLINE_FPIR),
-        ("1:N pair rule TPIR @ FPIR", "", "identification_pair", HEADLINE_FPIR),
-    ):
-        rate = headline_rate(own[key], aim)
-        accuracy[f"{label} {tables.rate_label(rate)}"] = 100 * _number(own[key][rate]["mean"])
-        if short:
-            fairness |= {
-                f"{short}: {name}": 100 * _number(own[key][rate].get(part))
-                for name, part in (
-                    ("std over clients", "std"),
-                    ("worst tenth", "worst10"),
-                    ("worse off", "worse"),
-                )
-            }
-    accuracy["rank-1"] = 100 * _number(own["rank1"]["mean"])
-    rate = headline_rate(shared["verification_tar"], HEADLINE_FAR)
-    accuracy[f"global model, 1:1 TAR @ FAR {tables.rate_label(rate)}"] = 100 * _number(
-        shared["verification_tar"][rate]["mean"]
-    )
-    return {
-        "Accuracy": accuracy,
-        "Fairness: how the clients differ": fairness,
-        "Cost of a round for a client": {
-            RECEIVED: sum(costs["down"].values()) / 1e6,
-            SENT: sum(costs["up"].values()) / 1e6,
-            FLOPS: costs["flops"] / 1e9,
-        },
-    }
-
-
-def _number(value) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def compare(summaries: Mapping[str, Mapping[int, Summary]], reference: str) -> Comparison:
+def compare(
+    summaries: Mapping[str, Mapping[int, Summary]],
+    reference: str,
+    per_client: Mapping[str, Mapping[int, PerClient]] | None = None,
+) -> Comparison:
     """Combines the results of runs.
 
     Args:
       summaries: row -> seed -> ``summary.json`` as a dictionary; seeds may be missing.
       reference: a row, which need not be there yet.
+      per_client: row -> seed -> metric -> model -> (C,) values, as ``evaluation.npz`` has them.
     """
+    per_client = per_client or {}
     seeds = tuple(sorted({seed for runs in summaries.values() for seed in runs}))
     found = {
         row: {seed: metrics_of(s) for seed, s in runs.items()} for row, runs in summaries.items()
@@ -144,7 +104,44 @@ def compare(summaries: Mapping[str, Mapping[int, Summary]], reference: str) -> C
         row: ", ".join(next(iter(runs.values())).get("costs", {}).get("up", {})) or "nothing"
         for row, runs in summaries.items()
     }
-    return Comparison(reference, values, seeds, {t: tuple(m) for t, m in groups.items()}, sent)
+    of_reference = [
+        (summary, per_client.get(reference, {}).get(seed, {}))
+        for seed, summary in sorted(summaries.get(reference, {}).items())
+    ]
+    return Comparison(
+        reference,
+        values,
+        seeds,
+        {t: tuple(m) for t, m in groups.items()},
+        sent,
+        clients=_clients(per_client),
+        models=model_table(reference, of_reference) if of_reference else None,
+    )
+
+
+def _clients(
+    per_client: Mapping[str, Mapping[int, PerClient]],
+) -> dict[str, dict[str, dict[int, np.ndarray]]]:
+    """row -> metric, as in the tables -> seed -> (C,) values of the personalized models."""
+    found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
+    for row, runs in per_client.items():
+        for seed, metrics in runs.items():
+            for key, models in metrics.items():
+                if "personalized" in models:
+                    of_metric = found.setdefault(row, {}).setdefault(_metric_name(key), {})
+                    of_metric[seed] = 100 * np.asarray(models["personalized"], float)
+    return found
+
+
+def _metric_name(key: str) -> str:
+    """A metric of ``evaluation.npz`` as the tables call it."""
+    name, _, rate = key.partition("@")
+    titles = {
+        "verification_tar": "1:1 TAR @ FAR",
+        "identification_openset": "1:N open set TPIR @ FPIR",
+        "rank1": "rank-1",
+    }
+    return f"{titles.get(name, name)} {tables.rate_label(rate)}" if rate else titles[name]
 
 
 def _mean_std(values: np.ndarray) -> tuple[float, float] | None:
@@ -165,17 +162,30 @@ def difference(found: Comparison, row: str, metric: str) -> tuple[float, float] 
     return _mean_std(found.values[row][metric] - reference)
 
 
-def is_beyond_noise(found: Comparison, row: str, metric: str) -> bool:
-    """Whether a row's gain over the reference is significant (paired t-test over seeds, 5 %)."""
+def interval(found: Comparison, row: str, metric: str) -> Interval | None:
+    """A row's gain over the reference with its interval.
+
+    Where the clients' values are known it is a paired bootstrap over seeds and clients, else the
+    t interval over seeds.
+    """
     reference = found.values.get(found.reference, {}).get(metric)
     if row == found.reference or reference is None:
-        return False
-    gains = found.values[row][metric] - reference
-    gains = gains[~np.isnan(gains)]
-    if len(gains) < 2:
-        return False
-    bound = stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains))
-    return bool(abs(gains.mean()) > bound)
+        return None
+    ours, theirs = (found.clients.get(r, {}).get(metric, {}) for r in (row, found.reference))
+    gains = [
+        ours[seed] - theirs[seed]
+        for seed in ours.keys() & theirs.keys()
+        if len(ours[seed]) == len(theirs[seed])
+    ]
+    if gains:
+        return paired_bootstrap(gains)
+    return paired_t(found.values[row][metric] - reference)
+
+
+def is_beyond_noise(found: Comparison, row: str, metric: str) -> bool:
+    """Whether the interval of a row's gain over the reference leaves out zero."""
+    of_row = interval(found, row, metric)
+    return of_row is not None and of_row.is_beyond_noise
 
 
 def _label(found: Comparison, row: str) -> str:
@@ -192,10 +202,11 @@ def _cell(found: Comparison, row: str, metric: str, best: set[str]) -> Cell:
         return Cell("–")
     if metric in _COST:
         return Cell(f"{spread[0]:,.0f}" if spread[0] >= 1000 else f"{spread[0]:.3g}")
-    text, gain = _plus_minus(*spread), difference(found, row, metric)
-    if gain is not None:
-        mark = "*" if is_beyond_noise(found, row, metric) else ""
-        text += f" ({_plus_minus(*gain, sign='+')}{mark})"
+    text, of_row = _plus_minus(*spread), interval(found, row, metric)
+    if of_row is not None:
+        text += f" ({interval_text(of_row)})"
+    elif (gain := difference(found, row, metric)) is not None:
+        text += f" ({_plus_minus(*gain, sign='+')})"
     return Cell(text, row in best)
 
 
@@ -220,13 +231,26 @@ def _best(found: Comparison, metric: str) -> set[str]:
     return {row for row, mean in means.items() if mean == best}
 
 
+def _comparisons(found: Comparison) -> int:
+    """Differences with an interval in the tables."""
+    return sum(
+        interval(found, row, metric) is not None
+        for row in found.values
+        for metrics in found.groups.values()
+        for metric in metrics
+        if metric not in _COST
+    )
+
+
 def result_tables(found: Comparison) -> list[ResultTable]:
-    """One table per group of metrics, rows in the order of the grid."""
+    """A table per group of metrics, rows as in the grid, and the models of the reference."""
     result = []
     spread = (
         f"Mean ± standard deviation over {len(found.seeds)} seeds; in brackets the "
-        f"difference to {found.reference}, seed by seed; * beyond their noise (paired "
-        "t-test, 5 %). "
+        f"difference to {found.reference} with a 95 % interval: a paired bootstrap over seeds and "
+        "clients where a metric has a value for each client, else a paired t interval over seeds; "
+        f"* the interval leaves out zero. Of {_comparisons(found)} differences in all tables, one "
+        "in 20 would by chance. "
     )
     notes = {
         "Accuracy": spread + "In percent. Accuracy (on people not used for training) and the "
@@ -254,7 +278,7 @@ def result_tables(found: Comparison) -> list[ResultTable]:
                 (notes.get(title, fairness),),
             )
         )
-    return result
+    return result + ([] if found.models is None else [found.models])
 
 
 def csv_text(found: Comparison) -> str:

@@ -231,7 +231,7 @@ def mates(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
     ]
     unmeasured = not cell.config.engine.lanes and jax.default_backend() == "cpu"
     fed, population = cell.config.fed, cell.config.population
-    # Seeds draw other cohorts, unless everybody takes part.
+    # Seeds draw different cohorts, unless all clients take part.
     drawn = 0 < population.cohort < fed.num_clients and population.sampling != "schedule"
     if not others or not cell.config.rounds or unmeasured or drawn:
         return [cell]
@@ -337,14 +337,25 @@ def compare(
 ) -> comparison.Comparison:
     """The cells that are finished, compared; ``reference`` as for :func:`run_grid`."""
     summaries: dict[str, dict[int, Any]] = {}
+    per_client: dict[str, dict[int, Any]] = {}
     for cell in cells:
-        summary = _summary(root / "cells" / cell.folder)
+        folder = root / "cells" / cell.folder
+        summary = _summary(folder)
         if summary is not None:
             summaries.setdefault(cell.row, {})[cell.seed] = summary
+            per_client.setdefault(cell.row, {})[cell.seed] = _per_client(folder)
     rows = list(dict.fromkeys(cell.row for cell in cells))
     return comparison.compare(
-        {row: summaries[row] for row in rows if row in summaries}, reference or rows[0]
+        {row: summaries[row] for row in rows if row in summaries}, reference or rows[0], per_client
     )
+
+
+def _per_client(folder: pathlib.Path) -> dict[str, Any]:
+    """The clients' values of a finished cell; none where they cannot be read."""
+    try:
+        return workdir.read_evaluation(folder)["per_client"]
+    except InputError:
+        return {}
 
 
 def write_report(

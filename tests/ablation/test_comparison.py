@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from made_up import compared_summary
 
@@ -20,7 +21,7 @@ def test_differences_are_paired_and_the_best_is_marked():
     assert comparison.difference(found, "A", "lfw: accuracy") is None
     table = comparison.result_tables(found)[0]
     cells = dict(table.rows)
-    assert cells["B"][0].text == "86.00 ± 7.07 (+1.00 ± 0.00*)" and cells["B"][0].best
+    assert cells["B"][0].text == "86.00 ± 7.07 (+1.00 [1.00, 1.00]*)" and cells["B"][0].best
     assert cells["A"][1].best and not cells["B"][1].best
     fairness = comparison.result_tables(found)[1]
     worse_off = fairness.columns.index("1:1: worse off")
@@ -68,3 +69,35 @@ def test_plots_make_room_for_long_names():
     for plot in comparison.drawings(found):
         assert plot._repr_png_().startswith(b"\x89PNG")
         assert plot.figure.axes[0].get_position().x0 > 0.25  # matplotlib's 0.125 would cut it off
+
+
+def with_clients(tar, own, shared):
+    values = {"personalized": np.asarray(own), "global": np.asarray(shared)}
+    return compared_summary(0.9, tar), {"verification_tar@0.001": values}
+
+
+def test_where_clients_are_known_intervals_are_over_seeds_and_clients():
+    rng = np.random.default_rng(0)
+    shared = rng.uniform(0.2, 0.6, (2, 40))
+    better, noise = shared + rng.uniform(0.02, 0.08, (2, 40)), rng.normal(0, 0.2, (2, 40))
+    runs = {
+        "A": {s: with_clients(shared[s].mean(), shared[s], shared[s] - 0.1) for s in (0, 1)},
+        "B": {s: with_clients(better[s].mean(), better[s], shared[s]) for s in (0, 1)},
+        "C": {s: with_clients(shared[s].mean(), shared[s] + noise[s], shared[s]) for s in (0, 1)},
+    }
+    summaries, clients = (
+        {row: {s: run[part] for s, run in by.items()} for row, by in runs.items()}
+        for part in (0, 1)
+    )
+    found = comparison.compare(summaries, "A", clients)
+    tar = "1:1 TAR @ FAR 1e-3"
+    assert tar in found.groups["Accuracy"]
+    of_b = comparison.interval(found, "B", tar)
+    assert of_b.mean == pytest.approx(100 * (better - shared).mean()) and of_b.is_beyond_noise
+    assert 3 < of_b.low < of_b.mean < of_b.high < 7
+    assert not comparison.is_beyond_noise(found, "C", tar)
+    models = comparison.result_tables(found)[-1]
+    assert models.title == "A: its models"
+    own = dict(models.rows)["personalized"][models.columns.index(tar)].text
+    assert own.endswith("(+10.00 [10.00, 10.00]*)")
+    assert "(" not in dict(models.rows)["global"][models.columns.index(tar)].text

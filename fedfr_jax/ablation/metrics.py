@@ -1,0 +1,62 @@
+"""The metrics of one run that a comparison shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
+from fedfr_jax.reporting import tables
+from fedfr_jax.reporting.tables import headline_rate
+
+Summary = Mapping[str, Any]
+FLOPS, SENT, RECEIVED = "arithmetic (GFLOP)", "sent (MB)", "received (MB)"
+
+
+def metrics_of(summary: Summary) -> dict[str, dict[str, float]]:
+    """Table title -> metric -> value of one run.
+
+    Shares are in percent. Personalized metrics are those of the personalized models, at the
+    rates nearest to FAR 1e-3 and FPIR 1e-2; the generic ones those of the global model.
+    """
+    models, costs = summary["models"], summary.get("costs", {"down": {}, "up": {}, "flops": 0})
+    own, shared = models["personalized"]["personalized"], models["global"]["personalized"]
+    accuracy = {
+        f"{name}: accuracy": 100 * found["accuracy"]
+        for name, found in models["global"].get("generic", {}).items()
+    }
+    fairness: dict[str, float] = {}
+    for label, short, key, aim in (
+        ("1:1 TAR @ FAR", "1:1", "verification_tar", HEADLINE_FAR),
+        ("1:N open set TPIR @ FPIR", "1:N", "identification_openset", HEADLINE_FPIR),
+        ("1:N pair rule TPIR @ FPIR", "", "identification_pair", HEADLINE_FPIR),
+    ):
+        rate = headline_rate(own[key], aim)
+        accuracy[f"{label} {tables.rate_label(rate)}"] = 100 * _number(own[key][rate]["mean"])
+        if short:
+            fairness |= {
+                f"{short}: {name}": 100 * _number(own[key][rate].get(part))
+                for name, part in (
+                    ("std over clients", "std"),
+                    ("worst tenth", "worst10"),
+                    ("worse off", "worse"),
+                )
+            }
+    accuracy["rank-1"] = 100 * _number(own["rank1"]["mean"])
+    rate = headline_rate(shared["verification_tar"], HEADLINE_FAR)
+    accuracy[f"global model, 1:1 TAR @ FAR {tables.rate_label(rate)}"] = 100 * _number(
+        shared["verification_tar"][rate]["mean"]
+    )
+    return {
+        "Accuracy": accuracy,
+        "Fairness: how the clients differ": fairness,
+        "Cost of a round for a client": {
+            RECEIVED: sum(costs["down"].values()) / 1e6,
+            SENT: sum(costs["up"].values()) / 1e6,
+            FLOPS: costs["flops"] / 1e9,
+        },
+    }
+
+
+def _number(value) -> float:
+    return float("nan") if value is None else float(value)
