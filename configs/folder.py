@@ -13,7 +13,7 @@ def get_config(method="fedfr"):
     c = default_config()
     c.data.source = "folder"
     c.data.image_size = 48
-    # A quarter of the people is seen by nobody, for the generic score; of the others, half are
+    # A quarter of the people is held out for the generic score; of the others, half are
     # clients' and half are public.
     c.data.split.held_out_identities = 20
     c.data.split.held_out_pairs = 300

@@ -16,7 +16,7 @@ def get_config(method="fedfr"):
     c.data.image_size = 48
     c.data.verification_sets = ("lfw.bin",)
     c.data.verification_labels = ("lfw_bin_labels.npy",)
-    # Clients take people with at least 10 images; a third of all people is seen by nobody, so
+    # Clients take people with at least 10 images; a third of all people is held out, so
     # that enough pairs of lfw.bin are left for the generic score; the rest is public.
     c.data.split.held_out_identities = 1900
     c.data.split.held_out_pairs = 600

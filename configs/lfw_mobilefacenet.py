@@ -19,7 +19,7 @@ def get_config(method="fedfr"):
     c.data.source = "recordio"
     c.data.image_size = 112
     c.data.degrade.low_light = 0.85
-    # 12 clients of 8 people with 10 images or more; a fifth of the people is seen by nobody.
+    # 12 clients of 8 people with 10 images or more; a fifth of the people is held out.
     c.data.split.held_out_identities = 1000
     c.data.split.held_out_pairs = 600
     c.data.split.client_fraction = 1.0

@@ -9,11 +9,11 @@
 # %% [markdown]
 # # Ablations
 #
-# A grid of methods or switches times seeds. Finished cells are kept in the work directory and not
+# A grid of methods (or settings) and seeds. Finished cells are kept in the work directory and not
 # run again, so a row can be added later, and an interrupted grid goes on.
 
 # %% [markdown]
-# `SOURCE` is where fedfr_jax is taken from if it is not installed: a clone, as here (on Colab:
+# `SOURCE` says where to install fedfr_jax from if it is not installed: a clone, as here (on Colab:
 # `!git clone ADDRESS /content/fedfr_jax` in a cell before), a wheel, or `git+https://...`. What is
 # there of jax, jaxlib, flax and numpy is left as it is.
 
@@ -84,7 +84,7 @@ for table in found.tables():
 # %% [markdown]
 # ## Switches
 #
-# A row is a name and what it changes of the base. `fedfr_jax.ablation.rows` has those of the paper:
+# A row is a name and the settings it changes. `fedfr_jax.ablation.rows` has those of the paper:
 # `BASELINES`, `PARTS`, `SWITCHES`. Here: FedFR without its contrastive term, and with a tenth of
 # that term's weight. FedFR itself is there already, so only the new cells are run.
 

@@ -11,12 +11,12 @@
 #
 # The same method on images from files: a folder with one folder of images per person,
 # insightface's RecordIO, or tensorflow-datasets. Here faces are generated and written as a RecordIO
-# file first, so that the notebook shows the way without a download. With `FEDFR_LFW` it takes real
+# file first, so that the notebook runs without a download. With `FEDFR_LFW` it takes real
 # ones: it names a folder with `train.rec` and `train.idx` (and, if there, `lfw.bin` with
 # `lfw_bin_labels.npy`).
 
 # %% [markdown]
-# `SOURCE` is where fedfr_jax is taken from if it is not installed: a clone, as here (on Colab:
+# `SOURCE` says where to install fedfr_jax from if it is not installed: a clone, as here (on Colab:
 # `!git clone ADDRESS /content/fedfr_jax` in a cell before), a wheel, or `git+https://...`. What is
 # there of jax, jaxlib, flax and numpy is left as it is.
 

@@ -16,7 +16,7 @@
 # Runs on a TPU, a GPU or a CPU; *Runtime → Change runtime type* chooses one on Colab.
 
 # %% [markdown]
-# `SOURCE` is where fedfr_jax is taken from if it is not installed: a clone, as here (on Colab:
+# `SOURCE` says where to install fedfr_jax from if it is not installed: a clone, as here (on Colab:
 # `!git clone ADDRESS /content/fedfr_jax` in a cell before), a wheel, or `git+https://...`. What is
 # there of jax, jaxlib, flax and numpy is left as it is.
 
@@ -49,7 +49,7 @@ print(jax.__version__, jax.devices())
 # %% [markdown]
 # ## Settings
 #
-# A configuration is a nested dictionary; whatever is left out has its default
+# A configuration is a nested dictionary; settings that are not given keep their defaults
 # (`fedfr_jax/settings.py`). `FEDFR_NOTEBOOK=small` makes everything tiny, to see that it runs.
 
 # %%

@@ -9,12 +9,12 @@
 # %% [markdown]
 # # From ten clients to a hundred thousand
 #
-# Population and cohort are different numbers: all clients' heads rest in a memory-mapped file, and
+# Population and cohort are different numbers: all clients' heads are stored in a memory-mapped file, and
 # only the round's cohort travels to the devices. So the cost of a round follows the cohort, and
 # clients that never took part cost nothing.
 
 # %% [markdown]
-# `SOURCE` is where fedfr_jax is taken from if it is not installed: a clone, as here (on Colab:
+# `SOURCE` says where to install fedfr_jax from if it is not installed: a clone, as here (on Colab:
 # `!git clone ADDRESS /content/fedfr_jax` in a cell before), a wheel, or `git+https://...`. What is
 # there of jax, jaxlib, flax and numpy is left as it is.
 

@@ -36,6 +36,7 @@ def test_settings_of_any_kind():
         settings_of(fed={"roundz": 3})
 
 
+@pytest.mark.slow
 def test_round_by_round_is_a_run_at_once(tmp_path):
     train(settings(), tmp_path / "at-once")
     with Experiment(settings(), tmp_path / "steps") as experiment:
@@ -139,7 +140,15 @@ def test_temporary_folders_go_with_the_experiment():
 
 
 @pytest.mark.parametrize(
-    "method", ["pretrained", "local", "centralized", "ditto", "fedface", "finetune"]
+    "method",
+    [
+        "ditto",
+        "fedface",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("pretrained", "local", "centralized", "finetune")
+        ),
+    ],
 )
 def test_methods_from_data_to_report(method, tmp_path):
     result = run(method, SETTINGS, tmp_path / "x", fed={"rounds": 2})

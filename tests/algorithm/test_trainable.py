@@ -74,8 +74,8 @@ def round_of(spec, layout, server, heads, public, cohort):
 @pytest.mark.parametrize(
     "method, trainable, mirror, lanes, devices",
     [
-        ("fedfr", "output", True, 2, 1),
-        ("fedfr", "norm", False, 1, 2),
+        pytest.param("fedfr", "output", False, 2, 1, marks=pytest.mark.slow),
+        ("fedfr", "norm", True, 1, 2),
         pytest.param("ditto", "norm", True, 1, 1, marks=pytest.mark.slow),
     ],
 )
