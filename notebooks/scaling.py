@@ -9,8 +9,8 @@
 # %% [markdown]
 # # From ten clients to a hundred thousand
 #
-# Population and cohort are different numbers: all clients' heads are stored in a memory-mapped file, and
-# only the round's cohort travels to the devices. So the cost of a round follows the cohort, and
+# Population and cohort are different numbers: all heads are stored in a memory-mapped file, and
+# only the round's cohort is copied to the devices. So the cost of a round follows the cohort, and
 # clients that never took part cost nothing.
 
 # %% [markdown]
