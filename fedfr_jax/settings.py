@@ -50,6 +50,9 @@ class SplitConfig:
     identities_per_client: tuple[int, ...] = (10, 10)  # (fewest, most), drawn per client
     client_images: tuple[int, ...] = (1, 1_000_000)  # an identity qualifies with so many images
     verification_images: int = 8  # first images of each client identity, held out for tests
+    # Last images of each client identity, not trained on either: each client chooses the best of
+    # its models on them (at least 2); 0 = no choice.
+    validation_images: int = 0
     public_identities: int = 0  # use at most so many; 0 = all that qualify
     public_images: tuple[int, ...] = (1, 1_000_000)  # an identity qualifies with so many images
     unused_public: bool = False  # identities for clients that no client took become public

@@ -148,6 +148,11 @@ def _check_contradictions(config: Config) -> None:
             f"for {len(data.verification_sets)} data.verification_sets; give one "
             "each ('' for none)"
         )
+    if config.data.split.validation_images == 1:
+        raise ConfigError(
+            "data.split.validation_images is 1; a client chooses its model on pairs of them, give "
+            "at least 2, or 0"
+        )
     _check_population(config)
 
 

@@ -172,7 +172,8 @@ def _members(
 def _clients(members: np.ndarray, sizes: np.ndarray, table: _Table, config: SplitConfig) -> Clients:
     counts, starts, order = table.counts[members], table.starts[members], table.order
     if config.max_training_images:
-        counts = np.minimum(counts, config.verification_images + config.max_training_images)
+        held = config.verification_images + config.validation_images
+        counts = np.minimum(counts, held + config.max_training_images)
     if order is not None:  # keep the clients' part of it
         order, starts = order[ranges(starts, counts)], np.cumsum(counts) - counts
     return Clients(
@@ -182,12 +183,13 @@ def _clients(members: np.ndarray, sizes: np.ndarray, table: _Table, config: Spli
         counts=counts,
         verification_images=config.verification_images,
         order=order,
+        validation_images=config.validation_images,
     )
 
 
 def _check_clients(clients: Clients, images: np.ndarray, min_images: int) -> None:
     """Raises for the first client that cannot train; ``images`` are all that identities have."""
-    held = clients.verification_images
+    held = clients.verification_images + clients.validation_images
     untrained = np.flatnonzero(clients.counts <= held)
     # The client of the first identity without a training image, if there is one.
     number = (
@@ -203,8 +205,10 @@ def _check_clients(clients: Clients, images: np.ndarray, min_images: int) -> Non
             "data.split.identities_per_client"
         )
     if len(untrained):
+        both = " + data.split.validation_images" if clients.validation_images else ""
+        setting = f"data.split.verification_images{both}"
         raise InputError(
-            f"data.split.verification_images: {held} leave client {number}'s identity "
+            f"{setting}: {held} leave client {number}'s identity "
             f"{clients.identities[untrained[0]]} no training image, it has "
             f"{images[untrained[0]]} images; lower it, or raise the first of "
             f"data.split.client_images to {held + 1} or more"
@@ -326,6 +330,8 @@ def split_arrays(split: FederatedSplit) -> dict[str, np.ndarray]:
     arrays = {name: getattr(split, name) for name in _SHARED}
     arrays |= {f"clients_{name}": getattr(clients, name) for name in _CLIENTS}
     arrays["clients_verification_images"] = np.array(clients.verification_images)
+    if clients.validation_images:  # the digests of splits without them stay the same
+        arrays["clients_validation_images"] = np.array(clients.validation_images)
     if clients.order is not None:
         arrays["clients_order"] = clients.order
     return arrays
@@ -352,6 +358,7 @@ def load_split(path: str | os.PathLike) -> FederatedSplit:
             **{name: arrays[f"clients_{name}"] for name in _CLIENTS},
             verification_images=int(arrays["clients_verification_images"]),
             order=arrays.get("clients_order"),
+            validation_images=int(arrays.get("clients_validation_images", 0)),
         )
         return FederatedSplit(clients=clients, **{name: arrays[name] for name in _SHARED})
     except InputError:
@@ -372,7 +379,9 @@ def describe_split(split: FederatedSplit, source_name: str) -> dict[str, object]
         "identities_per_client": _range(clients.identity_counts),
         "training_images_per_client": _range(clients.sizes),
         "verification_images_per_client": _range(clients.verification_counts),
-        "training_images_per_identity": _range(clients.counts - clients.verification_images),
+        "training_images_per_identity": _range(
+            clients.counts - clients.verification_images - clients.validation_images
+        ),
         "public_identities": len(split.public_identities),
         "public_images": len(split.public_images),
         "public_images_per_identity": _range(np.bincount(split.public_labels)),

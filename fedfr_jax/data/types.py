@@ -154,6 +154,7 @@ class Clients(Sequence[Client]):
       verification_images: held out of every identity.
       order: (M,) int64 image numbers, grouped by identity; None if positions are image
         numbers, because the source has its images sorted by identity.
+      validation_images: the last ones of every identity, on which its client chooses a model.
     """
 
     identities: np.ndarray
@@ -162,6 +163,7 @@ class Clients(Sequence[Client]):
     counts: np.ndarray
     verification_images: int
     order: np.ndarray | None
+    validation_images: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -187,7 +189,8 @@ class Clients(Sequence[Client]):
     def sizes(self) -> np.ndarray:
         """(N,) int64 training images per client."""
         total = np.concatenate([[0], np.cumsum(self.counts)])
-        return np.diff(total[self.offsets]) - self.verification_counts
+        held = self.identity_counts * (self.verification_images + self.validation_images)
+        return np.diff(total[self.offsets]) - held
 
     @property
     def verification_counts(self) -> np.ndarray:
@@ -211,13 +214,20 @@ class Clients(Sequence[Client]):
         """
         entries, local = self._entries(clients)
         skip = self.verification_images
-        return self._images(self.starts[entries] + skip, self.counts[entries] - skip, local)
+        lengths = self.counts[entries] - skip - self.validation_images
+        return self._images(self.starts[entries] + skip, lengths, local)
 
     def verification(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Verification images of some clients; see :meth:`training`."""
         entries, local = self._entries(clients)
         held = np.full(len(entries), self.verification_images)
         return self._images(self.starts[entries], held, local)
+
+    def validation(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Validation images of some clients; see :meth:`training`."""
+        entries, local = self._entries(clients)
+        last = np.full(len(entries), self.validation_images)
+        return self._images(self.starts[entries] + self.counts[entries] - last, last, local)
 
     def _entries(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the clients' identities in the flat arrays, and their local labels."""

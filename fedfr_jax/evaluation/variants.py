@@ -7,7 +7,8 @@ weights. All of them are evaluated in one pass over the clients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,12 +21,28 @@ from fedfr_jax.evaluation.assess import (
     client_results,
     gallery,
 )
+from fedfr_jax.evaluation.personalized import personal_verification
 
 PyTree = Any
 PERSONALIZED = "personalized"
 OWN_BACKBONE = "own backbone"  # without transform
 GLOBAL_TRANSFORM = "global + transform"
 MEAN = "own/global mean"  # of the weights, without transform
+SELECTED = "selected"  # per client, on its validation images
+GLOBAL = "global"
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What a client chooses its model on.
+
+    Attributes:
+      images: client's number -> (its validation images (M, S, S, 3), their labels (M,)).
+      public: (N, S, S, 3) uint8 images of other people, as impostors.
+    """
+
+    images: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    public: np.ndarray
 
 
 def assess_personalized(
@@ -40,28 +57,68 @@ def assess_personalized(
 
 
 def assess_variants(
-    assessor: Assessor, models: PersonalModels, backbone: PyTree, tick=lambda: None
-) -> dict[str, Assessment]:
-    """The personalized models and the alternatives.
+    assessor: Assessor,
+    models: PersonalModels,
+    backbone: PyTree,
+    tick=lambda: None,
+    validation: Validation | None = None,
+) -> tuple[dict[str, Assessment], list[str]]:
+    """The personalized models, and the others that a client could call its own.
 
     Args:
       backbone: variables of the global model.
+      validation: what clients choose their models on; None: they do not.
 
     Returns:
-      ``PERSONALIZED`` -> as from :func:`assess_personalized`; ``MEAN``; and, for a method with a
-      transform, ``OWN_BACKBONE`` and ``GLOBAL_TRANSFORM``.
+      (name -> assessment, the model that each client chose). ``PERSONALIZED`` is as from
+      :func:`assess_personalized`; ``MEAN``; for a method with a transform ``OWN_BACKBONE`` and
+      ``GLOBAL_TRANSFORM``; with ``validation`` ``SELECTED``.
     """
 
     def features(model, inputs: np.ndarray) -> dict[str, np.ndarray]:
         own = assessor.embed(model[0], inputs)
         mean = jax.tree.map(lambda a, b: (a + b) / 2, model[0], backbone)
         found = {PERSONALIZED: _personal(assessor, model, own), MEAN: assessor.embed(mean, inputs)}
-        if assessor.transform is None:
+        if assessor.transform is None and validation is None:
             return found
-        shared = _personal(assessor, model, assessor.embed(backbone, inputs))
-        return found | {OWN_BACKBONE: own, GLOBAL_TRANSFORM: shared}
+        shared = assessor.embed(backbone, inputs)
+        if assessor.transform is not None:
+            found |= {OWN_BACKBONE: own, GLOBAL_TRANSFORM: _personal(assessor, model, shared)}
+        return found if validation is None else found | {GLOBAL: shared}
 
-    return _over_clients(assessor, models, features, tick)
+    chosen: list[str] = []
+    choose = None
+    if validation is not None:
+        read, public = validation.images, assessor.lower(validation.public)
+
+        def choose(client: int, model) -> str:
+            images, labels = read(client)
+            of_model = features(model, np.concatenate([assessor.lower(images), public]))
+            chosen.append(best_model(of_model, labels, assessor.settings.fars))
+            return chosen[-1]
+
+    found = _over_clients(assessor, models, features, tick, choose)
+    return {name: found[name] for name in found if name != GLOBAL}, chosen
+
+
+def best_model(found: dict[str, np.ndarray], labels: np.ndarray, fars: Sequence[float]) -> str:
+    """The model with the highest TAR on a client's validation images, mean over the rates.
+
+    Args:
+      found: model -> features of the validation images, then of public images, (M + N, d). Of
+        equal models the first is taken.
+      labels: (M,) labels of the validation images.
+      fars: false-accept rates.
+    """
+    others = next(iter(found.values())).shape[0] - len(labels)
+    everybody = np.concatenate([labels, labels.max() + 1 + np.arange(others)])
+    own = np.arange(len(everybody)) < len(labels)
+
+    def score(name: str) -> float:
+        tar = personal_verification(found[name], everybody, own, fars).tar
+        return float(np.nan_to_num(tar, nan=-1.0).mean())
+
+    return max(found, key=score)
 
 
 def _personal(assessor: Assessor, model: tuple[PyTree, PyTree], features: np.ndarray) -> np.ndarray:
@@ -70,9 +127,17 @@ def _personal(assessor: Assessor, model: tuple[PyTree, PyTree], features: np.nda
 
 
 def _over_clients(
-    assessor: Assessor, models: PersonalModels, features: Callable, tick: Callable[[], Any]
+    assessor: Assessor,
+    models: PersonalModels,
+    features: Callable,
+    tick: Callable[[], Any],
+    choose: Callable[[int, Any], str] | None = None,
 ) -> dict[str, Assessment]:
-    """Every client's protocol for ``features(model, inputs) -> name -> (N, d)``."""
+    """Every client's protocol for ``features(model, inputs) -> name -> (N, d)``.
+
+    Args:
+      choose: ``(client, its model) -> name`` of what goes under ``SELECTED``.
+    """
     held_out = assessor.held_out
     probes = assessor.lower(held_out.images)
     results: dict[str, list] = {}
@@ -85,5 +150,7 @@ def _over_clients(
             results.setdefault(name, []).append(
                 client_results(assessor, position, found, of_gallery[name], labels)
             )
+        if choose is not None:
+            results.setdefault(SELECTED, []).append(results[choose(int(client), model)][-1])
         tick()
     return {name: Assessment({}, *zip(*found, strict=True)) for name, found in results.items()}

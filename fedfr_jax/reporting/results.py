@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,13 @@ import numpy as np
 from fedfr_jax.config import Config
 from fedfr_jax.data.split import describe_split
 from fedfr_jax.evaluation import HEADLINE_MODELS, assess
-from fedfr_jax.evaluation.variants import PERSONALIZED, assess_personalized, assess_variants
+from fedfr_jax.evaluation.variants import (
+    PERSONALIZED,
+    SELECTED,
+    Validation,
+    assess_personalized,
+    assess_variants,
+)
 from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.reporting import html, tables
 from fedfr_jax.reporting.result_table import render
@@ -24,6 +31,7 @@ from fedfr_jax.runtime.remarks import first_remark
 from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
+_IMPOSTORS = 512  # public images, at most, that a client chooses its model with
 
 
 def make_assessor(sim: Simulation) -> assess.Assessor:
@@ -59,19 +67,25 @@ def evaluate_models(
       (models as in ``summary.json``, arguments of ``write_evaluation``).
     """
     assessor = make_assessor(sim)
+    chosen: list[str] = []
     with track("evaluation", 3 * len(sim.held_out.numbers), "client") as bar:
         results = {
             "pretrained": assess.assess_shared(assessor, pretrained, bar.update),
             "global": assess.assess_shared(assessor, backbone, bar.update),
         }
         if sim.config.eval.variants and sim.config.recipe.trains and not sim.config.recipe.union:
-            results |= assess_variants(assessor, personal, backbone, bar.update)
+            found, chosen = assess_variants(
+                assessor, personal, backbone, bar.update, make_validation(sim)
+            )
+            results |= found
         else:
             results[PERSONALIZED] = assess_personalized(assessor, personal, bar.update)
     rocs, per_client = assess.curves(results)
     summaries = {name: assess.summarize(a) for name, a in results.items()}
     for name in results.keys() - {"pretrained", "global"}:
         assess.add_losers(summaries[name], results[name], results["global"])
+    if chosen:
+        summaries[SELECTED]["chosen"] = dict(collections.Counter(chosen))
     count, public = sim.config.eval.examples, public_photographs(sim)
     uses_hard = sim.config.fed.public_data == "hard"
     parts = {
@@ -86,6 +100,21 @@ def evaluate_models(
         "mistakes": assess.mistake_examples(assessor, personal, results["personalized"], count),
     }
     return summaries, parts
+
+
+def make_validation(sim: Simulation) -> Validation | None:
+    """What clients choose their models on, if the split sets images aside for it."""
+    clients = sim.split.clients
+    if not clients.validation_images:
+        return None
+
+    def images(client: int) -> tuple[np.ndarray, np.ndarray]:
+        numbers, labels = clients.validation(np.array([client]))
+        return sim.source.read(numbers), labels
+
+    public = sim.split.public_images
+    some = public[np.linspace(0, len(public) - 1, min(len(public), _IMPOSTORS)).astype(int)]
+    return Validation(images, sim.source.read(some))
 
 
 def public_photographs(sim: Simulation) -> PublicData:

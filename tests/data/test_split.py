@@ -383,3 +383,28 @@ def test_identities_that_no_client_took_can_become_public():
     held = np.concatenate([c.identities for c in split.clients])
     assert not set(held) & set(split.public_identities)
     assert set(held) | set(split.public_identities) == set(range(30))
+
+
+def test_validation_images_are_the_last_ones_and_not_trained_on(tmp_path):
+    labels = np.repeat(np.arange(20), 9)
+    config = SplitConfig(
+        client_fraction=1.0,
+        identities_per_client=(4, 4),
+        verification_images=2,
+        validation_images=3,
+        unused_public=True,
+    )
+    split = make_split(labels, 3, config, 0)
+    clients = split.clients
+    for i in range(3):
+        validation, local = clients.validation(np.array([i]))
+        train = clients[i].train_images
+        assert len(validation) == 12 and len(train) == 16 == clients.sizes[i]
+        assert not set(validation) & (set(train) | set(clients[i].verification_images))
+        np.testing.assert_array_equal(labels[validation], clients[i].identities[local])
+        for identity in clients[i].identities:
+            own = labels[train] == identity
+            assert train[own].max() < validation[labels[validation] == identity].min()
+    save_split(tmp_path / "split.npz", split)
+    again = load_split(tmp_path / "split.npz").clients
+    np.testing.assert_array_equal(again.validation(np.arange(3)), clients.validation(np.arange(3)))
