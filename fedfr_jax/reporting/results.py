@@ -22,6 +22,7 @@ from fedfr_jax.evaluation.variants import (
 )
 from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.reporting import html, tables
+from fedfr_jax.reporting.headline import headline
 from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime import costs, workdir
 from fedfr_jax.runtime.activations import lower_part
@@ -218,19 +219,21 @@ def write_results(
     append_evaluation(
         writer, run["rounds"], {name: models[name] for name in HEADLINE_MODELS if name in models}
     )
-    summary = {
+    summary: dict[str, Any] = {
         "run": run,
         "split": describe_split(sim.split, sim.source.name),
         "evaluated": {"clients": len(sim.held_out.numbers), "of": len(sim.split.clients)},
         "costs": describe_costs(sim, workdir.read_metrics(writer.workdir)),
         "models": models,
     }
+    summary["headline"] = headline(summary, parts["per_client"])
     writer.write_summary(summary)
     writer.write_evaluation(**parts)
     writer.flush()
     html.write_report(writer.workdir / "report.html", html.load_report_data(writer.workdir))
     if show:
         render(tables.closing_tables(summary))
+        print(*summary["headline"], "", sep="\n")
         print(f"report: {writer.workdir / 'report.html'}")
     return summary
 
