@@ -8,6 +8,7 @@ by its transform. The result is plain dictionaries and arrays.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,7 +57,8 @@ class Assessor:
       settings: rates and sizes.
       held_out: the clients' probes.
       generic: verification sets.
-      training_images: client's number -> (images (M, S, S, 3), labels (M,)): its gallery.
+      training_images: client's number -> its gallery's images (M, S, S, 3), to be shown.
+      gallery: client's number -> (inputs of the models (M, ...), labels (M,)): its gallery.
       lower: images -> inputs of the models: what all of them compute alike, or the images.
       embed: ``(variables, inputs) -> (N, d)``, of a shared backbone.
       transform: ``(a client's transform, features (N, d)) -> (N, d)``; None: the method has none.
@@ -66,11 +68,17 @@ class Assessor:
     settings: EvalConfig
     held_out: HeldOut
     generic: tuple[VerificationSet, ...]
-    training_images: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    training_images: Callable[[int], np.ndarray]
+    gallery: Callable[[int], tuple[np.ndarray, np.ndarray]]
     lower: Callable
     embed: Callable
     transform: Callable | None
     batch: int
+
+    @functools.cached_property
+    def probes(self) -> np.ndarray:
+        """Inputs of the models for all held-out images, computed once."""
+        return self.lower(self.held_out.images)
 
 
 # Maps a client's number to (variables of its backbone, its transform).
@@ -78,10 +86,10 @@ PersonalModels = Callable[[int], tuple[PyTree, PyTree]]
 
 
 def gallery(assessor: Assessor, position: int) -> tuple[np.ndarray, np.ndarray]:
-    """(images, identities numbered over the evaluated clients) of a client's gallery."""
+    """(inputs, identities numbered over the evaluated clients) of a client's gallery."""
     held_out = assessor.held_out
-    images, labels = assessor.training_images(int(held_out.numbers[position]))
-    return images, held_out.first_identity[position] + labels
+    inputs, labels = assessor.gallery(int(held_out.numbers[position]))
+    return inputs, held_out.first_identity[position] + labels
 
 
 def client_results(
@@ -128,17 +136,11 @@ def assess_shared(assessor: Assessor, variables: PyTree, tick=lambda: None) -> A
       tick: called once per client.
     """
     held_out, results = assessor.held_out, []
-    probes = assessor.embed(variables, assessor.lower(held_out.images))
+    probes = assessor.embed(variables, assessor.probes)
     for position in range(len(held_out.numbers)):
-        images, labels = gallery(assessor, position)
+        inputs, labels = gallery(assessor, position)
         results.append(
-            client_results(
-                assessor,
-                position,
-                probes,
-                assessor.embed(variables, assessor.lower(images)),
-                labels,
-            )
+            client_results(assessor, position, probes, assessor.embed(variables, inputs), labels)
         )
         tick()
     return Assessment(generic_results(assessor, variables), *zip(*results, strict=True))
@@ -309,14 +311,14 @@ def hard_negative_examples(
     public = unit_rows(assessor.embed(variables, assessor.lower(public_images)))
     examples = []
     for position, client in enumerate(assessor.held_out.numbers[:count]):
-        images, _ = gallery(assessor, position)
-        cosine = unit_rows(assessor.embed(variables, assessor.lower(images))) @ public.T
+        inputs, _ = gallery(assessor, position)
+        cosine = unit_rows(assessor.embed(variables, inputs)) @ public.T
         local, other = np.unravel_index(cosine.argmax(), cosine.shape)
         examples.append(
             {
                 "client": int(client),
                 "cosine": float(cosine[local, other]),
-                "local_image": images[local],
+                "local_image": assessor.training_images(int(client))[local],
                 "public_image": public_images[other],
             }
         )
@@ -329,7 +331,7 @@ def mistake_examples(
     """Each client's worst false accept and false reject, at the threshold of FAR 1e-3."""
     held_out = assessor.held_out
     examples: list[dict] = []
-    probes = assessor.lower(held_out.images)
+    probes = assessor.probes
     far_index = nearest(personalized.verification[0].fars, HEADLINE_FAR)
     for position, client in enumerate(held_out.numbers):
         if len(examples) >= 2 * count:

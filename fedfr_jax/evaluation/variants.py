@@ -139,13 +139,11 @@ def _over_clients(
       choose: ``(client, its model) -> name`` of what goes under ``SELECTED``.
     """
     held_out = assessor.held_out
-    probes = assessor.lower(held_out.images)
     results: dict[str, list] = {}
     for position, client in enumerate(held_out.numbers):
         model = models(int(client))
-        images, labels = gallery(assessor, position)
-        of_probes = features(model, probes)
-        of_gallery = features(model, assessor.lower(images))
+        inputs, labels = gallery(assessor, position)
+        of_probes, of_gallery = features(model, assessor.probes), features(model, inputs)
         for name, found in of_probes.items():
             results.setdefault(name, []).append(
                 client_results(assessor, position, found, of_gallery[name], labels)

@@ -38,17 +38,26 @@ _IMPOSTORS = 512  # public images, at most, that a client chooses its model with
 def make_assessor(sim: Simulation) -> assess.Assessor:
     """What the models of a simulation are evaluated on; nothing is compiled before it is used."""
 
+    lower = lower_part(sim)
+
     def training_images(number):
-        client = sim.split.clients[number]
         read = sim.client_images.read if sim.parts is None else sim.source.read
-        return read(client.train_images), client.train_labels
+        return read(sim.split.clients[number].train_images)
+
+    def gallery(number):
+        client = sim.split.clients[number]
+        found = sim.client_images.read(client.train_images)
+        # Activations are there after rounds; where the run is only evaluated, images are.
+        inputs = lower(found) if found.dtype == np.uint8 else found[:, 0]
+        return inputs, client.train_labels
 
     return assess.Assessor(
         sim.config.eval,
         sim.held_out,
         sim.generic,
         training_images,
-        lower_part(sim),
+        gallery,
+        lower,
         make_embed(sim),
         make_transform(sim),
         min(sim.config.eval.batch_size * sim.layout.mesh.size, 4096),

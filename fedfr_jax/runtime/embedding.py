@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm.features import features, personal_features
@@ -40,9 +41,11 @@ def make_transform(sim: Simulation) -> Callable[[PyTree, np.ndarray], np.ndarray
     return in_batches(sim, TRANSFORMS[terms.transform].apply)
 
 
-def in_batches(sim: Simulation, embed) -> Callable[[PyTree, np.ndarray], np.ndarray]:
+def in_batches(
+    sim: Simulation, embed, mesh: Mesh | None = None
+) -> Callable[[PyTree, np.ndarray], np.ndarray]:
     """Runs ``embed`` on images of the host, batches of one size spread over the devices."""
-    mesh = sim.layout.mesh
+    mesh = sim.layout.mesh if mesh is None else mesh
     size = sim.config.eval.batch_size * mesh.size
     run = jax.jit(lambda model, images: engine.on_each_device(embed, model, images, mesh=mesh))
 

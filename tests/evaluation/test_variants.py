@@ -30,7 +30,7 @@ def made_up(transform):
         np.arange(0, CLIENTS * PEOPLE + 1, PEOPLE),
     )
 
-    def training_images(client):
+    def gallery(client):
         own = np.repeat(np.arange(PEOPLE), 3)
         return people[client * PEOPLE + own] + RNG.standard_normal((len(own), 5)) / 9, own
 
@@ -38,7 +38,8 @@ def made_up(transform):
         EvalConfig(fars=(0.1, 0.3)),
         held_out,
         (),
-        training_images,
+        None,
+        gallery,
         lambda images: images,
         lambda variables, inputs: inputs @ variables["w"],
         (lambda t, features: features @ t) if transform else None,
