@@ -1,5 +1,7 @@
 """MobileFaceNet: structure, names of its published weights, and real faces."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -163,7 +165,8 @@ def test_accuracy_on_lfw_is_the_published_one():
     variables = load_weights(WEIGHTS, backbone)
     pairs = read_bin(PAIRS, 112)
 
-    @jax.jit
+    # With optimization, unlike the other tests: 24,000 images are much to compute.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     def embed(batch):
         scaled = (batch.astype(jnp.float32) / 255 - 0.5) / 0.5
         return backbone.apply(variables, scaled, False)[0]

@@ -151,7 +151,7 @@ def test_two_processes_with_two_devices_equal_one_device(tmp_path):
         found.append(jax.device_get((server, [models(i) for i in range(5)])))
     chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-5)
     summary = evaluate(tmp_path / "two")
-    assert set(summary["models"]) == {"pretrained", "global", "personalized"}
+    assert set(summary["models"]) >= {"pretrained", "global", "personalized"}
     assert json.loads((tmp_path / "two" / "summary.json").read_text())
 
 
