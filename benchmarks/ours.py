@@ -119,7 +119,7 @@ def build(
     simulation.use_cpu_devices(devices)
     config = settle(_config(case, dtype, conv, lanes, cache_features), report=lambda line: None)
     layout = simulation.make_layout(config)
-    _, spec = simulation.make_spec(config)
+    spec = simulation.make_spec(config)
     step = compile_round(spec, layout)
     state, public, cohort, slots = _place(case, problem, layout)
     slot_of = np.array([np.flatnonzero(slots == client)[0] for client in range(case.clients)])

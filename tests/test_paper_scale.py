@@ -58,7 +58,7 @@ def test_a_round_at_the_papers_shapes(dtype):
     config = paper_config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
     layout = Layout(engine.make_mesh(jax.devices()[:1]), 1, 256)
-    _, method = simulation.make_spec(config)
+    method = simulation.make_spec(config)
     public, cohort = shapes(config)
     server = server_shapes(method, public.identities)
     parameters = sum(x.size for x in jax.tree.leaves(server.backbone["params"]))

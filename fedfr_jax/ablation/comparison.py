@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import os
 import pathlib
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fedfr_jax.ablation.metrics import FLOPS, RECEIVED, SENT, metrics_of
+from fedfr_jax.ablation.metrics import FLOPS, PROTOCOLS, RECEIVED, SENT, metrics_of
 from fedfr_jax.ablation.model_table import PerClient, interval_text, model_table
 from fedfr_jax.atomic import write_text
 from fedfr_jax.evaluation.intervals import Interval, paired_bootstrap, paired_t
@@ -53,6 +54,18 @@ class Comparison:
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
     clients: dict[str, dict[str, dict[int, np.ndarray]]] = dataclasses.field(default_factory=dict)
     models: ResultTable | None = None
+
+    @functools.cached_property
+    def intervals(self) -> dict[tuple[str, str], Interval]:
+        """(row, metric) -> gain over the reference, of those that have an interval."""
+        found = {
+            (row, metric): _interval(self, row, metric)
+            for row in self.values
+            for metrics in self.groups.values()
+            for metric in metrics
+            if metric not in _COST
+        }
+        return {place: of_row for place, of_row in found.items() if of_row is not None}
 
     def tables(self) -> list[ResultTable]:
         """Accuracy, fairness and costs; a notebook shows each as a table."""
@@ -136,11 +149,7 @@ def _clients(
 def _metric_name(key: str) -> str:
     """A metric of ``evaluation.npz`` as the tables call it."""
     name, _, rate = key.partition("@")
-    titles = {
-        "verification_tar": "1:1 TAR @ FAR",
-        "identification_openset": "1:N open set TPIR @ FPIR",
-        "rank1": "rank-1",
-    }
+    titles = {key: label for label, _, key, _ in PROTOCOLS} | {"rank1": "rank-1"}
     return f"{titles.get(name, name)} {tables.rate_label(rate)}" if rate else titles[name]
 
 
@@ -163,10 +172,13 @@ def difference(found: Comparison, row: str, metric: str) -> tuple[float, float] 
 
 
 def interval(found: Comparison, row: str, metric: str) -> Interval | None:
-    """A row's gain over the reference with its interval.
+    """A row's gain over the reference with its interval, if it has one; not for costs."""
+    return found.intervals.get((row, metric))
 
-    Where the clients' values are known it is a paired bootstrap over seeds and clients, else the
-    t interval over seeds.
+
+def _interval(found: Comparison, row: str, metric: str) -> Interval | None:
+    """A paired bootstrap over seeds and clients if the clients' values are known, else a t interval
+    over seeds.
     """
     reference = found.values.get(found.reference, {}).get(metric)
     if row == found.reference or reference is None:
@@ -231,17 +243,6 @@ def _best(found: Comparison, metric: str) -> set[str]:
     return {row for row, mean in means.items() if mean == best}
 
 
-def _comparisons(found: Comparison) -> int:
-    """Differences with an interval in the tables."""
-    return sum(
-        interval(found, row, metric) is not None
-        for row in found.values
-        for metrics in found.groups.values()
-        for metric in metrics
-        if metric not in _COST
-    )
-
-
 def result_tables(found: Comparison) -> list[ResultTable]:
     """A table per group of metrics, rows as in the grid, and the models of the reference."""
     result = []
@@ -249,7 +250,7 @@ def result_tables(found: Comparison) -> list[ResultTable]:
         f"Mean ± standard deviation over {len(found.seeds)} seeds; in brackets the "
         f"difference to {found.reference} with a 95 % interval: a paired bootstrap over seeds and "
         "clients where a metric has a value for each client, else a paired t interval over seeds; "
-        f"* the interval leaves out zero. Of {_comparisons(found)} differences in all tables, one "
+        f"* the interval leaves out zero. Of {len(found.intervals)} differences in all tables, one "
         "in 20 would by chance. "
     )
     notes = {

@@ -11,6 +11,12 @@ from fedfr_jax.reporting.tables import headline_rate
 
 Summary = Mapping[str, Any]
 FLOPS, SENT, RECEIVED = "arithmetic (GFLOP)", "sent (MB)", "received (MB)"
+# (label, short label where clients are compared, key in ``summary.json``, rate to show).
+PROTOCOLS = (
+    ("1:1 TAR @ FAR", "1:1", "verification_tar", HEADLINE_FAR),
+    ("1:N open set TPIR @ FPIR", "1:N", "identification_openset", HEADLINE_FPIR),
+    ("1:N pair rule TPIR @ FPIR", "", "identification_pair", HEADLINE_FPIR),
+)
 
 
 def metrics_of(summary: Summary) -> dict[str, dict[str, float]]:
@@ -26,11 +32,7 @@ def metrics_of(summary: Summary) -> dict[str, dict[str, float]]:
         for name, found in models["global"].get("generic", {}).items()
     }
     fairness: dict[str, float] = {}
-    for label, short, key, aim in (
-        ("1:1 TAR @ FAR", "1:1", "verification_tar", HEADLINE_FAR),
-        ("1:N open set TPIR @ FPIR", "1:N", "identification_openset", HEADLINE_FPIR),
-        ("1:N pair rule TPIR @ FPIR", "", "identification_pair", HEADLINE_FPIR),
-    ):
+    for label, short, key, aim in PROTOCOLS:
         rate = headline_rate(own[key], aim)
         accuracy[f"{label} {tables.rate_label(rate)}"] = 100 * _number(own[key][rate]["mean"])
         if short:

@@ -7,18 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
+from fedfr_jax.ablation.metrics import PROTOCOLS
 from fedfr_jax.evaluation.intervals import Interval, paired_bootstrap
 from fedfr_jax.reporting import tables
 from fedfr_jax.reporting.result_table import Cell, ResultTable
 from fedfr_jax.reporting.tables import headline_rate
 
 PerClient = Mapping[str, Mapping[str, np.ndarray]]  # metric -> model -> (C,) shares
-_PROTOCOLS = (
-    ("1:1 TAR @ FAR", "verification_tar", HEADLINE_FAR),
-    ("1:N open set TPIR @ FPIR", "identification_openset", HEADLINE_FPIR),
-    ("1:N pair rule TPIR @ FPIR", "identification_pair", HEADLINE_FPIR),
-)
 
 
 def model_table(row: str, runs: Sequence[tuple[Mapping[str, Any], PerClient]]) -> ResultTable:
@@ -30,13 +25,13 @@ def model_table(row: str, runs: Sequence[tuple[Mapping[str, Any], PerClient]]) -
     """
     models = tables.model_names(runs[0][0])
     columns: dict[str, tuple[Cell, ...]] = {}
-    for label, key, aim in _PROTOCOLS:
+    for label, short, key, aim in PROTOCOLS:
         rate = headline_rate(runs[0][0]["models"]["global"]["personalized"][key], aim)
         columns[f"{label} {tables.rate_label(rate)}"] = tuple(
             _cell(runs, model, key, rate) for model in models
         )
-        if key != "identification_pair":
-            columns[f"worse off, {label.split()[0]}"] = tuple(
+        if short:
+            columns[f"worse off, {short}"] = tuple(
                 Cell(tables.percent(_mean(runs, model, key, rate, "worse"))) for model in models
             )
     return ResultTable(

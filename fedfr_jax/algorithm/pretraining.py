@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm import losses
-from fedfr_jax.algorithm.features import mirror, to_input, type_of
+from fedfr_jax.algorithm.features import to_input, type_of, views
 from fedfr_jax.models import Backbone
 from fedfr_jax.settings import PretrainConfig
 
@@ -137,7 +137,7 @@ def _make_step(backbone, config, optimizer, augment):
     def step(state, table, rows, labels, flip):
         images = table[rows]
         if augment:
-            images = jnp.where(flip[:, None, None, None], mirror(images), images)
+            images = views(images, flip)
         (loss, (stats, accuracy)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
             state.trained, state.batch_stats, to_input(images, type_of(state.trained)), labels
         )

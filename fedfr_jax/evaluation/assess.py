@@ -80,6 +80,10 @@ class Assessor:
         """Inputs of the models for all held-out images, computed once."""
         return self.lower(self.held_out.images)
 
+    def after_transform(self, model: tuple[PyTree, PyTree], features: np.ndarray) -> np.ndarray:
+        """(N, d) features after a client's transform, if the method has one."""
+        return features if self.transform is None else self.transform(model[1], features)
+
 
 # Maps a client's number to (variables of its backbone, its transform).
 PersonalModels = Callable[[int], tuple[PyTree, PyTree]]
@@ -331,16 +335,13 @@ def mistake_examples(
     """Each client's worst false accept and false reject, at the threshold of FAR 1e-3."""
     held_out = assessor.held_out
     examples: list[dict] = []
-    probes = assessor.probes
     far_index = nearest(personalized.verification[0].fars, HEADLINE_FAR)
     for position, client in enumerate(held_out.numbers):
         if len(examples) >= 2 * count:
             break
-        variables, transform = models(int(client))
-        unit = assessor.embed(variables, probes)
-        if assessor.transform is not None:
-            unit = assessor.transform(transform, unit)
-        unit = unit_rows(unit)
+        model = models(int(client))
+        own = assessor.embed(model[0], assessor.probes)
+        unit = unit_rows(assessor.after_transform(model, own))
         threshold = float(personalized.verification[position].thresholds[far_index])
         examples += list(_client_mistakes(held_out, position, unit, threshold))
     return examples

@@ -51,7 +51,7 @@ def assess_personalized(
     """Each client's own model, under that client's protocol."""
 
     def features(model, inputs: np.ndarray) -> dict[str, np.ndarray]:
-        return {PERSONALIZED: _personal(assessor, model, assessor.embed(model[0], inputs))}
+        return {PERSONALIZED: assessor.after_transform(model, assessor.embed(model[0], inputs))}
 
     return _over_clients(assessor, models, features, tick)[PERSONALIZED]
 
@@ -78,12 +78,15 @@ def assess_variants(
     def features(model, inputs: np.ndarray) -> dict[str, np.ndarray]:
         own = assessor.embed(model[0], inputs)
         mean = jax.tree.map(lambda a, b: (a + b) / 2, model[0], backbone)
-        found = {PERSONALIZED: _personal(assessor, model, own), MEAN: assessor.embed(mean, inputs)}
+        found = {
+            PERSONALIZED: assessor.after_transform(model, own),
+            MEAN: assessor.embed(mean, inputs),
+        }
         if assessor.transform is None and validation is None:
             return found
         shared = assessor.embed(backbone, inputs)
         if assessor.transform is not None:
-            found |= {OWN_BACKBONE: own, GLOBAL_TRANSFORM: _personal(assessor, model, shared)}
+            found |= {OWN_BACKBONE: own, GLOBAL_TRANSFORM: assessor.after_transform(model, shared)}
         return found if validation is None else found | {GLOBAL: shared}
 
     chosen: list[str] = []
@@ -119,11 +122,6 @@ def best_model(found: dict[str, np.ndarray], labels: np.ndarray, fars: Sequence[
         return float(np.nan_to_num(tar, nan=-1.0).mean())
 
     return max(found, key=score)
-
-
-def _personal(assessor: Assessor, model: tuple[PyTree, PyTree], features: np.ndarray) -> np.ndarray:
-    """(N, d) features after a client's transform, if the method has one."""
-    return features if assessor.transform is None else assessor.transform(model[1], features)
 
 
 def _over_clients(

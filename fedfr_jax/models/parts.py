@@ -41,7 +41,7 @@ class Parts:
 
     def trained(self, variables: PyTree) -> PyTree:
         """Selects the variables of the upper part from those of the whole network."""
-        return _select(variables, lambda name: name not in self.frozen)
+        return _without(variables, self.frozen)
 
     def joined(self, variables: PyTree, upper: PyTree) -> PyTree:
         """The whole network's variables with these ones in its upper part."""
@@ -72,9 +72,6 @@ def divide(backbone: Backbone, trainable: str) -> Parts | None:
         x, _ = apply_module(module, variables, images, False, slice(0, first))
         return x.astype(images.dtype)
 
-    def trained(variables: PyTree) -> PyTree:
-        return _select(variables, lambda name: name not in frozen)
-
     def apply(variables: PyTree, activations: jax.Array, train: bool) -> tuple[jax.Array, PyTree]:
         return apply_module(module, variables, activations, train, slice(first, None))
 
@@ -82,7 +79,7 @@ def divide(backbone: Backbone, trainable: str) -> Parts | None:
     image = jax.ShapeDtypeStruct((1, *backbone.input_shape), jnp.float32)
     upper = dataclasses.replace(
         backbone,
-        init=lambda key: trained(backbone.init(key)),
+        init=lambda key: _without(backbone.init(key), frozen),
         apply=apply,
         input_shape=jax.eval_shape(lower, variables, image).shape[1:],
         published=None,
@@ -131,9 +128,9 @@ def _first_trained(backbone: Backbone, trainable: str) -> int:
     return found[0]
 
 
-def _select(variables: PyTree, wanted: Callable[[str], bool]) -> PyTree:
-    """Variables of some of the top-level modules."""
+def _without(variables: PyTree, modules: tuple[str, ...]) -> PyTree:
+    """The variables but for those of some top-level modules."""
     return {
-        kind: {name: value for name, value in tree.items() if wanted(name)}
+        kind: {name: value for name, value in tree.items() if name not in modules}
         for kind, tree in variables.items()
     }

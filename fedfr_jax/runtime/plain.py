@@ -70,7 +70,7 @@ def plain_rounds(
     resolved = settle(dataclasses.replace(resolved, data=data), report=lambda line: None)
     layout = make_layout(resolved)
     return PlainRounds(
-        make_spec(resolved)[1], layout, cohort_public, pack_clients(clients, layout.mesh.size)
+        make_spec(resolved), layout, cohort_public, pack_clients(clients, layout.mesh.size)
     )
 
 

@@ -61,7 +61,6 @@ class Simulation:
       generic: pairs of people that are not used for training.
       network: the whole network, where its weights are shared (pretraining, evaluation).
       parts: where ``fed.trainable`` divides it; None: everything trains.
-      backbone: what of it trains, on weights that are shared.
       spec: what a client does; its network may compute convolutions otherwise.
       frozen: the pretrained variables of the whole network, below which nothing trains; None
         without parts, and before :func:`fedfr_jax.runtime.activations.with_activations`.
@@ -78,10 +77,14 @@ class Simulation:
     generic: tuple[VerificationSet, ...]
     network: Backbone
     parts: Parts | None
-    backbone: Backbone
     spec: RoundSpec
     layout: Layout
     frozen: PyTree = None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The part of the network that trains, where its weights are shared."""
+        return self.network if self.parts is None else self.parts.upper
 
 
 def use_cpu_devices(count: int) -> None:
@@ -146,13 +149,10 @@ def make_layout(config: Config) -> Layout:
     )
 
 
-def make_spec(config: Config) -> tuple[Backbone, RoundSpec]:
-    """(network for shared weights, what a client does); the part of it that trains."""
-    shared, own = (
-        trained_part(build(config.model, config.data.image_size, conv), config.fed.trainable)
-        for conv in (default_strategy(), config.engine.conv)
-    )
-    return shared, spec_of(config, own)
+def make_spec(config: Config) -> RoundSpec:
+    """What a client does; its network is the part that trains."""
+    network = build(config.model, config.data.image_size, config.engine.conv)
+    return spec_of(config, trained_part(network, config.fed.trainable))
 
 
 def spec_of(config: Config, backbone: Backbone) -> RoundSpec:
@@ -234,7 +234,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     schedule = make_schedule(
         config.population, config.rounds, config.seed, clients, layout.mesh.size
     )
-    backbone, spec = make_spec(config)
+    spec = make_spec(config)
     network = build(config.model, config.data.image_size, default_strategy())
     parts = divide(network, config.fed.trainable)
     memory.check_images(
@@ -253,7 +253,6 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
         generic,
         network,
         parts,
-        backbone,
         spec,
         layout,
     )
