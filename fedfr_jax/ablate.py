@@ -2,7 +2,8 @@
 
     python -m fedfr_jax.ablate --config=configs/ablation.py --workdir=runs/ablation
 
-The contents of a configuration are described in :mod:`fedfr_jax.ablation.grid`.
+With ``--tune`` each method's learning rate and weight are chosen first, on other people. The
+contents of a configuration are described in :mod:`fedfr_jax.ablation.grid`.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ from absl import flags
 from ml_collections import config_flags
 
 from fedfr_jax.ablation import comparison
-from fedfr_jax.ablation.grid import grid_of, is_finished, run_grid
+from fedfr_jax.ablation.cells import is_finished
+from fedfr_jax.ablation.grid import grid_of, run_grid, tuned
 from fedfr_jax.runtime.command_line import run_command
 
 
 def main() -> None:
     """Runs the grid that the flags ask for."""
-    cells, reference = grid_of(flags.FLAGS.config)
+    grid, chosen = grid_of(flags.FLAGS.config), None
     root = pathlib.Path(flags.FLAGS.workdir).expanduser()
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))
-    found = run_grid(cells, root, reference=reference, only=flags.FLAGS.only)
+    if flags.FLAGS.tune:
+        grid, chosen = tuned(grid, root, flags.FLAGS.only)
+    cells = grid.cells()
+    found = run_grid(cells, root, reference=grid.reference, only=flags.FLAGS.only, chosen=chosen)
     comparison.show(found)
     print(f"report: {root / 'report.html'}")
     failed = sum(
@@ -47,6 +52,7 @@ def command() -> None:
     )
     flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
     flags.DEFINE_string("only", "", "Regular expression: run rows whose name it matches.")
+    flags.DEFINE_bool("tune", False, "Choose the rows' settings first, as the configuration says.")
     flags.mark_flag_as_required("config")
     run_command(main)
 

@@ -11,3 +11,7 @@ class ConfigError(InputError):
 
 class DamagedError(InputError):
     """The content of a file is not what this program wrote."""
+
+
+class InUseError(InputError):
+    """Another process is using a work directory."""

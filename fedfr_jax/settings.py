@@ -46,6 +46,10 @@ class DegradeConfig:
 class SplitConfig:
     """FedFR's split into client, public and held-out identities (FEDFR.md section 6)."""
 
+    # Share of the identities, the same whatever the seed, that is kept apart to choose settings on;
+    # tuning = True takes only these, False only the others.
+    tuning_fraction: float = 0.0
+    tuning: bool = False
     client_fraction: float = 0.5  # share of the shuffled identities that clients draw from
     identities_per_client: tuple[int, ...] = (10, 10)  # (fewest, most), drawn per client
     client_images: tuple[int, ...] = (1, 1_000_000)  # an identity qualifies with so many images

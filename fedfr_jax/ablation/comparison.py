@@ -44,6 +44,7 @@ class Comparison:
       failures: cell -> error message, for the cells run in this call.
       clients: row -> metric -> seed -> (C,) values of the clients in percent, where they are known.
       models: the models of the reference, see :func:`fedfr_jax.ablation.model_table.model_table`.
+      chosen: how the rows' settings were chosen.
     """
 
     reference: str
@@ -54,6 +55,7 @@ class Comparison:
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
     clients: dict[str, dict[str, dict[int, np.ndarray]]] = dataclasses.field(default_factory=dict)
     models: ResultTable | None = None
+    chosen: ResultTable | None = None
 
     @functools.cached_property
     def intervals(self) -> dict[tuple[str, str], Interval]:
@@ -279,7 +281,7 @@ def result_tables(found: Comparison) -> list[ResultTable]:
                 (notes.get(title, fairness),),
             )
         )
-    return result + ([] if found.models is None else [found.models])
+    return result + [table for table in (found.models, found.chosen) if table is not None]
 
 
 def csv_text(found: Comparison) -> str:

@@ -4,274 +4,118 @@
 
 A configuration holds ``base`` (settings of a run), ``rows`` (pairs of a name and the settings
 that it changes in the base, nested dictionaries), ``seeds``, ``vary`` (settings that are set to
-the seed) and ``reference`` (the row that the others are compared with). Every cell is a run in a
-folder of its own. Finished cells are not run again, and a cell that fails does not stop the
-others. Cells that start from the same pretrained backbone share it.
+the seed) and ``reference`` (the row that the others are compared with); ``tune``, described in
+:mod:`fedfr_jax.ablation.tuning`, says how settings are chosen with ``--tune``. Every cell is a run
+in a folder of its own. Finished cells are not run again, and a cell that fails does not stop the
+others. Cells that start from the same pretrained backbone share it. Several processes may work on
+one grid: start the same command once for each.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 import re
-import traceback
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-from absl import logging
 from ml_collections import ConfigDict
 
-from fedfr_jax import experiment
-from fedfr_jax.ablation import comparison
+from fedfr_jax.ablation import comparison, tuning
+from fedfr_jax.ablation.cells import Cell, is_finished, make_cells, run_with_mates, summary_of
 from fedfr_jax.atomic import write_text
-from fedfr_jax.config import Config, merged, resolve, to_dict
-from fedfr_jax.data import ImageSource, open_source
-from fedfr_jax.data.types import remembering
-from fedfr_jax.errors import ConfigError, InputError
-from fedfr_jax.experiment import Experiment, train
-from fedfr_jax.reporting.figures import slug
+from fedfr_jax.config import to_dict
+from fedfr_jax.errors import ConfigError, InputError, InUseError
+from fedfr_jax.reporting import result_table
+from fedfr_jax.reporting.result_table import ResultTable
 from fedfr_jax.runtime import workdir
-from fedfr_jax.runtime.autotune import seeds_at_once, settle
 from fedfr_jax.runtime.changes import changed_settings
-from fedfr_jax.runtime.pretrained import copy_pretrained, pretrained_key
+from fedfr_jax.runtime.lock import holder_of
 from fedfr_jax.runtime.simulation import use_cpu_devices
-from fedfr_jax.settings import DataConfig
 
-_RESETTLED = ("engine.", "model.dtype")  # decided by measurement when the cell ran
+_POLL = 2.0  # seconds between looks at cells that other processes run
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """One run of the grid: ``row`` with ``seed``, its settings, and its folder's name."""
+class Grid:
+    """What a configuration asks for; arguments as for :func:`make_cells`.
 
-    row: str
-    seed: int
-    config: Config
-    folder: str
-
-    def __str__(self):
-        return f"{self.row}, seed {self.seed}"
-
-
-def _nested(setting: str, value: Any) -> dict[str, Any]:
-    for part in reversed(setting.split(".")):
-        value = {part: value}
-    return value
-
-
-def make_cells(
-    base: Mapping[str, Any],
-    rows: Sequence[tuple[str, Mapping[str, Any]]],
-    seeds: Sequence[int],
-    vary: Sequence[str] = ("seed", "data.seed"),
-) -> list[Cell]:
-    """All runs of a grid, seed by seed, so that complete tables are available early.
-
-    Raises:
-      ConfigError: a row's settings are wrong, or two rows would share a folder.
+    Attributes:
+      reference: the row that the others are compared with.
+      search: how settings are chosen before, if at all.
     """
-    names = [slug(name) for name, _ in rows]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(
-                f"rows: two of them would use the folder {name!r}; give them names "
-                "that differ in their letters a to z or digits"
-            )
-    if not rows or not seeds:
-        raise ConfigError("rows and seeds: an ablation needs at least one of each")
-    cells = []
-    for seed in seeds:
-        for (name, changes), folder in zip(rows, names, strict=True):
-            settings = merged(base, changes)
-            for setting in vary:
-                settings = merged(settings, _nested(setting, int(seed)))
-            try:
-                config = resolve(settings)
-            except ConfigError as error:
-                raise ConfigError(f"row {name!r}: {error}") from error
-            cells.append(Cell(name, int(seed), config, f"{folder}/seed{seed}"))
-    return cells
+
+    base: Mapping[str, Any]
+    rows: Sequence[tuple[str, Mapping[str, Any]]]
+    seeds: Sequence[int]
+    vary: Sequence[str] = ("seed", "data.seed")
+    reference: str = ""
+    search: tuning.Tuning | None = None
+
+    def cells(self) -> list[Cell]:
+        """All runs; raises ConfigError as :func:`make_cells` does."""
+        return make_cells(self.base, self.rows, self.seeds, self.vary)
 
 
-def is_finished(cell: Cell, folder: pathlib.Path) -> bool:
-    """Whether the cell was run to its end.
-
-    Raises:
-      InputError: it was run or begun with other settings.
-    """
-    if not (folder / workdir.CONFIG).exists():
-        return False
-    changed = changed_settings(workdir.read_config(folder), to_dict(cell.config))
-    changed = {k: v for k, v in changed.items() if not k.startswith(_RESETTLED)}
-    if changed:
-        what = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
-        raise InputError(
-            f"{folder} holds a run with other settings ({what}); choose "
-            "another --workdir, or delete that folder to run it again"
-        )
-    # The report is the last file that a run writes.
-    return (folder / "report.html").exists() and _summary(folder) is not None
-
-
-def _summary(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The results of a cell; None if there are none, or (with a warning) if they are damaged.
-
-    Such a cell is resumed, which evaluates it again.
-    """
-    if not (folder / workdir.SUMMARY).exists():
-        return None
-    try:
-        return workdir.read_summary(folder)
-    except InputError as error:
-        logging.warning("%s; the cell counts as not finished", error)
-        return None
-
-
-def pretrained_folder(root: pathlib.Path, config: Config) -> pathlib.Path:
-    """Where the backbone that this cell starts from is kept for the others."""
-    return root / "pretrained" / pretrained_key(config)
-
-
-@functools.lru_cache(maxsize=1)  # cells come seed after seed
-def _source(config: DataConfig) -> ImageSource:
-    """The data of a seed's cells, read only once if they may stay in memory."""
-    source = open_source(config)
-    size = len(source.labels) * source.image_size**2 * 3
-    return remembering(source) if size <= config.resident_gib * 2**30 else source
-
-
-@contextlib.contextmanager
-def _cell_folder(cell: Cell, root: pathlib.Path):
-    """The cell's folder; shares its pretrained backbone with the cells that use the same one."""
-    folder, shared = root / "cells" / cell.folder, pretrained_folder(root, cell.config)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "error.txt").unlink(missing_ok=True)
-    copy_pretrained(shared, folder / "pretrained")
-    try:
-        yield folder
-    finally:
-        copy_pretrained(folder / "pretrained", shared)
-
-
-@contextlib.contextmanager
-def _output(folder: pathlib.Path):
-    with (
-        open(folder / "output.txt", "a", encoding="utf-8") as output,
-        contextlib.redirect_stdout(output),
-    ):
-        yield
-
-
-def run_cell(cell: Cell, root: pathlib.Path) -> str | None:
-    """Runs or resumes one cell that is not finished; returns an error message, or None.
-
-    The run's output is in ``output.txt`` of its folder, an error in ``error.txt``.
-    """
-    try:
-        with _cell_folder(cell, root) as folder, _output(folder):
-            train(cell.config, folder, resume=True, source=_source(cell.config.data))
-    except Exception as error:
-        return f"{type(error).__name__}: {error}{_keep_error(root / 'cells' / cell.folder)}"
-    finally:
-        jax.clear_caches()  # otherwise a long grid would keep every cell's programs
-    return None
-
-
-def _keep_error(folder: pathlib.Path) -> str:
-    """Writes the current traceback into a cell's folder; returns "" or why it could not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "error.txt", traceback.format_exc())
-    except OSError as error:  # the grid continues: other cells may be elsewhere, or fit
-        return f" (and {folder / 'error.txt'} cannot be written: {error})"
-    return ""
-
-
-def run_side_by_side(cells: Sequence[Cell], root: pathlib.Path) -> None:
-    """Runs cells that differ only in ``seed`` in one program.
-
-    Raises:
-      Exception: any error of one of the runs; finished work is kept.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.callback(jax.clear_caches)
-        experiments = []
-        for cell in cells:
-            folder = stack.enter_context(_cell_folder(cell, root))
-            with _output(folder):
-                experiments.append(
-                    stack.enter_context(
-                        Experiment(
-                            cell.config, folder, resume=True, source=_source(cell.config.data)
-                        )
-                    )
-                )
-        experiment.run_side_by_side(experiments)
-        for one in experiments:
-            with _output(one.folder):
-                one.evaluate(show=True)
-
-
-def mates(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
-    """The cells that can share one program with this one, itself first.
-
-    As many as fit into the lanes that one cohort leaves empty; the best number of lanes is
-    measured unless ``engine.lanes`` is set. On a CPU lanes do not help and nothing is measured.
-    """
-    others = [
-        c
-        for c in cells
-        if c.row == cell.row
-        and c.seed != cell.seed
-        and c.config == dataclasses.replace(cell.config, seed=c.config.seed)
-    ]
-    unmeasured = not cell.config.engine.lanes and jax.default_backend() == "cpu"
-    fed, population = cell.config.fed, cell.config.population
-    # Seeds draw different cohorts, unless all clients take part.
-    drawn = 0 < population.cohort < fed.num_clients and population.sampling != "schedule"
-    if not others or not cell.config.rounds or unmeasured or drawn:
-        return [cell]
-    settled = settle(cell.config, seeds=1 + len(others), report=lambda line: None)
-    return [cell, *others][: seeds_at_once(settled)]
-
-
-def run_with_mates(
-    cell: Cell, cells: Sequence[Cell], root: pathlib.Path, report=print
-) -> str | None:
-    """Runs a cell, in parallel with others that fit; returns its error message, or None.
-
-    Args:
-      cells: those that are not finished, ``cell`` among them.
-    """
-    try:
-        together = mates(cell, cells)
-        if len(together) > 1:
-            report(f"  side by side with seeds {', '.join(str(c.seed) for c in together[1:])}")
-            run_side_by_side(together, root)
-            return None
-    except Exception as error:
-        report(f"  failed: {type(error).__name__}: {error}; now one after the other")
-    return run_cell(cell, root)
-
-
-def _wanted(cells: Sequence[Cell], reference: str, only: str) -> list[Cell]:
-    """The cells to run; raises ConfigError as described in :func:`run_grid`."""
-    names = list(dict.fromkeys(cell.row for cell in cells))
+def _check(names: Sequence[str], reference: str, only: str) -> None:
+    """Raises ConfigError as described in :func:`run_grid`."""
     if reference not in names:
         raise ConfigError(
             f"reference is {reference!r}, which is none of the rows: {', '.join(names)}"
         )
     try:
-        wanted = [c for c in cells if c.row == reference or re.search(only, c.row)]
+        found = [name for name in names if re.search(only, name)]
     except re.error as error:
         raise ConfigError(f"only is {only!r}, which is no regular expression: {error}") from error
-    if only and not any(re.search(only, name) for name in names):
+    if not found:
         raise ConfigError(f"only is {only!r}, which none of the rows matches: {', '.join(names)}")
-    return wanted
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    root: pathlib.Path,
+    report: Callable[[str], None] = print,
+    after: Callable[[Cell, dict[str, str]], None] = lambda cell, failures: None,
+) -> dict[str, str]:
+    """Runs the cells that are not finished.
+
+    Several processes may run the same cells in the same folder, on one machine or on several that
+    share it: each takes the next one that is free, and waits at the end for those of the others.
+
+    Args:
+      after: called after every cell, with the failures so far.
+
+    Returns:
+      Cell -> error message, of those that failed here.
+    """
+    failures: dict[str, str] = {}
+    waiting = ""
+
+    def is_open(cell: Cell) -> bool:
+        return not is_finished(cell, root / "cells" / cell.folder) and str(cell) not in failures
+
+    while still := [cell for cell in cells if is_open(cell)]:
+        holders = [holder_of(root / "cells" / cell.folder) for cell in still]
+        free = [cell for cell, holder in zip(still, holders, strict=True) if not holder]
+        if not free:
+            if waiting != str(still[0]):
+                report(f"waiting for {still[0]}, which {holders[0]} is running")
+            waiting = str(still[0])
+            time.sleep(_POLL)
+            continue
+        cell = free[0]
+        report(f"cell {cells.index(cell) + 1}/{len(cells)}: {cell}")
+        try:
+            failure = run_with_mates(cell, free, root, report)
+        except InUseError:
+            continue
+        if failure:
+            failures[str(cell)] = failure
+            report(f"  failed: {failure}")
+        after(cell, failures)
+    return failures
 
 
 def run_grid(
@@ -282,6 +126,7 @@ def run_grid(
     only: str = "",
     title: str = "Ablation",
     report=print,
+    chosen: ResultTable | None = None,
 ) -> comparison.Comparison:
     """Runs all unfinished cells; writes tables after every cell, the report after every seed.
 
@@ -293,6 +138,7 @@ def run_grid(
       only: regular expression; rows whose name does not match are not run, except the reference.
         Finished cells of the others still appear in the tables.
       report: called with a line per cell.
+      chosen: how settings were chosen, for the report.
 
     Returns:
       The comparison of all finished cells.
@@ -304,32 +150,60 @@ def run_grid(
     """
     root = pathlib.Path(root).expanduser()
     reference = reference or cells[0].row
-    wanted = _wanted(cells, reference, only)
-
-    def finished(cell):
-        return is_finished(cell, root / "cells" / cell.folder)
-
+    _check(list(dict.fromkeys(cell.row for cell in cells)), reference, only)
     for cell in cells:  # before any long work
-        finished(cell)
+        is_finished(cell, root / "cells" / cell.folder)
     use_cpu_devices(cells[0].config.engine.cpu_devices)  # reading the first data starts JAX
-    failures: dict[str, str] = {}
-    for number, cell in enumerate(wanted, start=1):
-        report(f"cell {number}/{len(wanted)}: {cell}" + (" (finished)" if finished(cell) else ""))
-        if finished(cell):
-            continue
-        open_cells = [c for c in wanted if not finished(c) and str(c) not in failures]
-        failure = run_with_mates(cell, open_cells, root, report)
-        if failure:
-            failures[str(cell)] = failure
-            report(f"  failed: {failure}")
-        found = compare(cells, root, reference)
+    wanted = [c for c in cells if c.row == reference or re.search(only, c.row)]
+
+    def write(failures: dict[str, str], *, whole: bool) -> comparison.Comparison:
+        found = dataclasses.replace(compare(cells, root, reference), chosen=chosen)
         comparison.write_tables(found, root)
-        if number < len(wanted) and wanted[number].seed != cell.seed:  # plots take seconds
+        if whole:  # plots take seconds
             write_report(found, cells, root, failures, title)
-    found = compare(cells, root, reference)
-    comparison.write_tables(found, root)
-    write_report(found, cells, root, failures, title)
-    return dataclasses.replace(found, failures=failures)
+        return found
+
+    def after(cell: Cell, failures: dict[str, str]) -> None:
+        seed = [c for c in wanted if c.seed == cell.seed]
+        write(failures, whole=all(is_finished(c, root / "cells" / c.folder) for c in seed))
+
+    failures = run_cells(wanted, root, report, after)
+    return dataclasses.replace(write(failures, whole=True), failures=failures)
+
+
+def tuned(grid: Grid, root: str | os.PathLike, only: str = "", report=print):
+    """Chooses the settings of the rows by the grid's search, which runs in ``root / "tuning"``.
+
+    Args:
+      only: as for :func:`run_grid`; only these rows are in the grid that is returned, and those
+        whose search is finished.
+
+    Returns:
+      (the grid with the chosen settings, a table of them).
+
+    Raises:
+      ConfigError: the configuration has no ``tune``, or no run of a row's search was finished.
+    """
+    search, reference = grid.search, grid.reference or grid.rows[0][0]
+    if search is None:
+        raise ConfigError("the configuration has no tune, which says what --tune searches")
+    _check([name for name, _ in grid.rows], reference, only)
+    folder = pathlib.Path(root).expanduser() / "tuning"
+    wanted = {row for row, _ in grid.rows if row == reference or re.search(only, row)}
+    cells = make_cells(grid.base, tuning.search_rows(search, grid.rows), search.seeds, grid.vary)
+    use_cpu_devices(cells[0].config.engine.cpu_devices)
+    names = {tuning.name_of(row, label) for row in wanted for label in search.searches.get(row, ())}
+    run_cells([cell for cell in cells if cell.row in names], folder, report)
+    summaries: dict[str, dict[int, Any]] = {}
+    for cell in cells:
+        summary = summary_of(folder / "cells" / cell.folder)
+        if summary is not None:
+            summaries.setdefault(cell.row, {})[cell.seed] = summary
+    found = tuning.choose(search, summaries, wanted)
+    rows = tuning.tuned_rows(grid.rows, search, found, reference, wanted)
+    table = tuning.table(search, found)
+    write_text(folder / "table.md", result_table.markdown(table))
+    return dataclasses.replace(grid, rows=rows), table
 
 
 def compare(
@@ -340,7 +214,7 @@ def compare(
     per_client: dict[str, dict[int, Any]] = {}
     for cell in cells:
         folder = root / "cells" / cell.folder
-        summary = _summary(folder)
+        summary = summary_of(folder)
         if summary is not None:
             summaries.setdefault(cell.row, {})[cell.seed] = summary
             per_client.setdefault(cell.row, {})[cell.seed] = _per_client(folder)
@@ -380,8 +254,8 @@ def _changes(cells: Sequence[Cell], reference: str) -> dict[str, str]:
     }
 
 
-def grid_of(config: ConfigDict) -> tuple[list[Cell], str]:
-    """(cells, reference) of a configuration file.
+def grid_of(config: ConfigDict) -> Grid:
+    """The grid of a configuration file.
 
     Args:
       config: as the module's docstring says.
@@ -392,6 +266,14 @@ def grid_of(config: ConfigDict) -> tuple[list[Cell], str]:
     missing = [name for name in ("base", "rows", "seeds") if name not in config]
     if missing:
         raise ConfigError(f"{missing[0]} is missing; an ablation has base, rows and seeds")
-    return make_cells(
-        config.base.to_dict(), config.rows, config.seeds, config.get("vary", ("seed", "data.seed"))
-    ), config.get("reference", "")
+    search = tuning.tuning_of(config.tune.to_dict(), config.rows) if "tune" in config else None
+    grid = Grid(
+        config.base.to_dict(),
+        config.rows,
+        config.seeds,
+        config.get("vary", ("seed", "data.seed")),
+        config.get("reference", ""),
+        search,
+    )
+    grid.cells()
+    return grid

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR
 from fedfr_jax.reporting import tables
 from fedfr_jax.reporting.tables import headline_rate
@@ -58,6 +60,22 @@ def metrics_of(summary: Summary) -> dict[str, dict[str, float]]:
             FLOPS: costs["flops"] / 1e9,
         },
     }
+
+
+def tuning_score(summary: Summary) -> float:
+    """What settings are chosen by: the mean, in percent, of 1:1 TAR at FAR 1e-3 and open-set 1:N
+    TPIR at FPIR 1e-2 (at the rates nearest to them) of the personalized models.
+    """
+    own = summary["models"]["personalized"]["personalized"]
+    return float(
+        np.mean(
+            [
+                100 * _number(own[key][headline_rate(own[key], aim)]["mean"])
+                for _, short, key, aim in PROTOCOLS
+                if short
+            ]
+        )
+    )
 
 
 def _number(value) -> float:

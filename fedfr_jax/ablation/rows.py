@@ -26,6 +26,8 @@ FEDFR: Row = _method("fedfr")
 BASELINES: tuple[Row, ...] = tuple(
     _method(name) for name, recipe in METHODS.items() if name not in ("fedfr", "fedbn")
 )
+# For networks with batch normalization only.
+FEDBN: Row = _method("fedbn")
 # FedFR without each of its parts (AAAI 2022, section 4.3).
 PARTS: tuple[Row, ...] = (
     ("FedFR, all public data", {"fed": {"public_data": "all"}}),

@@ -7,7 +7,7 @@
 
 from fedfr_jax.config.files import config_path, load_config
 from fedfr_jax.config.given import Settings, nested_settings, settings_of
-from fedfr_jax.config.resolve import merged, resolve, setting_names, to_dict, unknown
+from fedfr_jax.config.resolve import merged, nested, resolve, setting_names, to_dict, unknown
 from fedfr_jax.config.whole import Config, default_config, method_config
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "load_config",
     "merged",
     "method_config",
+    "nested",
     "nested_settings",
     "resolve",
     "setting_names",

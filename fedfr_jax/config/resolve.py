@@ -31,6 +31,13 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """A setting such as ``fed.lr`` and its value as nested dictionaries."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
 def setting_names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Names such as ``fed.lr`` of all settings in nested dictionaries, and of their groups."""
     for key, value in settings.items():

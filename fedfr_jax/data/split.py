@@ -7,13 +7,9 @@ there are no loops over them.
 from __future__ import annotations
 
 import dataclasses
-import os
-from typing import Any
 
 import numpy as np
 
-from fedfr_jax.atomic import write_file
-from fedfr_jax.data.arrays import load_arrays
 from fedfr_jax.data.folds import FOLDS
 from fedfr_jax.data.types import Clients, FederatedSplit, ranges
 from fedfr_jax.errors import InputError
@@ -32,11 +28,13 @@ def make_split(
 ) -> FederatedSplit:
     """Divides identities among clients, public data and held-out pairs (paper, section 4.1).
 
-    All identities are shuffled. The first ``held_out_identities`` are set aside; of the rest, the
-    first ``client_fraction`` are for clients, the others public. Within each part, identities
-    with a suitable number of images are used in shuffled order; with ``unused_public``, client
-    identities that no client took become public. An identity's first
-    ``verification_images`` images, in the order of the source, are for verification.
+    With ``tuning_fraction``, one part of the identities is for choosing settings and the other for
+    results; only one of them is used. Its identities are shuffled. The first
+    ``held_out_identities`` are set aside; of the rest, the first ``client_fraction`` are for
+    clients, the others public. Within each part, identities with a suitable number of images are
+    used in shuffled order; with ``unused_public``, client identities that no client took become
+    public. An identity's first ``verification_images`` images, in the order of the source, are for
+    verification.
 
     Args:
       labels: (N,) whole numbers >= 0, identity of each image. If they are sorted int32 or int64,
@@ -54,7 +52,7 @@ def make_split(
     """
     _check(config, num_clients, seed)
     table = _tabulate(np.asarray(labels))
-    order = _stream(seed, 0).permutation(np.flatnonzero(table.counts))
+    order = _stream(seed, 0).permutation(_people(np.flatnonzero(table.counts), config))
     if config.held_out_identities > len(order):
         raise InputError(
             f"data.split.held_out_identities: {config.held_out_identities} wanted, but the data "
@@ -102,6 +100,15 @@ class _Table:
         return positions if self.order is None else self.order[positions]
 
 
+def _people(identities: np.ndarray, config: SplitConfig) -> np.ndarray:
+    """The part of the identities that this split may use; the parts do not depend on the seed."""
+    if not config.tuning_fraction:
+        return identities
+    shuffled = _stream(0, 4).permutation(identities)
+    first = round(config.tuning_fraction * len(identities))
+    return np.sort(shuffled[:first] if config.tuning else shuffled[first:])
+
+
 def _tabulate(labels: np.ndarray) -> _Table:
     if labels.dtype not in (np.int32, np.int64):
         labels = labels.astype(np.int64)
@@ -126,6 +133,11 @@ def _check(config: SplitConfig, num_clients: int, seed: int) -> None:
         raise InputError(f"data.seed: {seed}; must be >= 0")
     if not 0 <= config.client_fraction <= 1:
         raise InputError(f"data.split.client_fraction: {config.client_fraction}; must be in [0, 1]")
+    if not 0 <= config.tuning_fraction < 1 or (config.tuning and not config.tuning_fraction):
+        raise InputError(
+            f"data.split.tuning_fraction: {config.tuning_fraction}; must be in [0, 1), and above 0 "
+            "if data.split.tuning is set"
+        )
     for name in ("identities_per_client", "client_images", "public_images"):
         value = getattr(config, name)
         if len(value) != 2 or not 1 <= value[0] <= value[1]:
@@ -300,98 +312,3 @@ def _impostor(
     second = np.searchsorted(ends, code, side="right")
     first = code - (ends[second] - partners[second])
     return np.stack([first, second], axis=1)
-
-
-_SHARED = (
-    "public_identities",
-    "public_images",
-    "public_labels",
-    "held_out_identities",
-    "pairs",
-    "pairs_same",
-)
-_CLIENTS = ("identities", "offsets", "starts", "counts")
-
-
-def save_split(path: str | os.PathLike, split: FederatedSplit) -> None:
-    """Writes a split as ``.npz``; :func:`load_split` reads it.
-
-    The arrays are those of :class:`FederatedSplit` and, with the prefix ``clients_``, of
-    :class:`Clients`, as int32 where values allow. They are not compressed: the file would be half
-    as large, but writing would take about sixty times as long.
-    """
-    arrays: dict[str, Any] = {name: _narrow(a) for name, a in split_arrays(split).items()}
-    write_file(path, lambda file: np.savez(file, **arrays))
-
-
-def split_arrays(split: FederatedSplit) -> dict[str, np.ndarray]:
-    """All arrays of a split by name, as :func:`save_split` writes them."""
-    clients = split.clients
-    arrays = {name: getattr(split, name) for name in _SHARED}
-    arrays |= {f"clients_{name}": getattr(clients, name) for name in _CLIENTS}
-    arrays["clients_verification_images"] = np.array(clients.verification_images)
-    if clients.validation_images:  # the digests of splits without them stay the same
-        arrays["clients_validation_images"] = np.array(clients.validation_images)
-    if clients.order is not None:
-        arrays["clients_order"] = clients.order
-    return arrays
-
-
-def _narrow(array: np.ndarray) -> np.ndarray:
-    fits = array.dtype == np.int64 and array.max(initial=0) < 2**31  # none is negative
-    return array.astype(np.int32) if fits else array
-
-
-def _widen(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.int64) if array.dtype == np.int32 else array
-
-
-def load_split(path: str | os.PathLike) -> FederatedSplit:
-    """Reads what :func:`save_split` wrote.
-
-    Raises:
-      InputError: the file is missing or is no split.
-    """
-    try:
-        arrays = {name: _widen(array) for name, array in load_arrays(path).items()}
-        clients = Clients(
-            **{name: arrays[f"clients_{name}"] for name in _CLIENTS},
-            verification_images=int(arrays["clients_verification_images"]),
-            order=arrays.get("clients_order"),
-            validation_images=int(arrays.get("clients_validation_images", 0)),
-        )
-        return FederatedSplit(clients=clients, **{name: arrays[name] for name in _SHARED})
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read as a split: {error}") from error
-
-
-def describe_split(split: FederatedSplit, source_name: str) -> dict[str, object]:
-    """Returns counts of a split, ready for JSON; ranges are ``{"min", "mean", "max"}``."""
-    clients = split.clients
-    return {
-        "source": source_name,
-        "clients": len(clients),
-        "client_identities": len(clients.identities),
-        "client_training_images": int(clients.sizes.sum()),
-        "client_verification_images": int(clients.verification_counts.sum()),
-        "identities_per_client": _range(clients.identity_counts),
-        "training_images_per_client": _range(clients.sizes),
-        "verification_images_per_client": _range(clients.verification_counts),
-        "training_images_per_identity": _range(
-            clients.counts - clients.verification_images - clients.validation_images
-        ),
-        "public_identities": len(split.public_identities),
-        "public_images": len(split.public_images),
-        "public_images_per_identity": _range(np.bincount(split.public_labels)),
-        "held_out_identities": len(split.held_out_identities),
-        "genuine_pairs": int(split.pairs_same.sum()),
-        "impostor_pairs": int((~split.pairs_same).sum()),
-    }
-
-
-def _range(values: np.ndarray) -> dict[str, float]:
-    if not len(values):
-        return {"min": 0, "mean": 0.0, "max": 0}
-    return {"min": int(np.min(values)), "mean": float(np.mean(values)), "max": int(np.max(values))}

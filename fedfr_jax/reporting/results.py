@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from fedfr_jax.config import Config
-from fedfr_jax.data.split import describe_split
+from fedfr_jax.data.split_file import describe_split
 from fedfr_jax.evaluation import HEADLINE_MODELS, assess
 from fedfr_jax.evaluation.variants import (
     PERSONALIZED,

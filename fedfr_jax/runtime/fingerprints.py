@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fedfr_jax.atomic import write_text
-from fedfr_jax.data.split import load_split, split_arrays
+from fedfr_jax.data.split_file import load_split, split_arrays
 from fedfr_jax.data.types import FederatedSplit, ImageSource
 from fedfr_jax.errors import DamagedError, InputError
 from fedfr_jax.runtime.simulation import Simulation

@@ -8,7 +8,7 @@ import pathlib
 import socket
 from typing import Any
 
-from fedfr_jax.errors import InputError
+from fedfr_jax.errors import InUseError
 
 try:
     import fcntl
@@ -31,6 +31,30 @@ def holder_is_gone(folder: str | os.PathLike) -> str:
         return f"pid {note.get('pid', '?')} on {note.get('host', '?')}" if free else ""
 
 
+def holder_of(folder: str | os.PathLike) -> str:
+    """The process that is using a work directory; "" if there is none."""
+    if not (pathlib.Path(folder) / NAME).exists():
+        return ""
+    lock = WorkdirLock(folder)
+    try:
+        with lock:
+            return ""
+    except InUseError:
+        return _name(WorkdirLock(folder).note())
+
+
+def _parsed(text: str) -> dict:
+    try:
+        note = json.loads(text)
+    except ValueError:
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _name(note: dict) -> str:
+    return f"process {note.get('pid', '?')} on {note.get('host', 'this host')}"
+
+
 class WorkdirLock:
     """Locks a work directory within a ``with`` block.
 
@@ -50,7 +74,7 @@ class WorkdirLock:
         """Takes the lock.
 
         Raises:
-          InputError: another process has it.
+          InUseError: another process has it.
         """
         self._file = os.fdopen(
             os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644),
@@ -92,16 +116,16 @@ class WorkdirLock:
             return True  # a file system without locks
         return True
 
+    def note(self) -> dict:
+        """What the holder wrote; {} if there is none."""
+        try:
+            return _parsed(self._path.read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            return {}
+
     def _note(self) -> dict:
         self._file.seek(0)
-        try:
-            note = json.loads(self._file.read())
-        except ValueError:
-            return {}
-        return note if isinstance(note, dict) else {}
+        return _parsed(self._file.read())
 
-    def _refusal(self, note: dict, advice: str) -> InputError:
-        return InputError(
-            f"{self._path.parent} is in use by process {note.get('pid', '?')} on "
-            f"{note.get('host', 'this host')}{advice}"
-        )
+    def _refusal(self, note: dict, advice: str) -> InUseError:
+        return InUseError(f"{self._path.parent} is in use by {_name(note)}{advice}")

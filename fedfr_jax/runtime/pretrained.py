@@ -14,7 +14,7 @@ from absl import logging
 
 from fedfr_jax.algorithm.initialize import server_shapes
 from fedfr_jax.config import Config, to_dict
-from fedfr_jax.data.split import load_split
+from fedfr_jax.data.split_file import load_split
 from fedfr_jax.errors import InputError
 from fedfr_jax.runtime import fingerprints
 from fedfr_jax.runtime.checkpoints import load_pytree
@@ -45,7 +45,13 @@ def copy_pretrained(source: pathlib.Path, target: pathlib.Path) -> bool:
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary)
-    os.replace(temporary, target)
+    try:
+        os.replace(temporary, target)
+    except OSError:  # another process was faster
+        shutil.rmtree(temporary)
+        if not target.exists():
+            raise
+        return False
     return True
 
 

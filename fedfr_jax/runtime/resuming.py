@@ -13,7 +13,7 @@ import fedfr_jax
 from fedfr_jax.algorithm.initialize import server_shapes
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import to_dict
-from fedfr_jax.data.split import save_split
+from fedfr_jax.data.split_file import save_split
 from fedfr_jax.errors import DamagedError, InputError
 from fedfr_jax.population.store import RowStore
 from fedfr_jax.runtime import client_states, fingerprints, workdir

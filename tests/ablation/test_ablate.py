@@ -1,6 +1,7 @@
 """The grid: cells, what is shared, resuming, failures, and the tables that come out."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ from made_up import compared_summary
 from ml_collections import ConfigDict
 from small import ROOT, settings
 
+from fedfr_jax.ablation import cells as cells_of
 from fedfr_jax.ablation import grid
 from fedfr_jax.ablation.rows import BASELINES, FEDFR, PARTS, SWITCHES, batch_norm, fixed_epochs
 from fedfr_jax.config import Config, load_config, merged, resolve, to_dict
-from fedfr_jax.errors import ConfigError, InputError
+from fedfr_jax.errors import ConfigError, InputError, InUseError
 from fedfr_jax.runtime import workdir
+from fedfr_jax.runtime.lock import WorkdirLock
 from fedfr_jax.runtime.workdir import read_metrics, read_summary
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -29,7 +32,7 @@ def base():
 
 def test_all_rows_are_settings_that_resolve():
     rows = (FEDFR, *BASELINES, *batch_norm((8, 8, 8, 8)), *PARTS, *SWITCHES, fixed_epochs(2))
-    cells = grid.make_cells({}, rows, (0, 3))
+    cells = cells_of.make_cells({}, rows, (0, 3))
     assert len(cells) == 2 * len(rows)
     assert len({cell.folder for cell in cells}) == len(cells)
     assert all(isinstance(cell.config, Config) for cell in cells)
@@ -38,8 +41,9 @@ def test_all_rows_are_settings_that_resolve():
 
 def test_grid_of_the_shipped_configuration():
     path = ROOT / "configs" / "ablation.py"
-    cells, reference = grid.grid_of(load_config(path))
-    assert reference == "FedFR"
+    asked = grid.grid_of(load_config(path))
+    cells = asked.cells()
+    assert asked.reference == "FedFR"
     assert {"FedFR", "FedAvg", "FedBN, iresnet"} < {cell.row for cell in cells}
     with pytest.raises(ConfigError, match="reference is 'FedXY'"):
         grid.run_grid(cells, "unused", reference="FedXY")
@@ -51,14 +55,14 @@ def test_grid_of_the_shipped_configuration():
 
 def test_bad_rows_are_named():
     with pytest.raises(ConfigError, match=r"row 'x': fed\.roundz"):
-        grid.make_cells({}, [("x", {"fed": {"roundz": 1}})], (0,))
+        cells_of.make_cells({}, [("x", {"fed": {"roundz": 1}})], (0,))
     with pytest.raises(ConfigError, match="two of them"):
-        grid.make_cells({}, [("a b", {}), ("a-b", {})], (0,))
+        cells_of.make_cells({}, [("a b", {}), ("a-b", {})], (0,))
 
 
 def test_a_failed_cell_does_not_end_the_grid_and_is_run_again(tmp_path, monkeypatch):
-    cells = grid.make_cells(base(), ROWS[1:], (0,))
-    real, calls = grid.train, []
+    cells = cells_of.make_cells(base(), ROWS[1:], (0,))
+    real, calls = cells_of.train, []
 
     def train(config, folder, **options):
         calls.append(config.method.name)
@@ -66,7 +70,7 @@ def test_a_failed_cell_does_not_end_the_grid_and_is_run_again(tmp_path, monkeypa
             raise MemoryError("no room")
         return real(config, folder, **options)
 
-    monkeypatch.setattr(grid, "train", train)
+    monkeypatch.setattr(cells_of, "train", train)
     found = grid.run_grid(cells, tmp_path, reference="FedAvg", report=lambda line: None)
     assert calls == ["fedavg", "pretrained"] and list(found.values) == ["pretrained"]
     assert "no room" in (tmp_path / "cells" / "fedavg" / "seed0" / "error.txt").read_text()
@@ -80,8 +84,8 @@ def test_a_failed_cell_does_not_end_the_grid_and_is_run_again(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
-    cells = grid.make_cells(base(), ROWS, (0, 1), vary=("seed",))
-    real, calls, lines = grid.train, [], []
+    cells = cells_of.make_cells(base(), ROWS, (0, 1), vary=("seed",))
+    real, calls, lines = cells_of.train, [], []
 
     def train(config, folder, **options):
         calls.append((config.method.name, config.seed))
@@ -89,7 +93,7 @@ def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
             raise MemoryError("no room")
         return real(config, folder, **options)
 
-    monkeypatch.setattr(grid, "train", train)
+    monkeypatch.setattr(cells_of, "train", train)
     found = grid.run_grid(cells, tmp_path, report=lines.append)
     assert len(calls) == 6 and any("no room" in line for line in lines)
     assert "no room" in (tmp_path / "cells" / "fedavg" / "seed1" / "error.txt").read_text()
@@ -118,7 +122,7 @@ def test_grid_runs_resumes_and_survives_failures(tmp_path, monkeypatch):
     assert float(rows[0]["sent (MB)"]) > float(rows[2]["sent (MB)"]) > 0  # Theta_0 goes along
     assert float(rows[4]["sent (MB)"]) == 0 and float(rows[4]["arithmetic (GFLOP)"]) == 0
 
-    changed = grid.make_cells(base() | {"loss": {"margin": 0.1}}, ROWS, (0,), vary=("seed",))
+    changed = cells_of.make_cells(base() | {"loss": {"margin": 0.1}}, ROWS, (0,), vary=("seed",))
 
     def refused():
         with pytest.raises(InputError, match=r"other settings \(loss.margin: 0.4 -> 0.1\)"):
@@ -142,7 +146,7 @@ def test_seeds_side_by_side_give_what_they_give_alone(tmp_path):
     lines, found = [], {}
     momentum = {"server_optimizer": "momentum", "server_lr": 0.7, "server_momentum": 0.5}
     for name, lanes in (("alone", 1), ("together", 64)):
-        cells = grid.make_cells(
+        cells = cells_of.make_cells(
             merged(base(), {"engine": {"lanes": lanes, "conv": "patches"}, "fed": {"rounds": 2}}),
             [("row", {"method": {"name": "ditto"}, "fed": momentum})],
             (0, 1),
@@ -163,34 +167,36 @@ def test_seeds_side_by_side_give_what_they_give_alone(tmp_path):
 
 
 def test_a_cell_with_damaged_results_is_not_finished(tmp_path, caplog):
-    [cell] = grid.make_cells(base(), ROWS[:1], (0,))
+    [cell] = cells_of.make_cells(base(), ROWS[:1], (0,))
     folder = tmp_path / "cells" / cell.folder
     with workdir.open_run(folder, to_dict(cell.config)) as run:
         run.write_summary(compared_summary(0.9, 0.5))
     (folder / "report.html").touch()
-    assert grid.is_finished(cell, folder) and grid.compare([cell], tmp_path).values
+    assert cells_of.is_finished(cell, folder) and grid.compare([cell], tmp_path).values
     text = (folder / "summary.json").read_text()
     (folder / "summary.json").write_text(text.replace("0.9", "0.8"))
-    assert not grid.is_finished(cell, folder) and not grid.compare([cell], tmp_path).values
+    assert not cells_of.is_finished(cell, folder) and not grid.compare([cell], tmp_path).values
     assert "damaged" in caplog.text and "not finished" in caplog.text
 
 
 def test_mates_differ_in_nothing_but_the_seed(monkeypatch):
-    monkeypatch.setattr(grid, "settle", lambda config, **unused: config)
+    monkeypatch.setattr(cells_of, "settle", lambda config, **unused: config)
     settings = merged(base(), {"engine": {"lanes": 64}})
-    cells = grid.make_cells(settings, ROWS, (0, 1, 2), vary=("seed",))
-    assert [str(c) for c in grid.mates(cells[1], cells)] == [
+    cells = cells_of.make_cells(settings, ROWS, (0, 1, 2), vary=("seed",))
+    assert [str(c) for c in cells_of.mates(cells[1], cells)] == [
         "FedAvg, seed 0",
         "FedAvg, seed 1",
         "FedAvg, seed 2",
     ]
-    assert grid.mates(cells[2], cells) == [cells[2]]  # no rounds to share
-    other_data = grid.make_cells(settings, ROWS, (0, 1))
-    assert grid.mates(other_data[0], other_data) == [other_data[0]]
+    assert cells_of.mates(cells[2], cells) == [cells[2]]  # no rounds to share
+    other_data = cells_of.make_cells(settings, ROWS, (0, 1))
+    assert cells_of.mates(other_data[0], other_data) == [other_data[0]]
 
 
 def test_settings_of_rows_reach_the_runs():
-    cell = grid.make_cells(base(), [("x", {"method": {"fedfr": {"temperature": 0.25}}})], (5,))[0]
+    cell = cells_of.make_cells(base(), [("x", {"method": {"fedfr": {"temperature": 0.25}}})], (5,))[
+        0
+    ]
     assert cell.config.options.temperature == 0.25
     assert cell.config.loss.margin == resolve(base()).loss.margin
 
@@ -199,7 +205,50 @@ def test_a_grid_asks_for_the_devices_before_its_first_run(tmp_path, monkeypatch)
     done = []
     monkeypatch.setattr(grid, "use_cpu_devices", lambda count: done.append(("devices", count)))
     monkeypatch.setattr(grid, "run_with_mates", lambda cell, *_: done.append(cell.row) or "no run")
-    cells = grid.make_cells(merged(base(), {"engine": {"cpu_devices": 2}}), ROWS[:2], (0,))
+    cells = cells_of.make_cells(merged(base(), {"engine": {"cpu_devices": 2}}), ROWS[:2], (0,))
     found = grid.run_grid(cells, tmp_path, report=lambda line: None)
     assert done == [("devices", 2), "FedFR", "FedAvg"]
     assert set(found.failures.values()) == {"no run"}
+
+
+def test_a_cell_of_another_process_is_left_to_it_and_waited_for(tmp_path, monkeypatch):
+    cells = cells_of.make_cells(base(), ROWS[:2], (0,))
+    folder = tmp_path / "cells" / cells[0].folder
+    folder.mkdir(parents=True)
+    lock, order, said = WorkdirLock(folder), [], []
+    lock.__enter__()
+
+    def run(cell, free, root, report):
+        order.append(cell.row)
+        assert [c.row for c in free] == [cell.row]
+        finish(root / "cells" / cell.folder, cell)
+
+    def other_process_ends(seconds):
+        finish(folder, cells[0])
+        lock.__exit__()
+
+    monkeypatch.setattr(grid, "run_with_mates", run)
+    monkeypatch.setattr(grid.time, "sleep", other_process_ends)
+    assert grid.run_cells(cells, tmp_path, said.append) == {}
+    assert order == ["FedAvg"]
+    assert said[-1].startswith(f"waiting for FedFR, seed 0, which process {os.getpid()} on ")
+
+
+def test_a_cell_that_another_process_begins_first_is_no_failure(tmp_path, monkeypatch):
+    cells, tries = cells_of.make_cells(base(), ROWS[:1], (0,)), []
+
+    def run(cell, free, root, report):
+        tries.append(cell)
+        if len(tries) == 1:
+            raise InUseError("in use")
+        finish(root / "cells" / cell.folder, cell)
+
+    monkeypatch.setattr(grid, "run_with_mates", run)
+    assert grid.run_cells(cells, tmp_path, lambda line: None) == {} and len(tries) == 2
+
+
+def finish(folder, cell):
+    """Makes a cell look finished."""
+    with workdir.open_run(folder, to_dict(cell.config)) as run:
+        run.write_summary(compared_summary(0.9, 0.5))
+    (folder / "report.html").touch()

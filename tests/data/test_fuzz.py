@@ -28,7 +28,8 @@ from fedfr_jax.data.folder import open_folder
 from fedfr_jax.data.pickled import PickleError, loads
 from fedfr_jax.data.recordio import open_recordio
 from fedfr_jax.data.recordio_format import write_recordio
-from fedfr_jax.data.split import load_split, make_split, save_split
+from fedfr_jax.data.split import make_split
+from fedfr_jax.data.split_file import load_split, save_split
 from fedfr_jax.data.verification import read_bin
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation import ijb

@@ -7,7 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fedfr_jax.data.split import describe_split, load_split, make_split, save_split
+from fedfr_jax.data.split import make_split
+from fedfr_jax.data.split_file import describe_split, load_split, save_split
 from fedfr_jax.errors import InputError
 from fedfr_jax.settings import SplitConfig
 
@@ -408,3 +409,26 @@ def test_validation_images_are_the_last_ones_and_not_trained_on(tmp_path):
     save_split(tmp_path / "split.npz", split)
     again = load_split(tmp_path / "split.npz").clients
     np.testing.assert_array_equal(again.validation(np.arange(3)), clients.validation(np.arange(3)))
+
+
+def test_people_for_choosing_settings_are_apart_whatever_the_seed():
+    def people(seed, **settings):
+        found = split_of(seed, clients=2, tuning_fraction=0.4, **settings)
+        return {
+            *found.clients.identities.tolist(),
+            *found.public_identities.tolist(),
+            *found.held_out_identities.tolist(),
+        }
+
+    ours = [people(seed) for seed in range(4)]
+    others = [people(seed, tuning=True) for seed in range(4)]
+    assert not set.union(*ours) & set.union(*others)
+    assert len(set.union(*ours)) <= 72 and len(set.union(*others)) <= 48
+    assert ours[0] != ours[1] and others[0] != others[1]
+
+
+def test_tuning_without_people_for_it_is_refused():
+    with pytest.raises(InputError, match=r"data\.split\.tuning_fraction: 0\.0"):
+        split_of(tuning=True)
+    with pytest.raises(InputError, match=r"data\.split\.tuning_fraction: 1\.5"):
+        split_of(tuning_fraction=1.5)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small import ROOT
 
-from fedfr_jax.ablation import grid
+from fedfr_jax.ablation import cells
 from fedfr_jax.atomic import write_file, write_text
 from fedfr_jax.config import resolve
 from fedfr_jax.errors import ConfigError, InputError
@@ -175,17 +175,17 @@ def test_a_grid_goes_on_where_an_error_cannot_be_written(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(grid, "write_text", full)
+    monkeypatch.setattr(cells, "write_text", full)
     try:
         raise ValueError("wrong")
     except ValueError:
-        said = grid._keep_error(tmp_path / "cell")
+        said = cells._keep_error(tmp_path / "cell")
     assert "error.txt cannot be written" in said and "No space left" in said
     monkeypatch.undo()
     try:
         raise ValueError("wrong")
     except ValueError:
-        assert grid._keep_error(tmp_path / "cell") == ""
+        assert cells._keep_error(tmp_path / "cell") == ""
     assert "ValueError: wrong" in (tmp_path / "cell" / "error.txt").read_text()
 
 
