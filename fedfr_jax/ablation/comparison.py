@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from fedfr_jax.ablation.metrics import FLOPS, PROTOCOLS, RECEIVED, SENT, metrics_of
+from fedfr_jax.ablation.budgets import Course, budget_table, curves
+from fedfr_jax.ablation.metrics import FLOPS, GLOBAL, PROTOCOLS, RECEIVED, SENT, metrics_of
 from fedfr_jax.ablation.model_table import PerClient, interval_text, model_table
 from fedfr_jax.atomic import write_text
 from fedfr_jax.evaluation.intervals import Interval, paired_bootstrap, paired_t
 from fedfr_jax.reporting import html as report
 from fedfr_jax.reporting import plots, result_table, tables
+from fedfr_jax.reporting.cost_plots import against_cost
 from fedfr_jax.reporting.result_table import Cell, ResultTable, render
 
 Summary = Mapping[str, Any]
@@ -44,6 +46,7 @@ class Comparison:
       failures: cell -> error message, for the cells run in this call.
       clients: row -> metric -> seed -> (C,) values of the clients in percent, where they are known.
       models: the models of the reference, see :func:`fedfr_jax.ablation.model_table.model_table`.
+      courses: row -> seed -> metrics and costs round by round, where they are known.
       chosen: how the rows' settings were chosen.
     """
 
@@ -55,6 +58,7 @@ class Comparison:
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
     clients: dict[str, dict[str, dict[int, np.ndarray]]] = dataclasses.field(default_factory=dict)
     models: ResultTable | None = None
+    courses: dict[str, dict[int, Course]] = dataclasses.field(default_factory=dict)
     chosen: ResultTable | None = None
 
     @functools.cached_property
@@ -87,6 +91,7 @@ def compare(
     summaries: Mapping[str, Mapping[int, Summary]],
     reference: str,
     per_client: Mapping[str, Mapping[int, PerClient]] | None = None,
+    courses: Mapping[str, Mapping[int, Course]] | None = None,
 ) -> Comparison:
     """Combines the results of runs.
 
@@ -94,6 +99,7 @@ def compare(
       summaries: row -> seed -> ``summary.json`` as a dictionary; seeds may be missing.
       reference: a row, which need not be there yet.
       per_client: row -> seed -> metric -> model -> (C,) values, as ``evaluation.npz`` has them.
+      courses: row -> seed -> what :func:`fedfr_jax.ablation.budgets.course` finds.
     """
     per_client = per_client or {}
     seeds = tuple(sorted({seed for runs in summaries.values() for seed in runs}))
@@ -131,20 +137,23 @@ def compare(
         sent,
         clients=_clients(per_client),
         models=model_table(reference, of_reference) if of_reference else None,
+        courses={row: dict(runs) for row, runs in (courses or {}).items()},
     )
 
 
 def _clients(
     per_client: Mapping[str, Mapping[int, PerClient]],
 ) -> dict[str, dict[str, dict[int, np.ndarray]]]:
-    """row -> metric, as in the tables -> seed -> (C,) values of the personalized models."""
+    """row -> metric, as in the tables -> seed -> (C,) values of the clients."""
     found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
     for row, runs in per_client.items():
         for seed, metrics in runs.items():
             for key, models in metrics.items():
-                if "personalized" in models:
-                    of_metric = found.setdefault(row, {}).setdefault(_metric_name(key), {})
-                    of_metric[seed] = 100 * np.asarray(models["personalized"], float)
+                for model, prefix in (("personalized", ""), ("global", GLOBAL)):
+                    if model in models:
+                        name = prefix + _metric_name(key)
+                        of_metric = found.setdefault(row, {}).setdefault(name, {})
+                        of_metric[seed] = 100 * np.asarray(models[model], float)
     return found
 
 
@@ -256,9 +265,8 @@ def result_tables(found: Comparison) -> list[ResultTable]:
         "in 20 would by chance. "
     )
     notes = {
-        "Accuracy": spread + "In percent. Accuracy (on people not used for training) and the "
-        "last column are those of the global model; the others are of the "
-        "personalized models.",
+        "Accuracy": spread + "In percent. Accuracy (on people not used for training) is the global "
+        "model's; where nothing is said, the others are those of the personalized models.",
         "Cost of a round for a client": "From the tensors' sizes in float32 and the passes "
         "through the backbone, mean over rounds and clients.",
     }
@@ -281,7 +289,8 @@ def result_tables(found: Comparison) -> list[ResultTable]:
                 (notes.get(title, fairness),),
             )
         )
-    return result + [table for table in (found.models, found.chosen) if table is not None]
+    more = (found.models, budget_table(found.courses, found.reference), found.chosen)
+    return result + [table for table in more if table is not None]
 
 
 def csv_text(found: Comparison) -> str:
@@ -315,6 +324,10 @@ def drawings(found: Comparison) -> list[plots.Plot]:
         for metric in metrics
         if metric not in _COST
     ]
+    for run in list(found.courses.get(found.reference, {}).values())[:1]:
+        for model, metric in run.values:
+            of_rows = curves(found.courses, model, metric)
+            drawn.append(against_cost(f"{model} models, {metric}", of_rows, found.reference))
     return [plot for plot in drawn if plot is not None]
 
 

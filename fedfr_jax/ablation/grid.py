@@ -24,6 +24,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fedfr_jax.ablation import comparison, tuning
+from fedfr_jax.ablation.budgets import Course, course
 from fedfr_jax.ablation.cells import Cell, is_finished, make_cells, run_with_mates, summary_of
 from fedfr_jax.atomic import write_text
 from fedfr_jax.config import to_dict
@@ -212,16 +213,31 @@ def compare(
     """The cells that are finished, compared; ``reference`` as for :func:`run_grid`."""
     summaries: dict[str, dict[int, Any]] = {}
     per_client: dict[str, dict[int, Any]] = {}
+    courses: dict[str, dict[int, Course]] = {}
     for cell in cells:
         folder = root / "cells" / cell.folder
         summary = summary_of(folder)
-        if summary is not None:
-            summaries.setdefault(cell.row, {})[cell.seed] = summary
-            per_client.setdefault(cell.row, {})[cell.seed] = _per_client(folder)
+        if summary is None:
+            continue
+        summaries.setdefault(cell.row, {})[cell.seed] = summary
+        per_client.setdefault(cell.row, {})[cell.seed] = _per_client(folder)
+        if (of_cell := _course(folder, summary)) is not None:
+            courses.setdefault(cell.row, {})[cell.seed] = of_cell
     rows = list(dict.fromkeys(cell.row for cell in cells))
     return comparison.compare(
-        {row: summaries[row] for row in rows if row in summaries}, reference or rows[0], per_client
+        {row: summaries[row] for row in rows if row in summaries},
+        reference or rows[0],
+        per_client,
+        {row: courses[row] for row in rows if row in courses},
     )
+
+
+def _course(folder: pathlib.Path, summary: Mapping[str, Any]) -> Course | None:
+    """The course of a finished cell; None where it cannot be read."""
+    try:
+        return course(summary, workdir.read_metrics(folder))
+    except InputError:
+        return None
 
 
 def _per_client(folder: pathlib.Path) -> dict[str, Any]:

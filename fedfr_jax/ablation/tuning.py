@@ -185,9 +185,10 @@ def table(tuning: Tuning, found: Mapping[str, Choice]) -> ResultTable:
         ("chosen", "best score", "median", "worst", "finished"),
         tuple(rows),
         (
-            "Score: mean of 1:1 TAR at FAR 1e-3 and open-set 1:N TPIR at FPIR 1e-2 of the "
-            f"personalized models, in percent, over {len(tuning.seeds)} seeds. All rows had the "
-            f"same budget: {tuning.budget} settings. Rows that are not listed take the reference's "
-            "settings.",
+            "Score: mean of 1:1 TAR at FAR 1e-3 and open-set 1:N TPIR at FPIR 1e-2, in percent, of "
+            "the global or the personalized models, whichever are better; over "
+            f"{len(tuning.seeds)} {'seed' if len(tuning.seeds) == 1 else 'seeds'}. All rows had "
+            f"the same budget: {tuning.budget} settings. Rows that are not listed take the "
+            "reference's settings.",
         ),
     )
