@@ -20,7 +20,7 @@ from fedfr_jax.ablation.rows import BASELINES, FEDBN, FEDFR, PARTS
 RATES = (1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2)
 FEW_RATES = (1e-3, 3e-3, 1e-2)
 WEIGHTS = {
-    "FedFR": ("method.fedfr.contrastive_weight", (1.0, 5.0)),
+    "FedFR": ("fed.hard_threshold", (0.4, 0.5)),
     "FedProx": ("method.fedprox.weight", (0.01, 0.1)),
     "MOON": ("method.moon.weight", (0.1, 1.0)),
     "Ditto": ("method.ditto.weight", (0.1, 1.0)),
@@ -56,7 +56,7 @@ def get_config():
             "split": {"tuning": True, "held_out_identities": 100, "held_out_pairs": 0},
         },
         "fed": {"num_clients": 5},
-        "eval": {"variants": False},
+        "eval": {"variants": False, "every": 0},
     }
     c.tune.rows = tuple(search(name) for name, _ in (FEDFR, *methods) if name not in NOT_HERE)
     return c

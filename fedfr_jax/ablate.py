@@ -54,7 +54,7 @@ def command() -> None:
     flags.DEFINE_string("only", "", "Regular expression: run rows whose name it matches.")
     flags.DEFINE_bool("tune", False, "Choose the rows' settings first, as the configuration says.")
     flags.mark_flag_as_required("config")
-    run_command(main)
+    run_command(main, grid=True)
 
 
 if __name__ == "__main__":

@@ -144,8 +144,9 @@ class Experiment:
         resuming.drop_later_rows(self._writer, self.round)
         self.pretrained: PyTree = jax.device_get(pretrained)
         self._programs = compile_programs(self.sim)
+        self._assessor = results.make_assessor(self.sim)
         self._evaluate_round = (
-            results.make_round_evaluation(self.sim, self._writer, self.pretrained)
+            results.make_round_evaluation(self._writer, self._assessor, self.pretrained)
             if self.config.eval.every
             else None
         )
@@ -244,10 +245,8 @@ class Experiment:
         return lower_part(self.sim), make_embed(self.sim), make_personal_embed(self.sim)
 
     def _frozen(self, client: int | None):
-        clients, (lower, embed, personal_embed) = (
-            len(self.sim.split.clients),
-            self._programs_of_models,
-        )
+        clients = len(self.sim.split.clients)
+        lower, embed, personal_embed = self._programs_of_models
         if client is None:
             backbone = jax.device_get(self.server.backbone)
             return lambda images: embed(backbone, lower(images))
@@ -285,8 +284,10 @@ class Experiment:
           What ``summary.json`` holds.
         """
         with self._timed("evaluation"):
-            run, models = self._run(), (self.pretrained, self.server.backbone, self._personal())
-            return results.write_results(self.sim, self._writer, run, *models, show=show)
+            models = self.pretrained, self.server.backbone, self._personal()
+            return results.write_results(
+                self.sim, self._writer, self._run(), self._assessor, *models, show=show
+            )
 
     def faces(self, rows: int = 6, columns: int = 10) -> np.ndarray | None:
         """One image of public identities, one per row: (height, width, 3) uint8."""

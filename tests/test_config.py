@@ -110,6 +110,16 @@ def test_flags_are_looked_up_before_anything_is_read():
             check_setting_flags([f"--config.{flag}"])
 
 
+def test_flags_of_a_grid_change_its_base():
+    check_setting_flags(["--config.base.fed.lr=1", "--config.seeds=(0,)"], grid=True)
+    with pytest.raises(
+        ConfigError, match=r"fed\.lr is not a setting; did you mean base\.fed\.lr\?"
+    ):
+        check_setting_flags(["--config.fed.lr=1"], grid=True)
+    with pytest.raises(ConfigError, match=r"base\.fed\.lrr is not a setting"):
+        check_setting_flags(["--config.base.fed.lrr=1"], grid=True)
+
+
 def test_every_old_name_leads_to_a_setting():
     assert set(MOVED.values()) <= set(setting_names(default_config()))
     assert not set(MOVED) & set(setting_names(default_config()))

@@ -10,7 +10,7 @@ from absl import logging
 
 from fedfr_jax.config import merged, resolve, to_dict
 from fedfr_jax.errors import DamagedError
-from fedfr_jax.reporting.results import describe_run, notes, write_results
+from fedfr_jax.reporting.results import describe_run, make_assessor, notes, write_results
 from fedfr_jax.runtime import resuming, workdir
 from fedfr_jax.runtime.activations import trained_variables, with_activations
 from fedfr_jax.runtime.changes import check_changes
@@ -64,6 +64,7 @@ def evaluate(folder: str | pathlib.Path, **changed: Any) -> dict[str, Any]:
             sim,
             writer,
             run,
+            make_assessor(sim),
             pretrained,
             server.backbone,
             personal_models(sim, stores, server.backbone),

@@ -25,7 +25,7 @@ from fedfr_jax.reporting import html, tables
 from fedfr_jax.reporting.headline import headline
 from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime import costs, workdir
-from fedfr_jax.runtime.activations import lower_part
+from fedfr_jax.runtime.activations import remembered
 from fedfr_jax.runtime.embedding import make_embed, make_transform
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.remarks import first_remark
@@ -38,7 +38,7 @@ _IMPOSTORS = 512  # public images, at most, that a client chooses its model with
 def make_assessor(sim: Simulation) -> assess.Assessor:
     """What the models of a simulation are evaluated on; nothing is compiled before it is used."""
 
-    lower = lower_part(sim)
+    lower = remembered(sim)
 
     def training_images(number):
         read = sim.client_images.read if sim.parts is None else sim.source.read
@@ -65,18 +65,22 @@ def make_assessor(sim: Simulation) -> assess.Assessor:
 
 
 def evaluate_models(
-    sim: Simulation, pretrained: PyTree, backbone: PyTree, personal: assess.PersonalModels
+    sim: Simulation,
+    assessor: assess.Assessor,
+    pretrained: PyTree,
+    backbone: PyTree,
+    personal: assess.PersonalModels,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All protocols on the pretrained, the global and the personalized models.
 
     Args:
+      assessor: from :func:`make_assessor`.
       pretrained, backbone: variables before the first and after the last round.
       personal: the clients' personalized models.
 
     Returns:
       (models as in ``summary.json``, arguments of ``write_evaluation``).
     """
-    assessor = make_assessor(sim)
     chosen: list[str] = []
     with track("evaluation", 3 * len(sim.held_out.numbers), "client") as bar:
         results = {
@@ -209,6 +213,7 @@ def write_results(
     sim: Simulation,
     writer: workdir.RunWriter,
     run: dict[str, Any],
+    assessor: assess.Assessor,
     pretrained: PyTree,
     backbone: PyTree,
     personal: assess.PersonalModels,
@@ -219,12 +224,13 @@ def write_results(
 
     Args:
       run: the ``run`` part of the summary.
+      assessor, pretrained, backbone, personal: as for :func:`evaluate_models`.
       show: whether to print.
 
     Returns:
       The summary.
     """
-    models, parts = evaluate_models(sim, pretrained, backbone, personal)
+    models, parts = evaluate_models(sim, assessor, pretrained, backbone, personal)
     append_evaluation(
         writer, run["rounds"], {name: models[name] for name in HEADLINE_MODELS if name in models}
     )
@@ -248,7 +254,7 @@ def write_results(
 
 
 def make_round_evaluation(
-    sim: Simulation, writer: workdir.RunWriter, pretrained: PyTree
+    writer: workdir.RunWriter, assessor: assess.Assessor, pretrained: PyTree
 ) -> Callable[..., None]:
     """The evaluation between rounds that ``eval.every`` asks for.
 
@@ -256,7 +262,6 @@ def make_round_evaluation(
       ``(rounds done, backbone, personal models)``, which adds rows to ``metrics.jsonl``;
       before the first round of the pretrained model alone.
     """
-    assessor = make_assessor(sim)
 
     def evaluate(done: int, backbone: PyTree, personal: assess.PersonalModels) -> None:
         if done == 0:

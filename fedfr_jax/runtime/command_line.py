@@ -35,21 +35,34 @@ def with_config_files(argv: Sequence[str]) -> list[str]:
     return [found(argument) for argument in argv]
 
 
-def check_setting_flags(argv: Sequence[str]) -> None:
+# What the configuration of a grid has beside the settings of a run, in ``base``.
+OF_A_GRID = ("seeds", "vary", "reference", "tune.seeds")
+
+
+def check_setting_flags(argv: Sequence[str], grid: bool = False) -> None:
     """Looks up every ``--config.a.b=x``, before files are read.
+
+    Args:
+      argv: the command line.
+      grid: as for :func:`run_command`.
 
     Raises:
       ConfigError: there is no such setting; the message suggests the nearest or the new name.
     """
-    known = list(setting_names(default_config()))
+    names = setting_names(default_config())
+    known = [*(f"base.{name}" for name in names), *OF_A_GRID] if grid else list(names)
     for argument in argv:
         found = re.match(r"--?config\.([^=\[]+)", argument)
         if found and found[1] not in known:
             raise ConfigError(unknown(found[1], known))
 
 
-def run_command(command: Callable[[], None]) -> None:
-    """Runs a command whose flags are defined; it reads them from ``flags.FLAGS``."""
+def run_command(command: Callable[[], None], *, grid: bool = False) -> None:
+    """Runs a command whose flags are defined; it reads them from ``flags.FLAGS``.
+
+    Args:
+      grid: its configuration is that of a grid, with the settings of a run in ``base``.
+    """
 
     def main(argv):
         if len(argv) > 1:
@@ -60,7 +73,7 @@ def run_command(command: Callable[[], None]) -> None:
             command()
 
     with reports_input_errors():
-        check_setting_flags(sys.argv[1:])
+        check_setting_flags(sys.argv[1:], grid)
     app.run(main, argv=with_config_files(sys.argv))
 
 

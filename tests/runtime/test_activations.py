@@ -1,5 +1,7 @@
 """Runs that train the upper part of a network, and the file of activations."""
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ from small import settings
 from fedfr_jax.experiment import Experiment
 from fedfr_jax.models import build
 from fedfr_jax.reporting.reevaluation import evaluate
+from fedfr_jax.runtime import activations
 from fedfr_jax.runtime.activations import FOLDER, ActivationFile
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -71,6 +74,28 @@ def test_features_are_those_of_the_whole_network(resident):
         expected = sim.network.apply(whole, inputs, False)[0]
         np.testing.assert_allclose(experiment.embed(images), expected, rtol=1e-4, atol=1e-5)
         assert experiment.faces().dtype == np.uint8
+
+
+@pytest.mark.parametrize("gib, computed", [(1.0, 2), (0.0, 3)])
+def test_evaluating_several_models_computes_the_lower_part_once(
+    resident, monkeypatch, gib, computed
+):
+    folder, _, _ = resident
+    with Experiment(upper(data={"resident_gib": 2.0}), folder, resume=True) as experiment:
+        sim, calls, images = experiment.sim, [], experiment.sim.held_out.images
+    data = dataclasses.replace(sim.config.data, resident_gib=gib)
+    sim = dataclasses.replace(sim, config=dataclasses.replace(sim.config, data=data))
+
+    def lower(images):
+        calls.append(len(images))
+        return images[:, 0].astype(np.float32)
+
+    monkeypatch.setattr(activations, "lower_part", lambda sim: lower)
+    run = activations.remembered(sim)
+    first = run(images)
+    np.testing.assert_array_equal(run(images.copy()), first)
+    np.testing.assert_array_equal(run(images[:, :, ::-1]), lower(images[:, :, ::-1]))
+    assert len(calls) - 1 == computed
 
 
 def test_a_file_computes_what_it_lacks_and_what_is_damaged(tmp_path):
