@@ -147,7 +147,7 @@ class Experiment:
         self._assessor = results.make_assessor(self.sim)
         self._evaluate_round = (
             results.make_round_evaluation(self._writer, self._assessor, self.pretrained)
-            if self.config.eval.every
+            if self.config.evaluate_every and jax.process_count() == 1
             else None
         )
 
@@ -386,7 +386,7 @@ def train(
       InputError: bad settings or data, before any long work.
       FloatingPointError: training diverged.
     """
-    if config.eval.every and jax.process_count() > 1:
+    if config.eval.every > 0 and jax.process_count() > 1:
         raise ConfigError(
             f"eval.every is {config.eval.every}, but with several processes there "
             "is no evaluation between rounds; set it to 0"

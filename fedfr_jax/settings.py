@@ -61,6 +61,9 @@ class SplitConfig:
     public_images: tuple[int, ...] = (1, 1_000_000)  # an identity qualifies with so many images
     unused_public: bool = False  # identities for clients that no client took become public
     max_training_images: int = 0  # per client identity; 0 = all that are left
+    # Clients differ in how many of their images they have: log-normal with this sigma, of which the
+    # largest client has all, and none has fewer than a batch. 0 = every client has all.
+    quantity_skew: float = 0.0
     held_out_identities: int = 0  # set aside for generic verification pairs, seen by nobody
     held_out_pairs: int = 0  # genuine and as many impostor pairs made from them (x2 in all)
 
@@ -115,6 +118,9 @@ class LossConfig:
     scale: float = 30.0
     margin: float = 0.4  # a cosine for cosface, radians for arcface
     balanced: bool = False  # every class weighs the same in it, however many images it has
+    # The re-weighting of CosFace in FedFR's code: a client's own classes count so many times more
+    # as negatives, without a gradient. The authors: fed.num_clients - 1.
+    repeated_negatives: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +144,7 @@ class FedConfig:
     num_clients: int = 40
     rounds: int = 20  # averaged; a method may add others, such as one of fine-tuning
     batch_size: int = 256
+    partial_batch: bool = False  # train on the images left over at the end of an epoch, too
     lr: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -182,7 +189,9 @@ class EvalConfig:
 
     fars: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
     clients: int = 0  # evaluate the personalized models of so many clients, drawn; 0 = all
-    every: int = 0  # generic and personalized evaluation each so many rounds; 0 = at the end
+    # Generic and personalized evaluation each so many rounds, beside the one at the end; 0 = never;
+    # -1: some five times in a run if at most 64 clients are evaluated.
+    every: int = -1
     # Beside the method's own definition of a personalized model: a client's backbone without its
     # transform, the global backbone with it, and the mean of both backbones.
     variants: bool = True

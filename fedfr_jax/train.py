@@ -3,6 +3,7 @@
     python -m fedfr_jax.train --config=configs/quickstart.py --workdir=runs/x \\
         --config.fed.num_clients=64
     python -m fedfr_jax.train --config=configs/quickstart.py --workdir=runs/x --resume
+    python -m fedfr_jax.train --config=configs/quickstart.py --describe
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from fedfr_jax.config import resolve
+from fedfr_jax.errors import InputError
 from fedfr_jax.experiment import train
+from fedfr_jax.reporting.description import describe
+from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime.command_line import define_distributed_flags, join_processes, run_command
 from fedfr_jax.runtime.simulation import use_cpu_devices
 
@@ -19,6 +23,11 @@ from fedfr_jax.runtime.simulation import use_cpu_devices
 def main() -> None:
     """Trains and evaluates what the flags ask for."""
     config = resolve(flags.FLAGS.config)
+    if flags.FLAGS.describe:
+        render(describe(config))
+        return
+    if flags.FLAGS.workdir is None:
+        raise InputError("--workdir is missing: the folder where everything is written")
     use_cpu_devices(config.engine.cpu_devices)
     join_processes()
     train(config, flags.FLAGS.workdir, resume=flags.FLAGS.resume)
@@ -29,7 +38,8 @@ def command() -> None:
     config_flags.DEFINE_config_file(
         "config", None, "Settings, such as configs/quickstart.py; --config.a.b=x changes one."
     )
-    flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
+    flags.DEFINE_string("workdir", None, "Where everything is written.")
+    flags.DEFINE_bool("describe", False, "Show who would have which data; train nothing.")
     flags.DEFINE_bool("resume", False, "Continue from the newest checkpoint in the work directory.")
     flags.mark_flag_as_required("config")
     define_distributed_flags()

@@ -226,7 +226,7 @@ SETTINGS = {
         "lr": 0.01,
         "hard_threshold": 0.9,
     },
-    "eval": {"fars": (0.01, 0.1), "batch_size": 32},
+    "eval": {"fars": (0.01, 0.1), "batch_size": 32, "every": 0},
     "engine": {"lanes": 1, "conv": "custom"},
 }
 

@@ -27,6 +27,17 @@ def test_a_method_decides_what_is_left_to_it():
     assert resolve({"method": {"name": "fedprox", "fedprox": {"weight": 2}}}).options.weight == 2
 
 
+def test_the_authors_baselines_have_their_own_batches():
+    found = {}
+    for name in ("fedfr", "fedavg"):
+        settings = load_config(ROOT / "configs" / "authors.py", name)
+        settings.data.root = "somewhere"
+        found[name] = resolve(settings).fed
+    assert found["fedfr"].batch_size == 256 and not found["fedfr"].partial_batch
+    assert found["fedavg"].batch_size == 64 and found["fedavg"].partial_batch
+    assert found["fedavg"].lr_decay == 1.0 and found["fedavg"].class_embedding_init == "random"
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_settings_are_valid(path):
     settings = load_config(path)

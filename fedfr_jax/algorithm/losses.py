@@ -89,6 +89,8 @@ def margin_loss(
     class_mask: Bool[Array, " K"] | None = None,
     weights: Float[Array, " B"] | None = None,
     positive_margin: float = 0.0,
+    repeats: int = 0,
+    is_own: Bool[Array, " O"] | None = None,
 ) -> Loss:
     """Softmax cross-entropy of logits with a margin, mean over the batch.
 
@@ -102,6 +104,9 @@ def margin_loss(
       positive_margin: if only one class exists, the softmax loss is always 0, and the squared
         hinge ``max(0, positive_margin - cos)^2`` replaces it (FedAwS, Yu et al., ICML 2020);
         0: no replacement.
+      repeats: so many times more do the client's own classes, without the image's own, count in
+        the softmax's denominator; no gradient flows through these copies.
+      is_own: (O,) bool, which of the first O classes are the client's own; needed for repeats.
     """
     chex.assert_rank([features, class_embeddings, labels], [2, 2, 1])
     chex.assert_equal_shape_prefix([features, labels], 1)
@@ -109,12 +114,16 @@ def margin_loss(
     logits = MARGINS[kind](cosine, labels, scale=scale, margin=margin)
     if class_mask is not None:
         logits = jnp.where(class_mask, logits, -jnp.inf)
+    if repeats and is_own is not None:
+        copies = jax.lax.stop_gradient(logits[:, : len(is_own)]) + math.log(repeats)
+        is_negative = is_own & (jnp.arange(len(is_own)) != labels[:, None])
+        logits = jnp.concatenate([logits, jnp.where(is_negative, copies, -jnp.inf)], axis=1)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if positive_margin > 0:
         own = jnp.take_along_axis(cosine, labels[:, None], axis=-1)[:, 0]
         classes = len(class_embeddings) if class_mask is None else class_mask.sum()
         loss = jnp.where(classes == 1, nn.relu(positive_margin - own) ** 2, loss)
-    return jnp.mean(loss if weights is None else weights * loss)
+    return _mean(loss, weights)
 
 
 def class_weights(
@@ -151,8 +160,16 @@ def contrastive_direction(
     return jax.lax.stop_gradient(normalize(previous_features) - normalize(global_features))
 
 
+def _mean(loss: Float[Array, " B"], weights: Float[Array, " B"] | None) -> Loss:
+    return jnp.mean(loss if weights is None else weights * loss)
+
+
 def contrastive_loss(
-    features: Float[Array, "B d"], direction: Float[Array, "B d"], *, temperature: float
+    features: Float[Array, "B d"],
+    direction: Float[Array, "B d"],
+    *,
+    temperature: float,
+    weights: Float[Array, " B"] | None = None,
 ) -> Loss:
     """Pulls features towards the global model's, away from the previous local model's.
 
@@ -162,10 +179,11 @@ def contrastive_loss(
 
     Args:
       features: (B, d); direction: (B, d) from :func:`contrastive_direction`.
+      weights: (B,) of the images; None: all 1.
     """
     chex.assert_equal_shape([features, direction])
     turned = jnp.sum(normalize(features) * direction, -1)
-    return jnp.mean(nn.softplus(turned / temperature))
+    return _mean(nn.softplus(turned / temperature), weights)
 
 
 def binary_logits(
@@ -211,12 +229,14 @@ def binary_loss(
     balance: float,
     power: float = 3.0,
     class_mask: Bool[Array, " K"] | None = None,
+    weights: Float[Array, " B"] | None = None,
 ) -> Loss:
     """``mean[lambda/r softplus(-a) + (1 - lambda)/r sum_{k != y} softplus(b_k)]``.
 
     Args:
       balance: lambda, the weight of the positive part.
       class_mask: (K_i,) bool, False for padding; None: all exist.
+      weights: (B,) of the images; None: all 1.
       Others as in :func:`binary_logits`.
     """
     logits, is_positive = binary_logits(
@@ -233,4 +253,4 @@ def binary_loss(
     )
     if class_mask is not None:
         terms = jnp.where(class_mask, terms, 0.0)
-    return jnp.mean(jnp.sum(terms, axis=-1)) / scale
+    return _mean(jnp.sum(terms, axis=-1), weights) / scale

@@ -36,12 +36,15 @@ class Batch:
       direction: (B, d) from :func:`fedfr_jax.algorithm.losses.contrastive_direction` of the
         features under the incoming and the client's previous backbone, or None.
       weights: (B,) of the images in the identification loss, or None where all are 1.
+      present: (B,) of the images in the other terms, 0 for those that fill up a partial batch, or
+        None where all are 1.
     """
 
     images: jax.Array
     labels: jax.Array
     direction: Any = None
     weights: Any = None
+    present: Any = None
 
 
 @struct.dataclass
@@ -52,6 +55,8 @@ class Pool:
       labels: (P,) int32: local label, or K + public label.
       valid: (P,) bool, which entries the client trains on.
       weights: (P,) of the entries in the identification loss, or None where all are 1.
+      batch_size: images of a mini-batch.
+      partial: whether the last mini-batch of an epoch may have fewer.
       key: of the client and the round; the epoch is folded in.
       images: maps (B,) positions in the pool to images (or their activations).
       mirrored: whether half of the images are mirrored, drawn again in every epoch.
@@ -63,6 +68,8 @@ class Pool:
     key: jax.Array
     images: Any = struct.field(pytree_node=False)
     mirrored: bool = struct.field(pytree_node=False)
+    batch_size: int = struct.field(pytree_node=False)
+    partial: bool = struct.field(pytree_node=False)
 
     @property
     def size(self) -> jax.Array:
@@ -72,9 +79,28 @@ class Pool:
     def _keys(self, epoch):
         return jax.random.split(jax.random.fold_in(self.key, epoch))
 
-    def order(self, epoch: Int[Array, ""]) -> Int[Array, " P"]:
-        """(P,) positions in the order of an epoch."""
-        return epoch_order(self._keys(epoch)[0], self.valid)
+    def order(self, epoch: Int[Array, ""]) -> Int[Array, " Q"]:
+        """(Q,) positions in the order of an epoch: all P, filled up to whole batches if partial."""
+        order = epoch_order(self._keys(epoch)[0], self.valid)
+        return jnp.pad(order, (0, -len(order) % self.batch_size)) if self.partial else order
+
+    def at(self, order: Int[Array, " Q"], step: Int[Array, ""]) -> Int[Array, " B"]:
+        """(B,) positions of a mini-batch."""
+        return jax.lax.dynamic_slice_in_dim(order, step * self.batch_size, self.batch_size)
+
+    def present(self, step: Int[Array, ""]) -> Array | None:
+        """(B,) weights with which a mean over the batch is the mean over the images there are."""
+        if not self.partial:
+            return None
+        there = step * self.batch_size + jnp.arange(self.batch_size) < self.size
+        return there * (self.batch_size / jnp.maximum(there.sum(), 1))
+
+    def weights_of(self, at: Int[Array, " B"], step: Int[Array, ""]) -> Array | None:
+        """(B,) weights of a mini-batch in the identification loss; None: all are 1."""
+        present = self.present(step)
+        if self.weights is None:
+            return present
+        return self.weights[at] if present is None else self.weights[at] * present
 
     def flips(self, epoch: Int[Array, ""]) -> Bool[Array, " P"]:
         """(P,) bool, which images an epoch mirrors."""
@@ -114,7 +140,8 @@ def make_pool(
         else None
     )
     key = jax.random.fold_in(jax.random.fold_in(shared.key, shared.server.round), client.number)
-    return Pool(labels, valid, weights, key, images, spec.fed.mirror)
+    fed = spec.fed
+    return Pool(labels, valid, weights, key, images, fed.mirror, fed.batch_size, fed.partial_batch)
 
 
 def epoch_order(key: jax.Array, valid: Bool[Array, " P"]) -> Int[Array, " P"]:

@@ -66,7 +66,7 @@ def run_round(spec: RoundSpec, layout: Layout, server: ServerState, heads: Heads
     kept_public = hard_negatives(spec, layout, shared, device, cohort)
     clients = Client(number=cohort.clients, rows=cohort.rows, labels=cohort.labels,
                      size=cohort.sizes, identities=cohort.identities, kept_public=kept_public)
-    steps = (cohort.sizes + kept_public.sum(1)) // spec.fed.batch_size
+    steps = spec.steps(cohort.sizes + kept_public.sum(1))
     average, weight, heads, metrics = engine.for_each_client(
         functools.partial(local_update, spec, layout), shared, device, clients, heads,
         steps, cohort.clients >= 0, mesh=layout.mesh, lanes=layout.lanes)
@@ -98,21 +98,20 @@ def local_update(spec: RoundSpec, layout: Layout, lane: engine.Lane, shared: Sha
     pool = make_pool(spec, shared, device, client, head.class_embeddings.shape[0])
     is_own = jnp.arange(head.class_embeddings.shape[0]) < client.identities
     epochs, decay_epoch = epochs_of_round(spec, server.round)
-    steps = pool.size // fed.batch_size
+    steps = spec.steps(pool.size)
     directions = contrastive_directions(spec, layout, lane, shared, head, pool, epochs)
 
     def train(start: LocalState, penalty) -> LocalState:
         penalty = against_received(spec, server, penalty)
-
         def one_epoch(epoch, state):
             order, flips = pool.order(epoch), pool.flips(epoch)
             lr = fed.lr * jnp.where(epoch < decay_epoch, 1.0, fed.lr_decay)
 
             def one_step(step, state):
-                at = jax.lax.dynamic_slice_in_dim(order, step * fed.batch_size, fed.batch_size)
+                at = pool.at(order, step)
                 images = pool.views(at, flips[at])
                 batch = Batch(images, pool.labels[at], directions(at, flips[at], images),
-                              None if pool.weights is None else pool.weights[at])
+                              pool.weights_of(at, step), pool.present(step))
                 new = local_step(spec, state, batch, lr, is_own, head.has_trained,
                                  layout.gradient_batch, penalty)
                 return take_turns(spec, epoch, epochs, state, new)
@@ -163,18 +162,19 @@ def local_loss(spec: RoundSpec, trained: PyTree, batch_stats: PyTree, batch: Bat
         exists = jnp.concatenate([is_own, jnp.ones(len(classes) - len(is_own), bool)])
     identification = losses.margin_loss(  # equation 1 with a margin, over own and public classes
         f, classes, batch.labels, kind=loss.identification, scale=loss.scale, margin=loss.margin,
-        class_mask=exists, weights=batch.weights, positive_margin=terms.positive_margin)
+        class_mask=exists, weights=batch.weights, positive_margin=terms.positive_margin,
+        repeats=loss.repeated_negatives, is_own=is_own)
     contrastive = binary = jnp.zeros_like(identification)
     if spec.uses_contrastive:  # equation 2
         contrastive = has_previous * losses.contrastive_loss(
-            f, batch.direction, temperature=terms.temperature)
+            f, batch.direction, temperature=terms.temperature, weights=batch.present)
     if spec.uses_binary:  # equations 4 and 5
         source = jax.lax.stop_gradient(f) if terms.binary_detached else f
         personal = TRANSFORMS[terms.transform].apply(trained["transform"], source)
         binary = losses.binary_loss(
             personal, trained["binary_weight"], trained["binary_bias"], batch.labels,
             scale=terms.binary_scale, margin=terms.binary_margin, balance=terms.binary_balance,
-            power=terms.binary_power, class_mask=is_own)
+            power=terms.binary_power, class_mask=is_own, weights=batch.present)
     total = identification + terms.contrastive_weight * contrastive + terms.binary_weight * binary
     if penalty is not None:
         total += penalty(trained)

@@ -42,6 +42,11 @@ class RoundSpec:
         """Rounds of the run: ``fed.rounds`` and those that the method adds."""
         return self.fed.rounds + self.recipe.extra_rounds
 
+    def steps(self, images):
+        """Mini-batches in an epoch of so many images."""
+        batch = self.fed.batch_size
+        return -(-images // batch) if self.fed.partial_batch else images // batch
+
     @property
     def uses_public(self) -> bool:
         return self.fed.public_data != "off"

@@ -51,6 +51,7 @@ _NOT_NEGATIVE = (
     "fed.server_beta2",
     "data.workers",
     "loss.margin",
+    "loss.repeated_negatives",
     "pretrain.epochs",
     "pretrain.momentum",
     "pretrain.weight_decay",
@@ -63,7 +64,6 @@ _NOT_NEGATIVE = (
     "data.resident_gib",
     "population.cohort",
     "eval.clients",
-    "eval.every",
     "eval.examples",
     "engine.lanes",
     "engine.cpu_devices",
@@ -91,8 +91,11 @@ def _numbers(group: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
 def check(config: Config) -> None:
     """Raises for values that are out of range or contradict each other."""
     for name, number in _numbers(config):
-        if isinstance(number, int) and not 0 <= number < 2**31:
-            raise ConfigError(f"{name} is {number}; give a whole number from 0 to {2**31 - 1}")
+        lowest = -1 if name == "eval.every" else 0
+        if isinstance(number, int) and not lowest <= number < 2**31:
+            raise ConfigError(
+                f"{name} is {number}; give a whole number from {lowest} to {2**31 - 1}"
+            )
         if not math.isfinite(number):
             raise ConfigError(f"{name} is {number}; give a finite number")
     for name, choices in {"method.name": tuple(METHODS), **_CHOICES}.items():

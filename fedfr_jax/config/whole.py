@@ -21,6 +21,8 @@ from fedfr_jax.settings import (
     PretrainConfig,
 )
 
+_FEW_CLIENTS = 64  # evaluated between rounds unless eval.every says otherwise
+
 
 def method_config() -> Any:
     """The method to simulate, and a group of settings for each method that has its own.
@@ -71,6 +73,14 @@ class Config:
     def rounds(self) -> int:
         """Rounds of the run: ``fed.rounds`` and those that the method adds."""
         return self.fed.rounds + self.recipe.extra_rounds
+
+    @property
+    def evaluate_every(self) -> int:
+        """Rounds between evaluations; 0: only at the end."""
+        if self.eval.every >= 0:
+            return self.eval.every
+        clients = self.eval.clients or self.fed.num_clients
+        return -(-self.rounds // 5) if clients <= _FEW_CLIENTS else 0
 
     @property
     def options(self) -> Any:

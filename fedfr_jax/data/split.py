@@ -62,6 +62,7 @@ def make_split(
     for_clients, for_public = np.split(rest, [round(config.client_fraction * len(rest))])
     members, sizes = _members(for_clients, table.counts, num_clients, config, seed)
     clients = _clients(members, sizes, table, config)
+    clients = _skewed(clients, config.quantity_skew, min_client_images, seed)
     _check_clients(clients, table.counts[members], min_client_images)
     if config.unused_public:
         taken = np.zeros(len(table.counts), bool)
@@ -138,6 +139,11 @@ def _check(config: SplitConfig, num_clients: int, seed: int) -> None:
             f"data.split.tuning_fraction: {config.tuning_fraction}; must be in [0, 1), and above 0 "
             "if data.split.tuning is set"
         )
+    if not 0 <= config.quantity_skew <= 10:
+        raise InputError(
+            f"data.split.quantity_skew: {config.quantity_skew}; must be in [0, 10], the standard "
+            "deviation of the logarithm of the clients' images"
+        )
     for name in ("identities_per_client", "client_images", "public_images"):
         value = getattr(config, name)
         if len(value) != 2 or not 1 <= value[0] <= value[1]:
@@ -197,6 +203,19 @@ def _clients(members: np.ndarray, sizes: np.ndarray, table: _Table, config: Spli
         order=order,
         validation_images=config.validation_images,
     )
+
+
+def _skewed(clients: Clients, sigma: float, min_images: int, seed: int) -> Clients:
+    """Clients with fewer training images: the same share of each identity's, at least one."""
+    if not sigma:
+        return clients
+    drawn = sigma * _stream(seed, 6).standard_normal(len(clients))
+    shares = np.exp(drawn - drawn.max())
+    shares = np.maximum(shares, np.minimum(min_images / np.maximum(clients.sizes, 1), 1.0))
+    held = clients.verification_images + clients.validation_images
+    training = np.maximum(clients.counts - held, 0)
+    left = np.ceil(np.repeat(shares, clients.identity_counts) * training - 1e-9).astype(np.int64)
+    return dataclasses.replace(clients, counts=np.minimum(clients.counts, held + left))
 
 
 def _check_clients(clients: Clients, images: np.ndarray, min_images: int) -> None:

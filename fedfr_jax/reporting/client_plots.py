@@ -23,6 +23,7 @@ from fedfr_jax.reporting.figures import (
 from fedfr_jax.reporting.tables import metric_label
 
 _MANY_CLIENTS = 150  # above this, outlines are drawn
+_NAMED_CLIENTS = 40  # up to so many have their numbers under the bars
 
 
 def distribution(metric: str, models: Mapping[str, np.ndarray]) -> Plot | None:
@@ -82,7 +83,11 @@ def distribution(metric: str, models: Mapping[str, np.ndarray]) -> Plot | None:
 
 
 def gains(
-    metric: str, before: np.ndarray, after: np.ndarray, reference: str = "global"
+    metric: str,
+    before: np.ndarray,
+    after: np.ndarray,
+    reference: str = "global",
+    numbers: np.ndarray | None = None,
 ) -> Plot | None:
     """Sorted differences per client, personalized minus another model, the ``reference``.
 
@@ -91,10 +96,13 @@ def gains(
       before: (C,) values of the reference.
       after: (C,) values of the personalized models.
       reference: its name. The gain by personalization is the difference to the global model.
+      numbers: (C,) of the clients, shown if there are few; None: 0 to C - 1.
     """
     label = metric_label(metric)
     gain = 100 * (np.asarray(after, np.float64) - np.asarray(before, np.float64))
-    gain = np.sort(gain[np.isfinite(gain)])
+    numbers = (np.arange(gain.size) if numbers is None else numbers)[np.isfinite(gain)]
+    gain = gain[np.isfinite(gain)]
+    numbers, gain = numbers[np.argsort(gain, kind="stable")], np.sort(gain)
     if gain.size < 2:
         return None
     figure, (axes,) = new_figure(height=2.6)
@@ -108,10 +116,14 @@ def gains(
         elif part.any():
             axes.bar(place[part != 0], part[part != 0], color=color, width=0.8, label=name)
     axes.axhline(0, color=MUTED, linewidth=0.8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    if gain.size <= _NAMED_CLIENTS:
+        axes.set_xticks(place, [str(number) for number in numbers], fontsize=6.5)
+        axes.set_xlabel("number of the client, sorted by gain")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.set_xlabel("clients, sorted by gain")
     axes.set_xlim(0, gain.size + 1)
     axes.grid(visible=False, axis="x")
-    axes.set_xlabel("clients, sorted by gain")
     axes.set_ylabel("gain in percentage points")
     if gain.any():
         axes.legend(loc="upper left")

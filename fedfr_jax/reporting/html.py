@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import math
 import os
 import pathlib
@@ -14,18 +12,24 @@ from typing import Any
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 from fedfr_jax.atomic import write_text
+from fedfr_jax.config import Config, to_dict
+from fedfr_jax.data.held_out import evaluated_clients
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR, HEADLINE_MODELS
 from fedfr_jax.reporting import client_plots, plots, tables
+from fedfr_jax.reporting.pictures import (
+    PAIRS,
+    checked_image,
+    contact_sheet,
+    hard_negative_cards,
+    jpeg,
+    mistake_cards,
+)
 from fedfr_jax.runtime import workdir
+from fedfr_jax.runtime.changes import changed_settings
 from fedfr_jax.runtime.progress import duration, quantity
-
-_SHEET_PIXELS = 1_500_000  # of the contact sheet; larger ones are scaled down
-_PAIRS = 60  # most pairs of a kind that are shown, so that the file stays small
-_PAIR_SIDE = 160  # pixels; larger images of a pair are scaled down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,85 +82,6 @@ def load_report_data(directory: str | os.PathLike) -> ReportData:
         summary=summary,
         **workdir.read_evaluation(directory),
     )
-
-
-def _checked_image(image: Any, what: str) -> np.ndarray:
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
-        raise InputError(
-            f"{what} is {array.dtype} of shape {array.shape}; the report takes "
-            "images of shape (height, width, 3) uint8"
-        )
-    return array
-
-
-def _jpeg(image: np.ndarray) -> str:
-    """An image as a data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", quality=86, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _contact_sheet(faces: np.ndarray) -> np.ndarray:
-    """(rows, cols, S, S, 3) to one image with light seams."""
-    rows, cols, high, wide = faces.shape[:4]
-    seam = max(1, high // 32)
-    sheet = np.full((rows * (high + seam) - seam, cols * (wide + seam) - seam, 3), 235, np.uint8)
-    for row in range(rows):
-        for col in range(cols):
-            y, x = row * (high + seam), col * (wide + seam)
-            sheet[y : y + high, x : x + wide] = faces[row, col]
-    scale = math.sqrt(_SHEET_PIXELS / (sheet.shape[0] * sheet.shape[1]))
-    return _resized(sheet, scale) if scale < 1 else sheet
-
-
-def _resized(image: np.ndarray, scale: float) -> np.ndarray:
-    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    return np.asarray(
-        Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.LANCZOS)
-    )
-
-
-def _pair(first: Any, second: Any, what: str) -> tuple[str, str]:
-    uris = []
-    for image in (first, second):
-        array = _checked_image(image, what)
-        scale = _PAIR_SIDE / max(array.shape[:2])
-        uris.append(_jpeg(_resized(array, scale) if scale < 1 else array))
-    return uris[0], uris[1]
-
-
-def _number(value: Any, form: str) -> str:
-    return "–" if value is None or not math.isfinite(value) else format(float(value), form)
-
-
-def _hard_negative_cards(examples: Sequence[Mapping]) -> list[dict[str, Any]]:
-    return [
-        {
-            "images": _pair(item["local_image"], item["public_image"], "a hard negative"),
-            "alts": ("image of the client", "public image"),
-            "head": f"client {item['client']}",
-            "text": f"cosine {_number(item['cosine'], '.3f')}",
-        }
-        for item in examples[:_PAIRS]
-    ]
-
-
-def _mistake_cards(examples: Sequence[Mapping]) -> dict[str, list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for item in examples:
-        cards = groups.setdefault(f"{item['kind']}s", [])
-        if len(cards) < _PAIRS:
-            cards.append(
-                {
-                    "images": _pair(item["image_a"], item["image_b"], "a mistake"),
-                    "alts": ("first image of the pair", "second image of the pair"),
-                    "head": f"{item['model']}, client {item['client']}",
-                    "text": f"score {_number(item['score'], '.3f')}; "
-                    f"threshold {_number(item['threshold'], '.3f')}",
-                }
-            )
-    return groups
 
 
 def _shown(value: Any) -> str:
@@ -284,9 +209,26 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{key}.")
         else:
-            shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            rows.append((f"{prefix}{key}", shown if shown else "–"))
+            rows.append((f"{prefix}{key}", _setting(value)))
     return rows
+
+
+def _numbers(data: ReportData, count: int) -> np.ndarray:
+    """The numbers of the ``count`` evaluated clients."""
+    clients = data.summary.get("evaluated", {}).get("of", count)
+    return evaluated_clients(clients, count, data.config.get("data", {}).get("seed", 0))
+
+
+def _changed(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(setting, its value, the default) of the settings that differ from the defaults."""
+    changed = changed_settings(to_dict(Config()), config) if config else {}
+    shown = {name: value for name, value in changed.items() if not name.startswith("engine.")}
+    return [(name, _setting(new), _setting(old)) for name, (old, new) in shown.items()]
+
+
+def _setting(value: Any) -> str:
+    shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return shown if shown else "–"
 
 
 @plots.styled
@@ -304,7 +246,13 @@ def all_plots(data: ReportData) -> dict[str, list[plots.Plot]]:
         shown = {name: models[name] for name in models if name in HEADLINE_MODELS}
         clients.append(client_plots.distribution(metric, shown))
         clients += [
-            client_plots.gains(metric, models[reference], models["personalized"], reference)
+            client_plots.gains(
+                metric,
+                models[reference],
+                models["personalized"],
+                reference,
+                _numbers(data, len(models["personalized"])),
+            )
             for reference in ("global", "pretrained")
             if reference in models and "personalized" in models
         ]
@@ -359,9 +307,9 @@ def write_report(path: str | os.PathLike, data: ReportData) -> pathlib.Path:
             raise InputError(
                 f"the contact sheet has shape {faces.shape}; expected (rows, cols, size, size, 3)"
             )
-        _checked_image(faces[0, 0], "a face of the contact sheet")
+        checked_image(faces[0, 0], "a face of the contact sheet")
         sheet = {
-            "uri": _jpeg(_contact_sheet(faces)),
+            "uri": jpeg(contact_sheet(faces)),
             "rows": faces.shape[0],
             "cols": faces.shape[1],
         }
@@ -392,8 +340,9 @@ def _html(
         phases=_phases(data),
         figures=figures,
         sheet=sheet,
-        hard_negatives=_hard_negative_cards(data.hard_negatives),
-        mistakes=_mistake_cards(data.mistakes),
+        hard_negatives=hard_negative_cards(data.hard_negatives),
+        mistakes=mistake_cards(data.mistakes),
         settings=_flat(data.config),
-        limit=_PAIRS,
+        changed=_changed(data.config),
+        limit=PAIRS,
     )

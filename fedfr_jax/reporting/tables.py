@@ -47,6 +47,14 @@ _PERSONAL = {
     "identification_openset": ("Personalized identification (1:N), open set", "TPIR @ FPIR {}"),
 }
 
+_RULES = {
+    "verification_tar": "Every pair of test images with at least one of the client's people.",
+    "identification_pair": "The pair rule, the paper's own: one threshold over all pairs of a "
+    "test image and one of the client's people; not comparable with other work.",
+    "identification_openset": "The open-set rule, the standard one: a test image must find the "
+    "right person first, above a threshold that so few strangers pass.",
+}
+
 
 def rate_label(rate: str | float) -> str:
     """An error rate as it is written in the field: 0.001 -> "1e-3", 0.25 -> "0.25"."""
@@ -218,14 +226,11 @@ def closing_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
         if columns
     ]
     notes = ("In percent; mean ± standard deviation over the clients.", *_sample(summary))
-    pair_rule = _PERSONAL["identification_pair"][0]
-    tables += [
-        _table(
-            title, columns, names, notes, _UNRESOLVED_PAIRS if title == pair_rule else _UNRESOLVED
-        )
-        for title, columns in personal.items()
-        if columns
-    ]
+    for key, (title, _) in _PERSONAL.items():
+        if personal[title]:
+            unresolved = _UNRESOLVED_PAIRS if key == "identification_pair" else _UNRESOLVED
+            said = (_RULES[key], *notes)
+            tables.append(_table(title, personal[title], names, said, unresolved))
     more = (fairness_table(summary), cost_table(summary))
     return tables + [table for table in more if table is not None]
 

@@ -84,6 +84,19 @@ def forward_flops(config: Config) -> int:
     return _forward_flops(config.model, config.data.image_size, config.fed.trainable)
 
 
+def trained_images(config: Config, metrics: dict[str, np.ndarray]) -> np.ndarray:
+    """(C,) images that each client saw in the steps of a round, every epoch counted.
+
+    Args:
+      metrics: of the round, (C,) arrays.
+    """
+    batch, steps = config.fed.batch_size, metrics["steps"].astype(float)
+    if not config.fed.partial_batch:
+        return steps * batch
+    images = metrics["images"].astype(float)
+    return images * steps / np.maximum(np.ceil(images / batch), 1)
+
+
 def local_flops(
     config: Config, spec: RoundSpec, metrics: dict[str, np.ndarray], public_images: int
 ) -> np.ndarray:
@@ -100,8 +113,7 @@ def local_flops(
       metrics: of the round, (C,) arrays.
       public_images: N_0.
     """
-    batch = config.fed.batch_size
-    images, trained = metrics["images"].astype(float), metrics["steps"].astype(float) * batch
+    images, trained = metrics["images"].astype(float), trained_images(config, metrics)
     passes = 3.0 * trained * (2 if spec.recipe.copy_penalty is not None else 1)
     if spec.uses_contrastive:
         epochs = trained / np.maximum(images, 1)

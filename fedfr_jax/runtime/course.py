@@ -93,7 +93,7 @@ def round_row(
     threshold = (
         {"hard_threshold": config.fed.hard_threshold} if (config.fed.public_data == "hard") else {}
     )
-    trained = int(metrics["steps"].sum()) * config.fed.batch_size
+    trained = round(costs.trained_images(config, metrics).sum())
     return row | {
         **{k: float(np.mean(metrics[k])) for k in LOSS_TERMS},
         "hard_negatives_mean": float(hard.mean()),
@@ -212,7 +212,7 @@ class Course:
 
     def evaluates_at(self, done: int) -> bool:
         """Whether ``eval.every`` asks for an evaluation after ``done`` rounds."""
-        return self._run.evaluate is not None and done % self._run.sim.config.eval.every == 0
+        return self._run.evaluate is not None and done % self._run.sim.config.evaluate_every == 0
 
     def keep(
         self,

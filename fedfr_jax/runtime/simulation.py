@@ -222,7 +222,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
         config.fed.num_clients,
         config.data.split,
         config.data.seed,
-        min_client_images=config.fed.batch_size,
+        min_client_images=1 if config.fed.partial_batch else config.fed.batch_size,
     )
     source = degraded(source, config.data.degrade, config.data.seed, split.clients)
     _check_public_images(config, split)
@@ -295,6 +295,11 @@ def _check_public_images(config: Config, split: FederatedSplit) -> None:
 def _check_batch_norm(config: Config) -> None:
     """Requirements of batch norm on the mini-batch."""
     frozen = config.model.batch_norm == "frozen"
+    if config.fed.partial_batch and config.recipe.trains and not frozen:
+        raise ConfigError(
+            f"fed.partial_batch is set, but {config.model.name} normalizes over the mini-batch, "
+            "which must then be whole; set it to False, or model.batch_norm to 'frozen'"
+        )
     for name, size, used in (
         ("fed.batch_size", config.fed.batch_size, config.recipe.trains and not frozen),
         ("pretrain.batch_size", config.pretrain.batch_size, config.pretrain.epochs),

@@ -432,3 +432,21 @@ def test_tuning_without_people_for_it_is_refused():
         split_of(tuning=True)
     with pytest.raises(InputError, match=r"data\.split\.tuning_fraction: 1\.5"):
         split_of(tuning_fraction=1.5)
+
+
+def test_quantity_skew_spreads_clients_and_leaves_each_a_batch():
+    even = split_of(clients=7).clients
+    skewed = split_of(clients=7, quantity_skew=1.5, min_client_images=6).clients
+    np.testing.assert_array_equal(skewed.identities, even.identities)
+    assert (skewed.sizes <= even.sizes).all() and (skewed.sizes >= 6).all()
+    assert skewed.sizes.max() == even.sizes[skewed.sizes.argmax()]  # one client has all
+    assert skewed.sizes.min() < 0.5 * even.sizes[skewed.sizes.argmin()]
+    assert (skewed.counts > skewed.verification_images).all()  # nobody's person is lost
+    again = split_of(clients=7, quantity_skew=1.5, min_client_images=6).clients
+    np.testing.assert_array_equal(again.counts, skewed.counts)
+    np.testing.assert_array_equal(skewed.verification_counts, even.verification_counts)
+
+
+def test_a_skew_out_of_range_is_refused():
+    with pytest.raises(InputError, match=r"data\.split\.quantity_skew: -1"):
+        split_of(quantity_skew=-1.0)

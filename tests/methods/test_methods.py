@@ -549,6 +549,67 @@ def test_arcface_and_balanced_classes():
     assert float(weights.sum() / valid.sum()) == pytest.approx(1.0)
 
 
+def test_repeated_negatives_count_more_without_a_gradient():
+    """The re-weighting of CosFace in FedFR's code, in a softmax written out."""
+    rng = np.random.RandomState(1)
+    f, rows = rng.standard_normal((5, 8)), rng.standard_normal((6, 8))
+    labels, own, repeats = np.array([0, 1, 2, 4, 5]), 3, 39
+
+    def reference(f, rows):
+        unit = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (f, rows)]
+        is_label = np.eye(6)[labels].astype(bool)
+        logits = 30 * (unit[0] @ unit[1].T - 0.4 * is_label)
+        frozen = jnp.exp(jax.lax.stop_gradient(logits))
+        more = repeats * jnp.where(is_label, 0, frozen)[:, :own].sum(1)
+        total = jnp.exp(logits).sum(1) + more
+        return (jnp.log(total) - logits[np.arange(5), labels]).mean()
+
+    def ours(f, rows):
+        is_own = jnp.arange(4) < own  # the fourth class of the head is padding
+        mask = jnp.array([True, True, True, False, True, True, True])
+        padded = jnp.insert(rows, 3, 7.0, axis=0)
+        places = jnp.where(labels < own, labels, labels + 1)
+        return losses.margin_loss(
+            f, padded, places, scale=30.0, margin=0.4, class_mask=mask, repeats=repeats,
+            is_own=is_own,
+        )  # fmt: skip
+
+    with small.in_double():
+        args = jnp.asarray(f), jnp.asarray(rows)
+        expected, actual = (jax.value_and_grad(loss, (0, 1))(*args) for loss in (reference, ours))
+        chex.assert_trees_all_close(actual, expected, rtol=1e-9)
+    plain = run(make("fedavg"))[2]
+    assert differs(run(make("fedavg", loss=LossConfig(repeated_negatives=2)))[2], plain)
+
+
+def test_a_partial_batch_is_a_step_on_the_images_there_are():
+    """A client of 5 images: one partial batch of 8 is one whole batch of 5."""
+    data = small.federation(sizes=(5,), identities=(2,))
+    whole, partial = (
+        run(make("fedfr", fed={"batch_size": size, "partial_batch": size == 8}), data=data)
+        for size in (5, 8)
+    )
+    assert_same(partial[2:4], whole[2:4], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(partial[4]["loss"], whole[4]["loss"], rtol=1e-5)
+    # With 4 images in a batch, the one that is left over has a step of its own.
+    left_over = run(make("fedfr", fed={"batch_size": 4, "partial_batch": True}), data=data)[4]
+    assert left_over["steps"][0] == 2 * whole[4]["steps"][0]
+    dropped = run(make("fedfr", fed={"batch_size": 4}), data=data)[4]
+    assert left_over["steps"][0] == 2 * dropped["steps"][0]
+
+
+def test_a_partial_batch_changes_nothing_where_all_are_whole():
+    data = small.federation(sizes=(8, 4), identities=(2, 3))
+    found = [run(make("fedfr", fed={"partial_batch": p}), data=data)[2:4] for p in (False, True)]
+    assert_same(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_partial_batches_count_the_images_that_were_seen():
+    config = resolve({"fed": {"partial_batch": True, "batch_size": 4}})
+    metrics = {"images": np.array([5, 8]), "steps": np.array([6, 6])}  # three epochs each
+    np.testing.assert_allclose(costs.trained_images(config, metrics), [15, 24])
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] * (n == "none")) for n in sorted(TRANSFORMS)],

@@ -336,6 +336,15 @@ def test_gains_count_clients():
     assert client_plots.gains("rank1", np.array([np.nan]), np.array([0.1])) is None
 
 
+def test_bars_of_gains_have_the_numbers_of_the_clients():
+    before, after = np.array([0.5, 0.5, np.nan, 0.5]), np.array([0.6, 0.4, 0.5, 0.5])
+    plot = client_plots.gains("rank1", before, after, numbers=np.array([3, 7, 11, 20]))
+    labels = [text.get_text() for text in plot.figure.axes[0].get_xticklabels()]
+    assert labels == ["7", "20", "3"]
+    many = client_plots.gains("rank1", np.zeros(60), np.linspace(-1, 1, 60))
+    assert many.figure.axes[0].get_xlabel() == "clients, sorted by gain"
+
+
 def test_gains_by_personalization_are_over_the_global_model(full):
     path, text = full
     texts = " ".join(Page(text).texts)
