@@ -48,7 +48,7 @@ def config(population: int, cohort: int, rounds: int):
                 "public_data": "all",
             },  # the same work in every round
             "population": {"cohort": cohort},
-            "eval": {"clients": 1},
+            "eval": {"clients": 1, "every": 0},
             "checkpoint": {"every": 2},
             "engine": {"lanes": 1, "conv": "custom"},
         }

@@ -190,7 +190,7 @@ class EvalConfig:
     fars: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
     clients: int = 0  # evaluate the personalized models of so many clients, drawn; 0 = all
     # Generic and personalized evaluation each so many rounds, beside the one at the end; 0 = never;
-    # -1: some five times in a run if at most 64 clients are evaluated.
+    # -1: some five times in a run if there are at most 64 clients.
     every: int = -1
     # Beside the method's own definition of a personalized model: a client's backbone without its
     # transform, the global backbone with it, and the mean of both backbones.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import cases, compare, ours, plain_jax, problem, run, workloads
+from benchmarks import cases, compare, ours, plain_jax, problem, run, trainable, workloads
 from benchmarks.problem import Case
 from fedfr_jax.engine import flops
 
@@ -205,3 +205,9 @@ def test_unknown_cases_are_refused(capsys):
     with pytest.raises(SystemExit):
         run.main(["--only", "smal"])
     assert "no case 'smal'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_training_from_a_layer_up_sends_less_and_is_faster():
+    whole, upper = (trainable.case(part, clients=2, rounds=3) for part in ("all", "last_stage"))
+    assert upper["sent"] < whole["sent"] and upper["round"] < whole["round"]

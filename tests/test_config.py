@@ -38,6 +38,15 @@ def test_the_authors_baselines_have_their_own_batches():
     assert found["fedavg"].lr_decay == 1.0 and found["fedavg"].class_embedding_init == "random"
 
 
+@pytest.mark.parametrize(
+    "clients, rounds, every, expected",
+    [(64, 20, -1, 4), (64, 3, -1, 1), (65, 20, -1, 0), (65, 20, 7, 7), (3, 20, 0, 0)],
+)
+def test_few_clients_are_evaluated_some_five_times(clients, rounds, every, expected):
+    config = resolve({"fed": {"num_clients": clients, "rounds": rounds}, "eval": {"every": every}})
+    assert config.evaluate_every == expected
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_settings_are_valid(path):
     settings = load_config(path)

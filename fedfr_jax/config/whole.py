@@ -21,7 +21,7 @@ from fedfr_jax.settings import (
     PretrainConfig,
 )
 
-_FEW_CLIENTS = 64  # evaluated between rounds unless eval.every says otherwise
+_FEW_CLIENTS = 64  # up to so many are evaluated between rounds unless eval.every says otherwise
 
 
 def method_config() -> Any:
@@ -79,8 +79,7 @@ class Config:
         """Rounds between evaluations; 0: only at the end."""
         if self.eval.every >= 0:
             return self.eval.every
-        clients = self.eval.clients or self.fed.num_clients
-        return -(-self.rounds // 5) if clients <= _FEW_CLIENTS else 0
+        return -(-self.rounds // 5) if self.fed.num_clients <= _FEW_CLIENTS else 0
 
     @property
     def options(self) -> Any:
