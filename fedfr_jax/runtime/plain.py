@@ -11,7 +11,7 @@ import numpy as np
 from fedfr_jax.algorithm.plain import PlainRounds
 from fedfr_jax.config import Settings, merged, nested_settings, resolve
 from fedfr_jax.errors import InputError
-from fedfr_jax.models.parts import ALL
+from fedfr_jax.models.parts import is_divided
 from fedfr_jax.population.packing import pack_clients, pack_public
 from fedfr_jax.runtime.autotune import settle
 from fedfr_jax.runtime.simulation import make_layout, make_spec, use_cpu_devices
@@ -48,7 +48,7 @@ def plain_rounds(
     resolved = resolve(
         merged(chosen, {"data": {"image_size": size}, "fed": {"num_clients": len(clients)}})
     )
-    if resolved.fed.trainable != ALL:
+    if is_divided(resolved.model, size, resolved.fed.trainable):
         raise InputError(
             f"fed.trainable is {resolved.fed.trainable!r}, but plain rounds train the whole "
             "network; set it to 'all'"
