@@ -23,7 +23,7 @@ from fedfr_jax.experiment import Experiment, train
 from fedfr_jax.reporting.figures import slug
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.autotune import seeds_at_once, settle
-from fedfr_jax.runtime.changes import changed_settings
+from fedfr_jax.runtime.changes import changes_of_run
 from fedfr_jax.runtime.pretrained import copy_pretrained, pretrained_key
 from fedfr_jax.settings import DataConfig
 
@@ -85,7 +85,7 @@ def is_finished(cell: Cell, folder: pathlib.Path) -> bool:
     """
     if not (folder / workdir.CONFIG).exists():
         return False
-    changed = changed_settings(workdir.read_config(folder), to_dict(cell.config))
+    changed = changes_of_run(workdir.read_config(folder), to_dict(cell.config))
     changed = {k: v for k, v in changed.items() if not k.startswith(_RESETTLED)}
     if changed:
         what = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())

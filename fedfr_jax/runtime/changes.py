@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fedfr_jax.config import Config, to_dict
 from fedfr_jax.errors import InputError
 from fedfr_jax.runtime.json_file import plain
 
@@ -36,20 +37,34 @@ MAY_CHANGE = (
 )
 
 
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def changes_of_run(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple]:
+    """As :func:`changed_settings`, between a run's ``config.json`` and new settings.
+
+    A setting that the version that wrote the file did not have yet counts as its default: new
+    settings leave everything as it was unless they are set.
+    """
+    known, defaults = dict(_flat(plain(old))), dict(_flat(plain(to_dict(Config()))))
+    return {
+        key: (before, after)
+        for key, (before, after) in changed_settings(old, new).items()
+        if key in known or after != defaults.get(key)
+    }
+
+
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple]:
     """Settings that differ between two nested dicts: dotted name -> (old, new).
 
     A setting that one of them lacks counts as ``None`` there.
     """
-
-    def flat(tree, prefix=""):
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from flat(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    before, after = dict(flat(plain(old))), dict(flat(plain(new)))
+    before, after = dict(_flat(plain(old))), dict(_flat(plain(new)))
     return {
         key: (before.get(key), after.get(key))
         for key in sorted(before | after)
@@ -71,12 +86,12 @@ def check_changes(
       may_change: as for :func:`fedfr_jax.runtime.workdir.open_run`.
 
     Returns:
-      As :func:`changed_settings`.
+      As :func:`changes_of_run`.
 
     Raises:
       InputError: a setting differs that may not change.
     """
-    changed = changed_settings(old, new)
+    changed = changes_of_run(old, new)
     fixed = [
         f"{key}: {before!r} -> {after!r}"
         for key, (before, after) in changed.items()

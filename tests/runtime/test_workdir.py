@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from fedfr_jax.config import Config, to_dict
 from fedfr_jax.errors import DamagedError, InputError
 from fedfr_jax.runtime import progress, workdir
-from fedfr_jax.runtime.changes import changed_settings
+from fedfr_jax.runtime.changes import changed_settings, changes_of_run
 from fedfr_jax.runtime.json_file import plain
 
 CONFIG = {"seed": 0, "fed": {"rounds": 3, "lr": 0.1}, "data": {"sets": ("a", "b")}}
@@ -268,6 +269,14 @@ def test_evaluation_round_trip_with_slashes_in_names(tmp_path):
     np.testing.assert_array_equal(found["mistakes"][0].pop("image_b"), image)
     assert found["mistakes"][0]["kind"] == "false accept"
     assert isinstance(found["mistakes"][0]["client"], int)
+
+
+def test_a_setting_that_a_run_does_not_know_counts_as_its_default():
+    new = to_dict(Config())
+    old = {**new, "fed": {k: v for k, v in new["fed"].items() if k != "partial_batch"}}
+    assert changes_of_run(old, new) == {}
+    set_now = {**new, "fed": new["fed"] | {"partial_batch": True}}
+    assert changes_of_run(old, set_now) == {"fed.partial_batch": (None, True)}
 
 
 def test_changed_settings_are_named_by_their_path():
