@@ -22,7 +22,9 @@ def get_config():
     c = ConfigDict()
     c.base = load_config(pathlib.Path(__file__).with_name("quickstart.py"))
     c.base.data.image_size = 32
-    c.base.fed.rounds = 6
+    c.base.data.generated.identities = 240
+    c.base.fed.num_clients = 8
+    c.base.method.fedfr.transform = "linear"  # the paper's; one of the rows is without
     c.rows = (FEDFR, *BASELINES, *PARTS, *SWITCHES, fixed_epochs(2), *batch_norm((8, 16, 32, 64)))
     c.seeds = (0, 1, 2)
     c.vary = ("seed", "data.seed")

@@ -118,7 +118,7 @@ strengths = (0.0, 1.0) if SMALL else (0.0, 0.5, 1.0)
 rows = sweep.shift_rows(strengths, {"low_light": 0.48, "blur": 0.8, "colour": 1.0})
 shifted = grid.run_grid(grid.make_cells(base, rows, seeds), folder / "shift")
 assert not shifted.failures, shifted.failures
-sweep.gain_plot(shifted, strengths)
+sweep.gain_plot(shifted)
 
 # %%
 shifted.models  # of the first row; in brackets the gain over the global model

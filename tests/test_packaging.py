@@ -23,7 +23,7 @@ CONFIGURATIONS = {path.name for path in (ROOT / "configs").glob("*.py")}
 INSTALLED = """
 import pathlib, fedfr_jax
 assert pathlib.Path(fedfr_jax.__file__).is_relative_to({site!r}), fedfr_jax.__file__
-assert fedfr_jax.load_config("quickstart").fed.num_clients == 8
+assert fedfr_jax.load_config("quickstart").fed.num_clients == 16
 assert len(fedfr_jax.load_config("ablation").rows) > 5
 from fedfr_jax.reporting.html import template
 template("report.html.j2"), template("ablation.html.j2")

@@ -27,7 +27,8 @@ from fedfr_jax.runtime.changes import changes_of_run
 from fedfr_jax.runtime.pretrained import copy_pretrained, pretrained_key
 from fedfr_jax.settings import DataConfig
 
-_RESETTLED = ("engine.", "model.dtype")  # decided by measurement when the cell ran
+# Decided by measurement when the cell ran, or without effect on its results.
+_RESETTLED = ("engine.", "model.dtype", "data.workers")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import functools
 import io
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -345,15 +345,17 @@ def write_report(
     title: str,
     changes: Mapping[str, str],
     failures: Mapping[str, str],
+    first: Sequence[plots.Plot] = (),
 ) -> None:
     """Writes ``report.html`` and ``plots/``.
 
     Args:
       changes: row -> the settings it changes, for the report.
       failures: cell -> what went wrong.
+      first: plots before the others.
     """
     folder = pathlib.Path(folder)
-    drawn = drawings(found)
+    drawn = [*first, *drawings(found)]
     text = report.template("ablation.html.j2").render(
         title=title,
         lead=f"{len(found.values)} rows, {len(found.seeds)} seeds, compared with "

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from fedfr_jax.ablation import comparison, tuning
 from fedfr_jax.ablation.budgets import Course, course
 from fedfr_jax.ablation.cells import Cell, is_finished, make_cells, run_with_mates, summary_of
+from fedfr_jax.ablation.sweep import gain_plot
 from fedfr_jax.atomic import write_text
 from fedfr_jax.config import to_dict
 from fedfr_jax.errors import ConfigError, InputError, InUseError
@@ -256,7 +257,15 @@ def write_report(
     title: str,
 ) -> None:
     """``report.html`` and ``plots/`` of a comparison."""
-    comparison.write_report(found, root, title, _changes(cells, found.reference), failures)
+    gain = gain_plot(found)
+    comparison.write_report(
+        found,
+        root,
+        title,
+        _changes(cells, found.reference),
+        failures,
+        [] if gain is None else [gain],
+    )
 
 
 def _changes(cells: Sequence[Cell], reference: str) -> dict[str, str]:

@@ -34,11 +34,13 @@ def compared(gain):
 def test_the_plot_shows_the_gain_over_the_global_model():
     found = compared(lambda s: 10 * s - 5)
     assert sweep.gains(found, "shift 1")["1:1 TAR @ FAR 1e-3"].mean == pytest.approx(5.0)
-    plot = sweep.gain_plot(found, STRENGTHS)
+    plot = sweep.gain_plot(found)
     line = plot.figure.axes[0].lines[1]
     np.testing.assert_allclose(line.get_data(), [STRENGTHS, [-5, 0, 5]], atol=1e-9)
     assert "-5.0 at 0, +0.0 at 0.5, +5.0 at 1" in plot.alt
 
 
 def test_without_results_there_is_no_plot():
-    assert sweep.gain_plot(compared(lambda s: 0), (3.0,)) is None
+    found = comparison.compare({"shift 1": {0: compared_summary(0.9, 0.5)}}, "shift 1")
+    assert sweep.strengths_of(found) == [1.0]
+    assert sweep.gain_plot(found) is None
