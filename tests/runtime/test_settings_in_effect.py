@@ -116,3 +116,10 @@ def test_batch_norm_of_a_single_image_is_refused(name, groups, tmp_path):
     with pytest.raises(ConfigError, match=f"^{name} is 1, but tiny_norm normalizes"):
         Experiment(quick(model={"name": "tiny_norm", "embedding": 8}, **groups), tmp_path / "x")
     assert make_spec(quick(**groups))  # without batch norm all is well
+
+
+def test_a_partial_batch_needs_batch_norm_to_be_frozen(tmp_path):
+    norm, partial = {"name": "tiny_norm", "embedding": 8}, {"partial_batch": True}
+    with pytest.raises(ConfigError, match=r"^fed\.partial_batch is set, but tiny_norm normalizes"):
+        Experiment(quick(model=norm, fed=partial), tmp_path / "x")
+    assert make_spec(quick(model=norm | {"batch_norm": "frozen"}, fed=partial))
