@@ -93,7 +93,14 @@ def budget_table(courses: Mapping[str, Mapping[int, Course]], reference: str) ->
     for row, runs in courses.items():
         cells: list[Cell] = []
         for unit, name in KINDS.items():
-            found = [_at(c, getattr(c, name), totals[unit], metrics) for c in runs.values()]
+            found = [
+                _at(c, getattr(c, name), getattr(courses[reference][seed], name)[-1], metrics)
+                for seed, c in runs.items()
+                if seed in courses[reference]
+            ]
+            if not found:
+                cells += [Cell("–")] * (1 + len(metrics))
+                continue
             rounds = float(np.mean([done for done, _ in found]))
             cells.append(Cell(f"{rounds:.3g}"))
             means = np.mean([values for _, values in found], axis=0)
@@ -105,7 +112,7 @@ def budget_table(courses: Mapping[str, Mapping[int, Course]], reference: str) ->
         tuple(rows),
         (
             "In percent, mean over seeds: personalized / global model after the last round that a "
-            f"client can afford with what {reference} spends in all rounds.",
+            f"client can afford with what {reference} spends in all rounds, seed by seed.",
         ),
     )
 

@@ -48,8 +48,10 @@ def test_without_evaluations_between_rounds_there_is_no_course():
 
 def test_each_row_is_shown_at_what_the_reference_spends():
     courses = {
-        "cheap": {0: course(1.0, [0.3, 0.5])},  # spends 2 GFLOP and 4 MB
-        "dear": {0: course(2.0, [0.4, 0.9], mega_bytes=4.0), 1: course(2.0, [0.2, 0.9])},
+        # Both seeds spend 4 MB; 1 and 3 GFLOP.
+        "cheap": {0: course(0.5, [0.3, 0.5]), 1: course(1.5, [0.3, 0.5])},
+        "dear": {0: course(1.0, [0.4, 0.9], mega_bytes=4.0), 1: course(2.0, [0.2, 0.9])},
+        "other seed": {2: course(1.0, [0.3, 0.5])},
     }
     table = budgets.budget_table(courses, "cheap")
     assert table.columns == ("rounds, 4 MB sent", *METRICS, "rounds, 2 GFLOP", *METRICS)
