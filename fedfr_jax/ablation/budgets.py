@@ -92,7 +92,7 @@ def budget_table(courses: Mapping[str, Mapping[int, Course]], reference: str) ->
     rows = []
     for row, runs in courses.items():
         cells: list[Cell] = []
-        for unit, name in KINDS.items():
+        for name in KINDS.values():
             found = [
                 _at(c, getattr(c, name), getattr(courses[reference][seed], name)[-1], metrics)
                 for seed, c in runs.items()
