@@ -173,7 +173,9 @@ def run_grid(
     return dataclasses.replace(write(failures, whole=True), failures=failures)
 
 
-def tuned(grid: Grid, root: str | os.PathLike, only: str = "", report=print):
+def tuned(
+    grid: Grid, root: str | os.PathLike, only: str = "", report=print
+) -> tuple[Grid, ResultTable]:
     """Chooses the settings of the rows by the grid's search, which runs in ``root / "tuning"``.
 
     Args:

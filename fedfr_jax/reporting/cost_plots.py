@@ -72,7 +72,7 @@ def against_cost(
     return Plot(
         f"cost-{slug(metric)}",
         figure,
-        f"{metric}, against its cost",
+        f"{metric[:1].upper()}{metric[1:]}, against its cost",
         f"Line plots of {metric} against the cost of the rounds. In the end: {ends}.",
         "A dot is a round, mean over seeds. What a client has sent, and the arithmetic it has "
         "done, since the first round.",
