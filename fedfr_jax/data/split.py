@@ -53,12 +53,7 @@ def make_split(
     _check(config, num_clients, seed)
     table = _tabulate(np.asarray(labels))
     order = _stream(seed, 0).permutation(_people(np.flatnonzero(table.counts), config))
-    if config.held_out_identities > len(order):
-        raise InputError(
-            f"data.split.held_out_identities: {config.held_out_identities} wanted, but the data "
-            f"has {len(order)} identities"
-        )
-    held_out, rest = np.split(order, [config.held_out_identities])
+    held_out, rest = _set_aside(order, config.held_out_identities)
     for_clients, for_public = np.split(rest, [round(config.client_fraction * len(rest))])
     members, sizes = _members(for_clients, table.counts, num_clients, config, seed)
     clients = _clients(members, sizes, table, config)
@@ -99,6 +94,16 @@ class _Table:
         """Returns all image numbers of ``identities``, one identity after the other; int64."""
         positions = ranges(self.starts[identities], self.counts[identities])
         return positions if self.order is None else self.order[positions]
+
+
+def _set_aside(order: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the first ``count`` identities, the others)."""
+    if count > len(order):
+        raise InputError(
+            f"data.split.held_out_identities: {count} wanted, but the data has {len(order)} "
+            "identities"
+        )
+    return order[:count], order[count:]
 
 
 def _people(identities: np.ndarray, config: SplitConfig) -> np.ndarray:
