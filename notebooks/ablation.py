@@ -123,6 +123,8 @@ strengths = (0.0, 1.0) if SMALL else (0.0, 0.5, 1.0)
 rows = sweep.shift_rows(strengths, {"colour": 1.0, "low_light": 0.3, "blur": 0.2})
 shifted = grid.run_grid(grid.make_cells(merged(base, more), rows, seeds), folder / "shift")
 assert not shifted.failures, shifted.failures
+
+# %%
 sweep.gain_plot(shifted)
 
 # %%

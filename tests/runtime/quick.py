@@ -32,7 +32,7 @@ SETTINGS = {
     "pretrain": {"epochs": 0},
     "fed": {"num_clients": 5, "rounds": 4, "batch_size": 4, "local_epochs": (1,), "lr": 0.05},
     "population": {"cohort": 3},
-    "eval": {"fars": (0.1,), "batch_size": 32, "examples": 0},
+    "eval": {"fars": (0.1,), "batch_size": 32, "examples": 0, "every": 0},
     "engine": {"lanes": 1, "conv": "grouped"},
 }
 _programs: dict = {}
