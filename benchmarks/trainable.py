@@ -17,7 +17,7 @@ from typing import Any
 from fedfr_jax import Experiment, use_cpu_devices
 from fedfr_jax.runtime import costs
 
-PARTS = ("all", "res_5_block0", "last_stage", "embedding")
+PARTS = ("all", "last_stage", "res_5_block0", "embedding")
 
 
 def settings(trainable: str, clients: int, rounds: int) -> dict[str, Any]:
