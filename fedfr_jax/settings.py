@@ -170,6 +170,11 @@ class FedConfig:
     server_beta2: float = 0.99
     server_epsilon: float = 1e-3  # tau: the least scale of a step, and the start of v
 
+    @property
+    def least_images(self) -> int:
+        """Training images that a client needs to make a step."""
+        return 1 if self.partial_batch else self.batch_size
+
 
 @dataclasses.dataclass(frozen=True)
 class PopulationConfig:

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from fedfr_jax.ablation import comparison, tuning
 from fedfr_jax.ablation.budgets import Course, course
 from fedfr_jax.ablation.cells import Cell, is_finished, make_cells, run_with_mates, summary_of
+from fedfr_jax.ablation.rows import Row
 from fedfr_jax.ablation.sweep import gain_plot
 from fedfr_jax.atomic import write_text
 from fedfr_jax.config import to_dict
@@ -50,7 +51,7 @@ class Grid:
     """
 
     base: Mapping[str, Any]
-    rows: Sequence[tuple[str, Mapping[str, Any]]]
+    rows: Sequence[Row]
     seeds: Sequence[int]
     vary: Sequence[str] = ("seed", "data.seed")
     reference: str = ""
@@ -198,31 +199,34 @@ def tuned(
     use_cpu_devices(cells[0].config.engine.cpu_devices)
     names = {tuning.name_of(row, label) for row in wanted for label in search.searches.get(row, ())}
     run_cells([cell for cell in cells if cell.row in names], folder, report)
-    summaries: dict[str, dict[int, Any]] = {}
-    for cell in cells:
-        summary = summary_of(folder / "cells" / cell.folder)
-        if summary is not None:
-            summaries.setdefault(cell.row, {})[cell.seed] = summary
-    found = tuning.choose(search, summaries, wanted)
+    found = tuning.choose(search, _summaries(cells, folder), wanted)
     rows = tuning.tuned_rows(grid.rows, search, found, reference, wanted)
     table = tuning.table(search, found)
     write_text(folder / "table.md", result_table.markdown(table))
     return dataclasses.replace(grid, rows=rows), table
 
 
+def _summaries(cells: Sequence[Cell], root: pathlib.Path) -> dict[str, dict[int, Any]]:
+    """Row -> seed -> results, of the cells that are finished."""
+    found: dict[str, dict[int, Any]] = {}
+    for cell in cells:
+        summary = summary_of(root / "cells" / cell.folder)
+        if summary is not None:
+            found.setdefault(cell.row, {})[cell.seed] = summary
+    return found
+
+
 def compare(
     cells: Sequence[Cell], root: pathlib.Path, reference: str = ""
 ) -> comparison.Comparison:
     """The cells that are finished, compared; ``reference`` as for :func:`run_grid`."""
-    summaries: dict[str, dict[int, Any]] = {}
+    summaries = _summaries(cells, root)
     per_client: dict[str, dict[int, Any]] = {}
     courses: dict[str, dict[int, Course]] = {}
     for cell in cells:
-        folder = root / "cells" / cell.folder
-        summary = summary_of(folder)
+        folder, summary = root / "cells" / cell.folder, summaries.get(cell.row, {}).get(cell.seed)
         if summary is None:
             continue
-        summaries.setdefault(cell.row, {})[cell.seed] = summary
         per_client.setdefault(cell.row, {})[cell.seed] = _per_client(folder)
         if (of_cell := _course(folder, summary)) is not None:
             courses.setdefault(cell.row, {})[cell.seed] = of_cell
@@ -298,7 +302,7 @@ def grid_of(config: ConfigDict) -> Grid:
         config.base.to_dict(),
         config.rows,
         config.seeds,
-        config.get("vary", ("seed", "data.seed")),
+        config.get("vary", Grid.vary),
         config.get("reference", ""),
         search,
     )

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from fedfr_jax.ablation.metrics import tuning_score
+from fedfr_jax.ablation.rows import Row
 from fedfr_jax.config import merged, nested
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.reporting.result_table import Cell, ResultTable
 
 Changes = dict[str, Any]
-Row = tuple[str, Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy as np
 from fedfr_jax.config import Config
 from fedfr_jax.data import open_source
 from fedfr_jax.data.degrade import camera_of
-from fedfr_jax.data.split import make_split
 from fedfr_jax.data.split_file import describe_split
 from fedfr_jax.data.types import FederatedSplit, ImageSource
 from fedfr_jax.reporting.result_table import Cell, ResultTable
+from fedfr_jax.runtime.simulation import split_of
 from fedfr_jax.settings import DEGRADATIONS
 
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
@@ -31,13 +31,7 @@ def describe(config: Config, source: ImageSource | None = None) -> list[ResultTa
       InputError: the data cannot be split as asked.
     """
     source = open_source(config.data) if source is None else source
-    split = make_split(
-        source.labels,
-        config.fed.num_clients,
-        config.data.split,
-        config.data.seed,
-        min_client_images=1 if config.fed.partial_batch else config.fed.batch_size,
-    )
+    split = split_of(config, source)
     found = [_counts(split, source), _spread(split)]
     return found + ([_cameras(config, split)] if config.data.degrade.is_active else [])
 

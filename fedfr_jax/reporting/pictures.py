@@ -19,6 +19,7 @@ _PAIR_SIDE = 160  # pixels; larger images of a pair are scaled down
 
 
 def checked_image(image: Any, what: str) -> np.ndarray:
+    """An image as an array; InputError, which says ``what`` it is, if not (S, S, 3) uint8."""
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
         raise InputError(
@@ -69,6 +70,7 @@ def _number(value: Any, form: str) -> str:
 
 
 def hard_negative_cards(examples: Sequence[Mapping]) -> list[dict[str, Any]]:
+    """Pairs of a client's and a public image, as the page shows them."""
     return [
         {
             "images": _pair(item["local_image"], item["public_image"], "a hard negative"),
@@ -81,6 +83,7 @@ def hard_negative_cards(examples: Sequence[Mapping]) -> list[dict[str, Any]]:
 
 
 def mistake_cards(examples: Sequence[Mapping]) -> dict[str, list[dict[str, Any]]]:
+    """Kind of mistake -> pairs of images, as the page shows them."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for item in examples:
         cards = groups.setdefault(f"{item['kind']}s", [])

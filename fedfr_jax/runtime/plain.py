@@ -57,8 +57,7 @@ def plain_rounds(
     if resolved.fed.public_data != "off" and not cohort_public.identities:
         raise InputError(f"fed.public_data is {resolved.fed.public_data!r}, but public is empty")
     _same_size(size, [images for images, _ in clients] + [public[0]])
-    least = 1 if resolved.fed.partial_batch else resolved.fed.batch_size
-    few = [i for i, (images, _) in enumerate(clients) if len(images) < least]
+    few = [i for i, (im, _) in enumerate(clients) if len(im) < resolved.fed.least_images]
     if few and resolved.fed.public_data == "off":
         raise InputError(
             f"client {few[0]} has {len(clients[few[0]][0])} images, less than "

@@ -203,6 +203,17 @@ def _warn_of_single_identities(config: Config, clients: Clients) -> None:
         )
 
 
+def split_of(config: Config, source: ImageSource) -> FederatedSplit:
+    """Who has which images; raises InputError where the data cannot be split as asked."""
+    return make_split(
+        source.labels,
+        config.fed.num_clients,
+        config.data.split,
+        config.data.seed,
+        min_client_images=config.fed.least_images,
+    )
+
+
 def build_simulation(config: Config, source: ImageSource | None = None) -> Simulation:
     """Opens the data, splits it, settles the plan, reads the images and builds the model.
 
@@ -217,13 +228,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     if source is None:
         with track("opening the data", None, "", keep=False):
             source = data_sources.open_source(config.data)
-    split = make_split(
-        source.labels,
-        config.fed.num_clients,
-        config.data.split,
-        config.data.seed,
-        min_client_images=1 if config.fed.partial_batch else config.fed.batch_size,
-    )
+    split = split_of(config, source)
     source = degraded(source, config.data.degrade, config.data.seed, split.clients)
     _check_public_images(config, split)
     generic = verification_sets(config.data, source, split)
