@@ -58,5 +58,6 @@ def get_config():
         "fed": {"num_clients": 5},
         "eval": {"variants": False, "every": 0},
     }
+    c.tune.like = ((LONG[0], "FedAvg"),)
     c.tune.rows = tuple(search(name) for name, _ in (FEDFR, *methods) if name not in NOT_HERE)
     return c

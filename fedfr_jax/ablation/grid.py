@@ -195,6 +195,7 @@ def tuned(
     _check([name for name, _ in grid.rows], reference, only)
     folder = pathlib.Path(root).expanduser() / "tuning"
     wanted = {row for row, _ in grid.rows if row == reference or re.search(only, row)}
+    wanted |= {search.like[row] for row in wanted & set(search.like)}
     cells = make_cells(grid.base, tuning.search_rows(search, grid.rows), search.seeds, grid.vary)
     use_cpu_devices(cells[0].config.engine.cpu_devices)
     names = {tuning.name_of(row, label) for row in wanted for label in search.searches.get(row, ())}

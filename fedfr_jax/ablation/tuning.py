@@ -6,9 +6,10 @@ A grid's configuration may hold ``tune`` with
   ``{"data": {"split": {"tuning": True}}}``, so that they use other people than the results;
 * ``rows``: pairs of a row's name and its search, setting -> values. All combinations are run, and
   every row must have as many, so that no method gets a larger budget than another;
-* ``seeds``: of the search.
+* ``seeds``: of the search;
+* ``like``, if wanted: pairs of a row without a search and the row whose settings it takes.
 
-Rows without a search take what was found for the reference: they are its variants.
+Other rows without a search take what was found for the reference: they are its variants.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ class Tuning:
       settings: what its runs change in the base.
       searches: row -> its candidates, label -> nested settings.
       seeds: of its runs.
+      like: row without a search -> the row whose settings it takes.
     """
 
     settings: Changes
     searches: dict[str, dict[str, Changes]]
     seeds: tuple[int, ...]
+    like: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def budget(self) -> int:
@@ -75,7 +78,14 @@ def tuning_of(tune: Mapping[str, Any], rows: Sequence[Row]) -> Tuning:
                 f"tune.rows: {row!r} has {len(found)} combinations and {first!r} {budget}; give "
                 "every row as many, so that none is favored"
             )
-    return Tuning(dict(tune["settings"]), searches, tuple(int(s) for s in tune["seeds"]))
+    like = dict(tune.get("like", ()))
+    for row, other in like.items():
+        if row not in names or row in searches or other not in searches:
+            raise ConfigError(
+                f"tune.like: {row!r} is like {other!r}; the first must be a row without a search, "
+                "the second one with a search"
+            )
+    return Tuning(dict(tune["settings"]), searches, tuple(int(s) for s in tune["seeds"]), like)
 
 
 def candidates(search: Mapping[str, Sequence[Any]]) -> dict[str, Changes]:
@@ -157,7 +167,7 @@ def tuned_rows(
     """
 
     def changes(row: str) -> Changes:
-        like = row if row in found else reference
+        like = row if row in found else tuning.like.get(row, reference)
         return tuning.searches[like][found[like].best] if like in found else {}
 
     return [(row, merged(own, changes(row))) for row, own in rows if row in wanted or row in found]
@@ -189,6 +199,10 @@ def table(tuning: Tuning, found: Mapping[str, Choice]) -> ResultTable:
             "the global or the personalized models, whichever are better; over "
             f"{len(tuning.seeds)} {'seed' if len(tuning.seeds) == 1 else 'seeds'}. All rows had "
             f"the same budget: {tuning.budget} settings. Rows that are not listed take the "
-            "reference's settings.",
+            f"reference's settings{_exceptions(tuning)}.",
         ),
     )
+
+
+def _exceptions(tuning: Tuning) -> str:
+    return "".join(f", {row!r} those of {other!r}" for row, other in tuning.like.items())

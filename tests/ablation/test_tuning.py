@@ -79,6 +79,18 @@ def test_each_row_takes_its_best_and_variants_take_the_reference_s():
     ]
 
 
+def test_a_row_can_take_another_row_s_settings():
+    long = ("FedProx, longer", {"method": {"name": "fedprox"}, "fed": {"rounds": 9}})
+    search = tuning.tuning_of(TUNE | {"like": ((long[0], "FedProx"),)}, (*ROWS, long))
+    found = tuning.choose(search, summaries(SCORES), ("FedFR", "FedProx"))
+    rows = dict(tuning.tuned_rows((*ROWS, long), search, found, "FedFR", dict((*ROWS, long))))
+    assert rows[long[0]] == {
+        "method": {"name": "fedprox", "fedprox": {"weight": 0.5}},
+        "fed": {"rounds": 9, "lr": 0.1},
+    }
+    assert "'FedProx, longer' those of 'FedProx'" in tuning.table(search, found).notes[0]
+
+
 def test_candidates_that_diverged_do_not_count_but_one_must_finish():
     search = searched()
     some = summaries({k: v for k, v in SCORES.items() if k != "FedFR: fed.lr = 0.01"})
@@ -107,6 +119,8 @@ def test_rows_that_are_not_wanted_are_left_out_until_their_search_is_complete():
             "'FedProx' has 3 combinations and 'FedFR' 2",
         ),
         ({"seeds": ()}, "tune.seeds is missing"),
+        ({"like": (("FedFR", "FedProx"),)}, "the first must be a row without a search"),
+        ({"like": (("FedFR without DFC", "FedXY"),)}, "the second one with a search"),
         ({"settings": {}}, "tune.settings is missing"),
     ],
 )
