@@ -125,6 +125,16 @@ def _source(config: DataConfig) -> ImageSource:
     return remembering(source) if size <= config.resident_gib * 2**30 else source
 
 
+def check_data(cells: Sequence[Cell]) -> None:
+    """Opens the data of the first cell, so that a wrong path is one error and not one per cell.
+
+    Raises:
+      InputError: they cannot be read.
+    """
+    for cell in cells[:1]:
+        _source(cell.config.data)
+
+
 @contextlib.contextmanager
 def _cell_folder(cell: Cell, root: pathlib.Path):
     """The cell's folder; shares its pretrained backbone with the cells that use the same one."""

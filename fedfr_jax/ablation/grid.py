@@ -25,7 +25,14 @@ from ml_collections import ConfigDict
 
 from fedfr_jax.ablation import comparison, tuning
 from fedfr_jax.ablation.budgets import Course, course
-from fedfr_jax.ablation.cells import Cell, is_finished, make_cells, run_with_mates, summary_of
+from fedfr_jax.ablation.cells import (
+    Cell,
+    check_data,
+    is_finished,
+    make_cells,
+    run_with_mates,
+    summary_of,
+)
 from fedfr_jax.ablation.rows import Row
 from fedfr_jax.ablation.sweep import gain_plot
 from fedfr_jax.atomic import write_text
@@ -92,6 +99,9 @@ def run_cells(
 
     Returns:
       Cell -> error message, of those that failed here.
+
+    Raises:
+      InputError: the data cannot be read.
     """
     failures: dict[str, str] = {}
     waiting = ""
@@ -99,6 +109,7 @@ def run_cells(
     def is_open(cell: Cell) -> bool:
         return not is_finished(cell, root / "cells" / cell.folder) and str(cell) not in failures
 
+    check_data([cell for cell in cells if is_open(cell)])
     while still := [cell for cell in cells if is_open(cell)]:
         holders = [holder_of(root / "cells" / cell.folder) for cell in still]
         free = [cell for cell, holder in zip(still, holders, strict=True) if not holder]
@@ -149,7 +160,7 @@ def run_grid(
     Raises:
       ConfigError: the reference is not one of the rows, or ``only`` is not a regular expression or
         matches no row.
-      InputError: a cell in the work directory has other settings.
+      InputError: a cell in the work directory has other settings, or the data cannot be read.
     """
     root = pathlib.Path(root).expanduser()
     reference = reference or cells[0].row

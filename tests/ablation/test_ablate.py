@@ -60,6 +60,14 @@ def test_bad_rows_are_named():
         cells_of.make_cells({}, [("a b", {}), ("a-b", {})], (0,))
 
 
+def test_data_that_cannot_be_read_are_one_error_and_not_one_per_cell(tmp_path):
+    elsewhere = merged(base(), {"data": {"source": "folder", "root": str(tmp_path / "moved")}})
+    cells = cells_of.make_cells(elsewhere, ROWS, (0, 1))
+    with pytest.raises(InputError, match="moved"):
+        grid.run_grid(cells, tmp_path / "grid", report=pytest.fail)
+    assert not (tmp_path / "grid" / "cells").exists()
+
+
 def test_a_failed_cell_does_not_end_the_grid_and_is_run_again(tmp_path, monkeypatch):
     cells = cells_of.make_cells(base(), ROWS[1:], (0,))
     real, calls = cells_of.train, []
