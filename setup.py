@@ -44,6 +44,7 @@ setup(
         "tensorboardX>=2.6.2,<3",
         "matplotlib>=3.10,<4",
         "Pillow>=11,<14",
+        "filelock>=3.12,<4",  # bounds JAX's compilation cache
         "rich>=13.9,<16",
         "jinja2>=3.1,<4",
         "markupsafe>=2.1,<4",

@@ -11,22 +11,21 @@ from __future__ import annotations
 import pathlib
 import sys
 
-import jax
+# ruff: noqa: PLC0415 (--help does not wait for JAX)
 from absl import flags
 from ml_collections import config_flags
 
-from fedfr_jax.ablation import comparison
-from fedfr_jax.ablation.cells import is_finished
-from fedfr_jax.ablation.grid import grid_of, run_grid, tuned
 from fedfr_jax.runtime.command_line import run_command
 
 
 def main() -> None:
     """Runs the grid that the flags ask for."""
+    from fedfr_jax.ablation import comparison
+    from fedfr_jax.ablation.cells import is_finished
+    from fedfr_jax.ablation.grid import grid_of, run_grid, tuned
+
     grid, chosen = grid_of(flags.FLAGS.config), None
     root = pathlib.Path(flags.FLAGS.workdir).expanduser()
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))
     if flags.FLAGS.tune:
         grid, chosen = tuned(grid, root, flags.FLAGS.only)
     cells = grid.cells()

@@ -8,14 +8,16 @@ with the same evaluation. ``--data_root=...`` says where the data are now, if th
 
 from __future__ import annotations
 
+# ruff: noqa: PLC0415 (--help does not wait for JAX)
 from absl import flags
 
-from fedfr_jax.reporting.reevaluation import evaluate
 from fedfr_jax.runtime.command_line import run_command
 
 
 def main() -> None:
     """Evaluates the run in the work directory of the flags again."""
+    from fedfr_jax.reporting.reevaluation import evaluate
+
     root = flags.FLAGS.data_root
     evaluate(flags.FLAGS.workdir, **({"data": {"root": root}} if root else {}))
 

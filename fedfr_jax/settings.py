@@ -218,6 +218,8 @@ class EngineConfig:
     feature_batch: int = 256  # images per forward pass of a frozen backbone
     gradient_batch: int = 0  # images per gradient pass, a divisor of fed.batch_size; 0 = all
     cache_features: bool = True  # contrastive features once per round, not in every step
+    # Where compiled programs are kept: auto (JAX's setting, or ~/.cache/fedfr_jax) | off | a folder
+    compilation_cache: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,20 +8,22 @@
 
 from __future__ import annotations
 
+# ruff: noqa: PLC0415 (--help does not wait for JAX)
 from absl import flags
 from ml_collections import config_flags
 
-from fedfr_jax.config import resolve
 from fedfr_jax.errors import InputError
-from fedfr_jax.experiment import train
-from fedfr_jax.reporting.description import describe
-from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime.command_line import define_distributed_flags, join_processes, run_command
-from fedfr_jax.runtime.simulation import use_cpu_devices
 
 
 def main() -> None:
     """Trains and evaluates what the flags ask for."""
+    from fedfr_jax.config import resolve
+    from fedfr_jax.experiment import train
+    from fedfr_jax.reporting.description import describe
+    from fedfr_jax.reporting.result_table import render
+    from fedfr_jax.runtime.simulation import use_cpu_devices
+
     config = resolve(flags.FLAGS.config)
     if flags.FLAGS.describe:
         render(describe(config))

@@ -144,17 +144,21 @@ def test_configurations_are_found_by_name():
             "train",
             "--config=quickstart:fedavg",
             "--config.fed.rounds=1",
-            "--config=nowhere.py",
             "--workdir=quickstart",
+            "--config",
+            "quickstart:fedper",
         ]
     )
     assert found == [
         "train",
         f"--config={config_path('quickstart')}:fedavg",
         "--config.fed.rounds=1",
-        "--config=nowhere.py",
         "--workdir=quickstart",
+        "--config",
+        f"{config_path('quickstart')}:fedper",
     ]
+    with pytest.raises(InputError, match=r"nowhere.py is not there"):
+        with_config_files(["train", "--config=nowhere.py:fedavg"])
 
 
 @dataclasses.dataclass(frozen=True)

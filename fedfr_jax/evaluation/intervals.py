@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 DRAWS = 4000
 _MANY = 2000  # clients from which on their mean is drawn as a normal number
@@ -72,6 +72,6 @@ def paired_t(gains: Sequence[float] | np.ndarray) -> Interval | None:
     found = found[~np.isnan(found)]
     if len(found) < 2:
         return None
-    half = stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
+    half = special.stdtrit(len(found) - 1, 0.975) * found.std(ddof=1) / np.sqrt(len(found))
     mean = float(found.mean())
     return Interval(mean, float(mean - half), float(mean + half))

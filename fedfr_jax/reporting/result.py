@@ -7,12 +7,14 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from fedfr_jax.errors import InputError
-from fedfr_jax.reporting import html, plots, tables
+from fedfr_jax.reporting import tables
 from fedfr_jax.reporting.result_table import ResultTable
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from fedfr_jax.reporting import plots
 
 
 class Result:
@@ -29,6 +31,8 @@ class Result:
     """
 
     def __init__(self, folder: str | os.PathLike):
+        from fedfr_jax.reporting import html  # noqa: PLC0415 (matplotlib takes a second)
+
         self.folder = pathlib.Path(folder).expanduser()
         self._data = html.load_report_data(self.folder)
         self.summary = dict(self._data.summary)
@@ -41,6 +45,8 @@ class Result:
 
     def plots(self) -> dict[str, plots.Plot]:
         """Name -> plot, those of the report; a notebook shows each as an image."""
+        from fedfr_jax.reporting import html  # noqa: PLC0415 (see above)
+
         found = html.all_plots(self._data)
         return {plot.name: plot for drawn in found.values() for plot in drawn}
 

@@ -21,7 +21,7 @@ from fedfr_jax.evaluation.variants import (
     assess_variants,
 )
 from fedfr_jax.population.cohort_data import PublicData
-from fedfr_jax.reporting import html, tables
+from fedfr_jax.reporting import tables
 from fedfr_jax.reporting.headline import headline
 from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime import costs, workdir
@@ -245,6 +245,8 @@ def write_results(
     writer.write_summary(summary)
     writer.write_evaluation(**parts)
     writer.flush()
+    from fedfr_jax.reporting import html  # noqa: PLC0415 (matplotlib takes a second)
+
     html.write_report(writer.workdir / "report.html", html.load_report_data(writer.workdir))
     if show:
         render(tables.closing_tables(summary))

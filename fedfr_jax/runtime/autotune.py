@@ -35,6 +35,7 @@ from fedfr_jax.atomic import write_text
 from fedfr_jax.config import Config
 from fedfr_jax.models import build
 from fedfr_jax.models.parts import is_divided, trained_part
+from fedfr_jax.runtime.compilation_cache import cache_folder
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.settings import LossConfig
 
@@ -69,8 +70,7 @@ def cache_file() -> pathlib.Path:
     """The file of measured plans: ``$FEDFR_PLANS``, or in the user's cache folder."""
     if os.environ.get("FEDFR_PLANS"):
         return pathlib.Path(os.environ["FEDFR_PLANS"])
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "fedfr_jax" / "plans.json"
+    return cache_folder() / "plans.json"
 
 
 def is_automatic(config: Config) -> bool:

@@ -13,14 +13,16 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import serialization
 
 from fedfr_jax.errors import DamagedError, InputError
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 PyTree = Any
 FOLDER = "checkpoints"
@@ -63,6 +65,7 @@ class RoundCheckpoints:
           The rounds whose checkpoints are on disk.
         """
         if self._manager is None:
+            ocp = _orbax()
             # Old checkpoints are deleted here, after the new one is complete.
             options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
             self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -70,7 +73,7 @@ class RoundCheckpoints:
             tree = serialization.to_state_dict(jax.device_get(state))
             self._manager.save(
                 round_index,
-                args=ocp.args.StandardSave({"tree": tree, _CHECK: _digest(tree, round_index)}),
+                args=_orbax().args.StandardSave({"tree": tree, _CHECK: _digest(tree, round_index)}),
                 force=True,
             )
             self._manager.wait_until_finished()
@@ -142,10 +145,16 @@ def newest_whole(
     return None
 
 
+def _orbax() -> Any:
+    import orbax.checkpoint  # noqa: PLC0415 (takes a second)
+
+    return orbax.checkpoint
+
+
 def save_pytree(folder, tree: PyTree) -> None:
     """Writes one pytree into a folder, replacing what was there."""
     tree = serialization.to_state_dict(jax.device_get(tree))
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _orbax().StandardCheckpointer() as checkpointer:
         checkpointer.save(
             pathlib.Path(folder).absolute(), {"tree": tree, _CHECK: _digest(tree)}, force=True
         )
@@ -184,6 +193,7 @@ def _digest(tree: PyTree, round_index: int | None = None) -> np.ndarray:
 
 
 def _restored(example: PyTree, folder: pathlib.Path, round_index: int | None = None) -> PyTree:
+    ocp = _orbax()
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, serialization.to_state_dict(example))
     like = {"tree": like, _CHECK: jax.ShapeDtypeStruct((32,), np.uint8)}
     try:

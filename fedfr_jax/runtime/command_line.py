@@ -1,4 +1,9 @@
-"""Code shared by the commands."""
+"""Code shared by the commands.
+
+What starts JAX is imported where it is used, so that ``--help`` answers at once.
+"""
+
+# ruff: noqa: PLC0415
 
 from __future__ import annotations
 
@@ -7,34 +12,33 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-import jax
-from absl import app, flags, logging
+from absl import app, flags
 
-from fedfr_jax.config import config_path, default_config, setting_names, unknown
 from fedfr_jax.errors import ConfigError, InputError
-from fedfr_jax.runtime import interrupts
-from fedfr_jax.runtime.endings import reports_input_errors
 
 
 def with_config_files(argv: Sequence[str]) -> list[str]:
     """Command-line arguments with ``--config=quickstart`` turned into that file's path.
 
-    A name without a file is left as it is: the flag's own error names it.
+    Raises:
+      InputError: there is no such file.
     """
 
-    def found(argument):
+    def found(argument: str, before: str) -> str:
         flag, equals, value = argument.partition("=")
-        if flag not in ("--config", "-config") or not equals:
+        if before in _CONFIG_FLAGS:  # "--config quickstart"
+            flag, equals, value = "", "", argument
+        elif flag not in _CONFIG_FLAGS or not value:
             return argument
+        from fedfr_jax.config import config_path
+
         name, colon, rest = value.partition(":")
-        try:
-            return f"{flag}={config_path(name)}{colon}{rest}"
-        except InputError:
-            return argument
+        return f"{flag}{equals}{config_path(name)}{colon}{rest}"
 
-    return [found(argument) for argument in argv]
+    return [found(argument, before) for before, argument in zip(["", *argv], argv, strict=False)]
 
 
+_CONFIG_FLAGS = ("--config", "-config")
 # What the configuration of a grid has beside the settings of a run, in ``base``.
 OF_A_GRID = ("seeds", "vary", "reference", "tune.seeds")
 
@@ -49,6 +53,8 @@ def check_setting_flags(argv: Sequence[str], grid: bool = False) -> None:
     Raises:
       ConfigError: there is no such setting; the message suggests the nearest or the new name.
     """
+    from fedfr_jax.config import default_config, setting_names, unknown
+
     names = setting_names(default_config())
     known = [*(f"base.{name}" for name in names), *OF_A_GRID] if grid else list(names)
     for argument in argv:
@@ -65,6 +71,11 @@ def run_command(command: Callable[[], None], *, grid: bool = False) -> None:
     """
 
     def main(argv):
+        from absl import logging
+
+        from fedfr_jax.runtime import interrupts
+        from fedfr_jax.runtime.endings import reports_input_errors
+
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
         interrupts.install()
@@ -72,9 +83,14 @@ def run_command(command: Callable[[], None], *, grid: bool = False) -> None:
             logging.set_verbosity(logging.WARNING)  # Orbax logs every file at INFO
             command()
 
-    with reports_input_errors():
-        check_setting_flags(sys.argv[1:], grid)
-    app.run(main, argv=with_config_files(sys.argv))
+    arguments = sys.argv
+    if any(re.match(r"--?config", argument) for argument in arguments[1:]):
+        from fedfr_jax.runtime.endings import reports_input_errors
+
+        with reports_input_errors():
+            check_setting_flags(arguments[1:], grid)
+            arguments = with_config_files(arguments)
+    app.run(main, argv=arguments)
 
 
 def define_distributed_flags() -> None:
@@ -100,6 +116,8 @@ def join_processes() -> None:
     Raises:
       InputError: the flags contradict each other.
     """
+    import jax
+
     given = (flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process)
     if any(x is not None for x in given):
         if any(x is None for x in given):
@@ -111,5 +129,7 @@ def join_processes() -> None:
 
 def folder_of_process(workdir: str | pathlib.Path) -> pathlib.Path:
     """The folder for this process' own files: for process 0, the work directory."""
+    import jax
+
     folder = pathlib.Path(workdir)
     return folder / "processes" / str(jax.process_index()) if jax.process_index() else folder

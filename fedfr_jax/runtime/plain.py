@@ -14,6 +14,7 @@ from fedfr_jax.errors import InputError
 from fedfr_jax.models.parts import is_divided
 from fedfr_jax.population.packing import pack_clients, pack_public
 from fedfr_jax.runtime.autotune import settle
+from fedfr_jax.runtime.compilation_cache import use_compilation_cache
 from fedfr_jax.runtime.simulation import make_layout, make_spec, use_cpu_devices
 
 
@@ -66,6 +67,7 @@ def plain_rounds(
     most = max(int(np.max(labels, initial=-1)) + 1 for _, labels in clients)
     split = dataclasses.replace(resolved.data.split, identities_per_client=(1, max(1, most)))
     use_cpu_devices(resolved.engine.cpu_devices)
+    use_compilation_cache(resolved.engine.compilation_cache)
     data = dataclasses.replace(resolved.data, split=split)
     resolved = settle(dataclasses.replace(resolved, data=data), report=lambda line: None)
     layout = make_layout(resolved)

@@ -40,6 +40,7 @@ from fedfr_jax.population.images import ClientImages, choose_kind, open_client_i
 from fedfr_jax.population.schedule import Schedule, make_schedule
 from fedfr_jax.runtime import memory
 from fedfr_jax.runtime.autotune import cohort_size, most_lanes, settle
+from fedfr_jax.runtime.compilation_cache import use_compilation_cache
 from fedfr_jax.runtime.progress import track
 
 PyTree = Any
@@ -225,6 +226,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
       ConfigError, InputError: a setting or a file does not fit, before any long work.
     """
     memory.check_plan(config)
+    use_compilation_cache(config.engine.compilation_cache)
     if source is None:
         with track("opening the data", None, "", keep=False):
             source = data_sources.open_source(config.data)

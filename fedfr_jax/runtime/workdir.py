@@ -19,10 +19,8 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-from tensorboardX import SummaryWriter
 
 from fedfr_jax.atomic import write_text
 from fedfr_jax.errors import DamagedError, InputError
@@ -31,6 +29,9 @@ from fedfr_jax.runtime.evaluation_file import EVALUATION, write_evaluation
 from fedfr_jax.runtime.evaluation_file import read_evaluation as read_evaluation  # noqa: PLC0414 - part of this module
 from fedfr_jax.runtime.json_file import json_text, plain, read_json, write_json
 from fedfr_jax.runtime.metrics_file import line_of, read_rows
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 CONFIG, METRICS, SUMMARY, TENSORBOARD = (
     "config.json",
@@ -244,6 +245,8 @@ class RunWriter:
             and isinstance(value, (int, float))
         }
         if name not in self._boards and scalars:
+            from tensorboardX import SummaryWriter  # noqa: PLC0415 (slow where torch is installed)
+
             self._boards[name] = SummaryWriter(
                 str(self.workdir / TENSORBOARD / name),
                 purge_step=self._purge.get(kind),
