@@ -213,6 +213,7 @@ class EngineConfig:
     """
 
     lanes: int = 0  # clients side by side under vmap on a device; 0 = measured
+    plan_seconds: float = 20.0  # for measuring layouts; 0 = by rules, without measuring
     cpu_devices: int = 0  # one XLA device per so many cores' worth; 0 = one per core
     conv: str = "auto"  # auto (measured) | grouped | patches | custom
     feature_batch: int = 256  # images per forward pass of a frozen backbone

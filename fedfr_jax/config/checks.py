@@ -66,6 +66,7 @@ _NOT_NEGATIVE = (
     "eval.clients",
     "eval.examples",
     "engine.lanes",
+    "engine.plan_seconds",
     "engine.cpu_devices",
     "engine.gradient_batch",
 )

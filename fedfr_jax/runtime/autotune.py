@@ -2,10 +2,10 @@
 
 The best layout (lanes, convolution strategy, images per gradient pass,
 compute type) depends on the chip, the network and the batch. Automatic settings are decided
-here: each candidate trains a few steps through the cohort engine on
-random images, and the fastest per client and step is used. The outcome is printed, kept in a
-file for the next run, and written into the run's ``config.json``; a setting that the user
-gives is never changed.
+here: candidates train a few steps through the cohort engine on random images, the most promising
+first, until ``engine.plan_seconds`` are spent, and the fastest per client and step is used. The
+outcome is printed, kept in a file for the next run, and written into the run's ``config.json``; a
+setting that the user gives is never changed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ from fedfr_jax.config import Config
 from fedfr_jax.models import build
 from fedfr_jax.models.parts import is_divided, trained_part
 from fedfr_jax.runtime.compilation_cache import cache_folder
+from fedfr_jax.runtime.layouts import Candidate, by_rule, candidates, cohort_size, most_lanes
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.settings import LossConfig
 
@@ -43,27 +44,7 @@ _VERSION = 3  # of the measurement; a new one makes old files invalid
 _STEPS = 3  # per client and timed call
 _LARGEST_FILE = 1 << 20  # bytes; about a thousand plans
 _WORTH = 0.97  # more lanes must take at most this share of the time
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One way to lay a round out.
-
-    Attributes:
-      lanes: clients side by side on a device.
-      conv: convolution strategy.
-      gradient_batch: images per gradient pass; 0 = the whole mini-batch.
-      dtype: compute type.
-    """
-
-    lanes: int
-    conv: str
-    gradient_batch: int
-    dtype: str
-
-    def __str__(self):
-        part = f", {self.gradient_batch} images per gradient pass" if self.gradient_batch else ""
-        return f"{self.lanes} lane{'s' * (self.lanes > 1)}, {self.conv}, {self.dtype}{part}"
+_NOT_OF_A_PLAN = ("plan_seconds", "compilation_cache")
 
 
 def cache_file() -> pathlib.Path:
@@ -100,11 +81,10 @@ def settle(config: Config, *, seeds: int = 1, report=print) -> Config:
         best = found
     else:
         busy = _is_busy()
-        with track("measuring layouts of a round", None, "", keep=False):
-            best, note = measure(config, seeds)
+        best, note = measure(config, seeds)
         if busy:
             note += "; the machine is busy, so that it will be measured again next time"
-        else:
+        elif config.engine.plan_seconds:
             _write(known | {key: dataclasses.asdict(best)})
     best = _agreed(best)
     report(f"plan: {best} ({note})")
@@ -138,18 +118,6 @@ def _agreed(best: Candidate) -> Candidate:
     return Candidate(**json.loads(bytes(np.asarray(told, np.uint8)).decode()))
 
 
-def cohort_size(config: Config) -> int:
-    """Clients per round, at most."""
-    if config.recipe.union:
-        return 1
-    return config.population.cohort or config.fed.num_clients
-
-
-def most_lanes(config: Config, devices: int) -> int:
-    """Clients that a device can get in a round."""
-    return max(1, -(-cohort_size(config) // devices))
-
-
 def seeds_at_once(config: Config) -> int:
     """Number of runs that share one program: they use the lanes that one run leaves empty."""
     if jax.process_count() > 1:
@@ -158,35 +126,35 @@ def seeds_at_once(config: Config) -> int:
     return max(1, config.engine.lanes // most_lanes(config, devices))
 
 
-def candidates(
-    config: Config, devices: int, backend: str, seeds: int = 1
-) -> Iterator[list[Candidate]]:
-    """Groups of candidates that differ only in lanes, fewest first."""
-    settings, limit = config.engine, most_lanes(config, devices) * seeds
-    on_cpu = backend == "cpu"
-    lanes = [1, 4] if on_cpu else [1, 2, 4, 8, 16, 32, 64, 128]
-    lanes = [n for n in lanes if n <= limit] if not settings.lanes else [min(settings.lanes, limit)]
-    dtypes = ["float32", "bfloat16"] if config.model.dtype == "auto" else [config.model.dtype]
-    convs = [settings.conv]
-    if settings.conv == "auto":
-        convs = ["custom", "patches"] if on_cpu else ["patches", "grouped"]
-    for dtype in dtypes:
-        for conv in convs:
-            # Under vmap the custom convolutions take turns: lanes do not help.
-            fewer = [n for n in lanes if conv != "custom" or n == lanes[0]]
-            yield [Candidate(n, conv, settings.gradient_batch, dtype) for n in fewer]
+def measure(
+    config: Config, seeds: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> tuple[Candidate, str]:
+    """(the fastest candidate, how it compares); ``seeds`` as for :func:`settle`.
 
+    Another candidate is begun only if it can be expected to end within ``engine.plan_seconds``.
 
-def measure(config: Config, seeds: int = 1) -> tuple[Candidate, str]:
-    """(the fastest candidate, how it compares); ``seeds`` as for :func:`settle`."""
-    devices = jax.local_devices()[: cohort_size(config)]
-    mesh = engine.make_mesh(devices)
+    Raises:
+      MemoryError: none fits into memory.
+    """
+    budget, started = config.engine.plan_seconds, clock()
+    if not budget:
+        return by_rule(config, seeds)
+    mesh = engine.make_mesh(jax.local_devices()[: cohort_size(config)])
+    groups = list(candidates(config, mesh.size, jax.default_backend(), seeds))
     found: dict[Candidate, float] = {}
-    for group in candidates(config, mesh.size, jax.default_backend(), seeds):
+    took, left_out = 0.0, 0
+    for group in groups:
         least = np.inf
         for candidate in group:
-            seconds = seconds_per_step(config, candidate, mesh)
-            found[candidate] = seconds
+            if np.isfinite(min(found.values(), default=np.inf)) and (
+                clock() - started + took > budget
+            ):
+                left_out += 1
+                continue
+            began = clock()
+            with track(f"measuring a layout: {candidate}", None, "", keep=False):
+                seconds = found[candidate] = seconds_per_step(config, candidate, mesh)
+            took = clock() - began
             if not np.isfinite(seconds) or seconds > _WORTH * least:  # more lanes do not help
                 break
             least = min(least, seconds)
@@ -196,8 +164,16 @@ def measure(config: Config, seeds: int = 1) -> tuple[Candidate, str]:
             "no way to lay out a round fits into memory; lower fed.batch_size or "
             "set engine.gradient_batch"
         )
+    return best, _comparison(found, best) + (
+        f"; {left_out} more would take longer than engine.plan_seconds={budget:g}"
+        if left_out
+        else ""
+    )
+
+
+def _comparison(found: Mapping[Candidate, float], best: Candidate) -> str:
     others = "; ".join(f"{c}: {_ms(t)}" for c, t in found.items() if c != best)
-    return best, f"measured {_ms(found[best])} per client step" + (
+    return f"measured {_ms(found[best])} per client step" + (
         f", against {others}" if others else ""
     )
 
@@ -296,7 +272,11 @@ def _key(config: Config, seeds: int) -> str:
         "cores": os.cpu_count(),
         "image": config.data.image_size,
         "model": dataclasses.asdict(config.model) | {"weights": ""},
-        "engine": dataclasses.asdict(config.engine),
+        "engine": {
+            name: value
+            for name, value in dataclasses.asdict(config.engine).items()
+            if name not in _NOT_OF_A_PLAN
+        },
         "batch": config.fed.batch_size,
         "lanes": most_lanes(config, len(jax.devices())) * seeds,
         "identities": config.data.split.identities_per_client[1],

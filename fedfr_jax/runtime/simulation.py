@@ -39,8 +39,9 @@ from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.population.images import ClientImages, choose_kind, open_client_images
 from fedfr_jax.population.schedule import Schedule, make_schedule
 from fedfr_jax.runtime import memory
-from fedfr_jax.runtime.autotune import cohort_size, most_lanes, settle
+from fedfr_jax.runtime.autotune import settle
 from fedfr_jax.runtime.compilation_cache import use_compilation_cache
+from fedfr_jax.runtime.layouts import cohort_size, most_lanes
 from fedfr_jax.runtime.progress import track
 
 PyTree = Any

@@ -65,6 +65,9 @@ def test_what_the_user_gives_stays(monkeypatch):
     seen = [c for group in plan.candidates(settings(lanes=2), 2, "gpu") for c in group]
     assert {c.lanes for c in seen} == {2}
     assert {c.dtype for c in seen} == {"float32", "bfloat16"}
+    # On a CPU bfloat16 is slower, so it is used only if it is asked for.
+    seen = [c for group in plan.candidates(settings(), 2, "cpu") for c in group]
+    assert {c.dtype for c in seen} == {"float32"}
 
 
 def test_more_lanes_are_tried_only_while_they_pay(monkeypatch):
@@ -86,6 +89,35 @@ def test_more_lanes_are_tried_only_while_they_pay(monkeypatch):
     assert (best.lanes, best.conv) == (8, "patches")
     assert "out of memory" in note
     assert max(c.lanes for c in tried if c.conv == "patches") == 16
+
+
+def test_measuring_ends_with_its_time_but_not_before_one_layout_fits(monkeypatch):
+    seconds = iter((np.inf, 2.0, 1.0))
+    now = [0.0]
+
+    def fake(config, candidate, mesh):
+        now[0] += 8.0  # each takes eight seconds, most of them to compile
+        return next(seconds)
+
+    monkeypatch.setattr(plan, "seconds_per_step", fake)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    best, note = plan.measure(settings(plan_seconds=5.0), clock=lambda: now[0])
+    assert best.conv == "grouped" and now[0] == 16.0
+    assert "would take longer than engine.plan_seconds=5" in note
+
+
+def test_without_time_for_measuring_rules_decide(monkeypatch):
+    monkeypatch.setattr(plan, "seconds_per_step", None)
+    lines = []
+    found = plan.settle(settings(plan_seconds=0.0), report=lines.append)
+    assert (found.engine.lanes, found.engine.conv) == (1, "custom")
+    assert found.model.dtype == "float32"
+    assert "by rule" in lines[0] and not plan.cache_file().exists()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert plan.settle(settings(plan_seconds=0.0)).engine.lanes > 1  # small networks side by side
+    large = SETTINGS | {"model": SETTINGS["model"] | {"widths": (64, 128, 256, 512)}}
+    large = plan.settle(resolve(large | {"engine": {"plan_seconds": 0.0}})).engine
+    assert (large.lanes, large.conv) == (1, "grouped")
 
 
 def test_nothing_fits(monkeypatch):
@@ -110,6 +142,7 @@ def test_a_resumed_run_keeps_its_plan():
     [
         {"dtype": "float64"},
         {"dtype": "int8"},
+        {"dtype": "bfloat16"},  # not tried on a CPU
         {"lanes": 0},
         {"lanes": 4096},
         {"lanes": "1"},
@@ -129,7 +162,7 @@ def test_a_resumed_run_keeps_its_plan():
 def test_a_file_of_others_is_measured_anew(change, monkeypatch):
     best = plan.Candidate(3, "patches", 0, "float32")
     monkeypatch.setattr(plan, "measure", lambda config, seeds: (best, "measured"))
-    kept = {"lanes": 1, "conv": "custom", "gradient_batch": 0, "dtype": "bfloat16"}
+    kept = {"lanes": 1, "conv": "custom", "gradient_batch": 0, "dtype": "float32"}
     text = (
         change
         if isinstance(change, str)
@@ -141,4 +174,4 @@ def test_a_file_of_others_is_measured_anew(change, monkeypatch):
     assert plan.settle(settings(), report=lambda line: None).engine.lanes == 3
     assert list(plan._read().values()) == [dataclasses.asdict(best)]  # written anew
     plan._write({plan._key(settings(), 1): kept})
-    assert plan.settle(settings(), report=lambda line: None).model.dtype == "bfloat16"
+    assert plan.settle(settings(), report=lambda line: None).engine.conv == "custom"

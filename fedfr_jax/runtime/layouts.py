@@ -1,0 +1,87 @@
+"""The layouts that a round could have, the most promising ones first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+
+from fedfr_jax import engine
+from fedfr_jax.config import Config
+
+# Below these, one client leaves most of an accelerator idle: docs/performance.md.
+_SMALL_IMAGE, _SMALL_WIDTH = 64, 128
+_SURE_LANES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One way to lay a round out.
+
+    Attributes:
+      lanes: clients side by side on a device.
+      conv: convolution strategy.
+      gradient_batch: images per gradient pass; 0 = the whole mini-batch.
+      dtype: compute type.
+    """
+
+    lanes: int
+    conv: str
+    gradient_batch: int
+    dtype: str
+
+    def __str__(self):
+        part = f", {self.gradient_batch} images per gradient pass" if self.gradient_batch else ""
+        return f"{self.lanes} lane{'s' * (self.lanes > 1)}, {self.conv}, {self.dtype}{part}"
+
+
+def cohort_size(config: Config) -> int:
+    """Clients per round, at most."""
+    if config.recipe.union:
+        return 1
+    return config.population.cohort or config.fed.num_clients
+
+
+def most_lanes(config: Config, devices: int) -> int:
+    """Clients that a device can get in a round."""
+    return max(1, -(-cohort_size(config) // devices))
+
+
+def candidates(
+    config: Config, devices: int, backend: str, seeds: int = 1
+) -> Iterator[list[Candidate]]:
+    """Groups of candidates that differ only in lanes, fewest first; the most promising group first.
+
+    bfloat16 is never tried on a CPU, where it is slower.
+    """
+    settings, limit = config.engine, most_lanes(config, devices) * seeds
+    on_cpu = backend == "cpu"
+    lanes = [1, 4] if on_cpu else [1, 2, 4, 8, 16, 32, 64, 128]
+    lanes = [n for n in lanes if n <= limit] if not settings.lanes else [min(settings.lanes, limit)]
+    dtypes = [config.model.dtype]
+    if config.model.dtype == "auto":
+        dtypes = ["float32"] if on_cpu else ["bfloat16", "float32"]
+    convs = [settings.conv]
+    if settings.conv == "auto":
+        convs = ["patches", "grouped"] if _is_small(config) else ["grouped", "patches"]
+        convs = ["custom", "patches"] if on_cpu else convs
+    for dtype in dtypes:
+        for conv in convs:
+            # Under vmap the custom convolutions take turns: lanes do not help.
+            fewer = [n for n in lanes if conv != "custom" or n == lanes[0]]
+            yield [Candidate(n, conv, settings.gradient_batch, dtype) for n in fewer]
+
+
+def _is_small(config: Config) -> bool:
+    """Whether one client's layers leave most of an accelerator idle, so that lanes pay there."""
+    return config.data.image_size <= _SMALL_IMAGE and max(config.model.widths) <= _SMALL_WIDTH
+
+
+def by_rule(config: Config, seeds: int = 1) -> tuple[Candidate, str]:
+    """The most promising candidate, without measuring: with lanes only where they surely pay."""
+    mesh = engine.make_mesh(jax.local_devices()[: cohort_size(config)])
+    first = next(candidates(config, mesh.size, jax.default_backend(), seeds))
+    pays = jax.default_backend() != "cpu" and _is_small(config)
+    few = [c for c in first if c.lanes <= (_SURE_LANES if pays else 1)] or first[:1]
+    return few[-1], "by rule; engine.plan_seconds allows to measure"
