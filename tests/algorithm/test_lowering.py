@@ -18,20 +18,18 @@ MODELS = {
 }
 
 
-SLOW = pytest.mark.slow
 LAYOUTS = [
-    pytest.param("spherenet", "custom", 2, dtype, marks=SLOW) for dtype in ("float32", "bfloat16")
-]
-LAYOUTS += [
-    pytest.param("spherenet", conv, lanes, dtype, marks=SLOW)
-    for conv, lanes in (("patches", 2), ("grouped", 1))
-    for dtype in ("float32", "bfloat16")
-]
-LAYOUTS += [
-    pytest.param(name, conv, lanes, dtype, marks=SLOW)
-    for name in ("mobilefacenet", "iresnet")
-    for conv, lanes in (("patches", 2), ("grouped", 1))
-    for dtype in ("float32", "bfloat16")
+    pytest.param(name, conv, lanes, dtype, marks=pytest.mark.slow)
+    for name, conv, lanes, dtype in (
+        ("spherenet", "custom", 2, "float32"),
+        ("spherenet", "custom", 2, "bfloat16"),
+        ("spherenet", "patches", 2, "float32"),
+        ("spherenet", "grouped", 1, "float32"),
+        ("mobilefacenet", "patches", 2, "bfloat16"),
+        ("mobilefacenet", "grouped", 1, "float32"),
+        ("iresnet", "patches", 2, "float32"),
+        ("iresnet", "grouped", 1, "bfloat16"),
+    )
 ]
 
 
