@@ -35,8 +35,9 @@ def split_of(seed=0, clients=8, labels=LABELS, min_client_images=1, **changes):
 def arrays_of(split):
     for part in (*split.clients, split):
         for field in dataclasses.fields(part):
-            if field.name != "clients":
-                yield getattr(part, field.name)
+            array = getattr(part, field.name)
+            if field.name != "clients" and array is not None:
+                yield array
 
 
 def same(left, right):
