@@ -74,7 +74,7 @@ def features_of(
                 "in a file (data.split.skew_features)"
             )
         found = []
-        with progress(f"looking at people's {config.skew_by}", len(people), "person") as bar:
+        with progress("looking at people's images", len(people), "person") as bar:
             for start in range(0, len(people), _BLOCK):
                 part = numbers[start : start + _BLOCK]
                 images = source.read(part.reshape(-1))

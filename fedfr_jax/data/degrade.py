@@ -124,13 +124,12 @@ def _compressed(image, lost):
 
 def _owners(source: ImageSource, clients: Clients) -> Callable[[np.ndarray], np.ndarray]:
     """``image numbers (n,) -> clients (n,)`` that have them, -1: public and held-out people."""
-    client = np.repeat(np.arange(len(clients)), clients.entry_counts)
     of_person = np.full(source.num_identities, -1, np.int64)
-    of_person[clients.identities] = client
+    of_person[clients.identities] = clients.entry_clients
     # A person of several clients has other images at each.
     images, entry = clients.entry_images(np.flatnonzero(clients.sites > 1))
     order = np.argsort(images)
-    images, of_image = images[order], client[entry[order]]
+    images, of_image = images[order], clients.entry_clients[entry[order]]
 
     def owners(numbers: np.ndarray) -> np.ndarray:
         found = of_person[source.labels[numbers]]

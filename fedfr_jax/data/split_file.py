@@ -97,9 +97,7 @@ def describe_split(split: FederatedSplit, source_name: str) -> dict[str, object]
         "identities_per_client": _range(clients.identity_counts),
         "training_images_per_client": _range(clients.sizes),
         "verification_images_per_client": _range(clients.verification_counts),
-        "training_images_per_identity": _range(
-            clients.counts - clients.verification_images - clients.validation_images
-        ),
+        "training_images_per_identity": _range(clients.training_counts),
         "public_identities": len(split.public_identities),
         "public_images": len(split.public_images),
         "public_images_per_identity": _range(np.bincount(split.public_labels)),

@@ -215,10 +215,19 @@ class Clients(Sequence[Client]):
         return np.diff(self.offsets)
 
     @functools.cached_property
+    def entry_clients(self) -> np.ndarray:
+        """(T,) int64 client of each entry."""
+        return np.repeat(np.arange(len(self)), self.entry_counts)
+
+    @property
+    def training_counts(self) -> np.ndarray:
+        """(T,) int64 training images of each entry."""
+        return self.counts - self.verification_images - self.validation_images
+
+    @functools.cached_property
     def sites(self) -> np.ndarray:
         """(T,) int64 clients that have this entry's person: 1 unless people are shared."""
-        _, person, found = np.unique(self.identities, return_inverse=True, return_counts=True)
-        return found[person]
+        return np.bincount(self.identities)[self.identities]
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
@@ -235,8 +244,9 @@ class Clients(Sequence[Client]):
     def union(self) -> Clients:
         """One client that holds all images and identities; a person of several clients once."""
         one = dataclasses.replace(self, offsets=self.offsets[[0, -1]])
-        people, person = consecutive(self.identities)
-        return one if len(people) == len(person) else dataclasses.replace(one, labels=person)
+        if (self.sites == 1).all():
+            return one
+        return dataclasses.replace(one, labels=consecutive(self.identities)[1])
 
     def entry_images(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All images of some entries: (image numbers, entry of each), both int64."""
