@@ -119,7 +119,8 @@ def test_no_mistake_is_found_between_two_images_of_one_person():
     models = lambda client: ({}, None)  # noqa: E731
     personalized = assess_personalized(assessor, models)
     found = mistake_examples(assessor, models, personalized, 7)
-    person = {image.tobytes(): k for image, k in zip(SOURCE.read(np.arange(len(LABELS))), LABELS)}
+    images = SOURCE.read(np.arange(len(LABELS)))
+    person = {image.tobytes(): k for image, k in zip(images, LABELS, strict=True)}
     assert len({example["client"] for example in found}) > 3
     for example in found:
         a, b = (person[example[name].tobytes()] for name in ("image_a", "image_b"))
