@@ -71,8 +71,8 @@ def shared_places(sizes: np.ndarray, share: float, sites: int) -> np.ndarray:
     if wanted[largest] > count + 1 or excess < 0:
         raise ConfigError(
             f"data.split.shared_identities is {share}, but client {largest} would share "
-            f"{wanted[largest]} of its {sizes[largest]} people, each with {sites - 1} others, and "
-            f"the others do not share as many; lower it or data.split.sites_per_shared_identity, "
+            f"{wanted[largest]} of its {sizes[largest]} people, each at {sites} clients, and the "
+            "others do not share as many; lower it or data.split.sites_per_shared_identity, "
             "raise fed.num_clients, or make data.split.identities_per_client more equal"
         )
     places[np.argsort(-places, kind="stable")[:excess]] -= 1

@@ -144,9 +144,11 @@ def effective_groups(groups: np.ndarray, client: np.ndarray, clients: int) -> np
     Args:
       groups: (T,) group of each person; client: (T,) who has the person.
     """
-    counts = group_counts(groups, client, clients)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return np.exp(-(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=1))
+    width = int(groups.max(initial=0)) + 1
+    keys, counts = np.unique(client * width + groups, return_counts=True)
+    owner = keys // width
+    share = counts / np.bincount(owner, counts)[owner]
+    return np.exp(-np.bincount(owner, share * np.log(share), clients))
 
 
 def group_counts(groups: np.ndarray, client: np.ndarray, clients: int) -> np.ndarray:
