@@ -64,6 +64,17 @@ class SplitConfig:
     # Clients differ in how many of their images they have: log-normal with this sigma, of which the
     # largest client has all, and none has fewer than a batch. 0 = every client has all.
     quantity_skew: float = 0.0
+    # People at several clients, each with a part of their images (docs/heterogeneity.md): the share
+    # of a client's people who are at so many clients in all.
+    shared_identities: float = 0.0
+    sites_per_shared_identity: int = 2
+    # "" | cluster | brightness | sharpness: clients whose people are alike in this. People are
+    # grouped by it, and a client's shares of the groups are Dirichlet: the smaller alpha, the fewer
+    # groups it has.
+    skew_by: str = ""
+    skew_alpha: float = 1.0
+    skew_groups: int = 10
+    skew_features: str = ""  # cluster: .npy (people, d) to cluster; "" = thumbnails of the images
     held_out_identities: int = 0  # set aside for generic verification pairs, seen by nobody
     held_out_pairs: int = 0  # genuine and as many impostor pairs made from them (x2 in all)
 

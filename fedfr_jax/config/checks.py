@@ -157,6 +157,13 @@ def _check_contradictions(config: Config) -> None:
             "data.split.validation_images is 1; a client chooses its model on pairs of them, give "
             "at least 2, or 0"
         )
+    if data.split.shared_identities and config.recipe.server_embeddings is not None:
+        raise ConfigError(
+            f"data.split.shared_identities is {data.split.shared_identities}, but with "
+            f"method.name={config.method.name!r} the server pushes all class embeddings apart, "
+            "also those of one person at two clients: it cannot know who is the same person "
+            "without being told who is where; set it to 0"
+        )
     _check_population(config)
 
 

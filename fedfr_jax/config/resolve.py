@@ -89,7 +89,9 @@ def _expanded(config: Config) -> Config:
 
     return dataclasses.replace(
         config,
-        data=paths(config.data, "root"),
+        data=dataclasses.replace(
+            paths(config.data, "root"), split=paths(config.data.split, "skew_features")
+        ),
         model=paths(config.model, "weights"),
         population=paths(config.population, "schedule", "availability"),
     )

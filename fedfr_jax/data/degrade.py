@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -122,6 +122,25 @@ def _compressed(image, lost):
     return np.asarray(Image.open(file).convert("RGB"))
 
 
+def _owners(source: ImageSource, clients: Clients) -> Callable[[np.ndarray], np.ndarray]:
+    """``image numbers (n,) -> clients (n,)`` that have them, -1: public and held-out people."""
+    of_person = np.full(source.num_identities, -1, np.int64)
+    of_person[clients.identities] = clients.entry_clients
+    # A person of several clients has other images at each.
+    images, entry = clients.entry_images(np.flatnonzero(clients.sites > 1))
+    order = np.argsort(images)
+    images, of_image = images[order], clients.entry_clients[entry[order]]
+
+    def owners(numbers: np.ndarray) -> np.ndarray:
+        found = of_person[source.labels[numbers]]
+        if len(images):
+            place = np.minimum(np.searchsorted(images, numbers), len(images) - 1)
+            found = np.where(images[place] == numbers, of_image[place], found)
+        return found
+
+    return owners
+
+
 def degraded(
     source: ImageSource, settings: DegradeConfig, seed: int, clients: Clients
 ) -> ImageSource:
@@ -134,8 +153,7 @@ def degraded(
     """
     if not settings.is_active:
         return source
-    owners = np.full(source.num_identities, -1, np.int64)
-    owners[clients.identities] = np.repeat(np.arange(len(clients)), np.diff(clients.offsets))
+    owners = _owners(source, clients)
     camera = functools.lru_cache(maxsize=4096)(functools.partial(camera_of, settings, seed))
 
     def one(image: np.ndarray, number: int, owner: int) -> np.ndarray:
@@ -147,7 +165,7 @@ def degraded(
     def read(numbers: np.ndarray) -> np.ndarray:
         images = source.read(numbers)
         every: Iterable[tuple[int, int]] = zip(
-            np.asarray(numbers).tolist(), owners[source.labels[numbers]].tolist(), strict=True
+            np.asarray(numbers).tolist(), owners(np.asarray(numbers)).tolist(), strict=True
         )
         for k, (number, owner) in enumerate(every):
             images[k] = one(images[k], number, owner)

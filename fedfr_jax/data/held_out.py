@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from fedfr_jax.data.types import FederatedSplit, ImageSource
+from fedfr_jax.data.types import FederatedSplit, ImageSource, consecutive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +16,12 @@ class HeldOut:
     Attributes:
       numbers: (E,) int64 evaluated clients, by their number in the population.
       images: (V, S, S, 3) uint8.
-      labels: (V,) int64 identity, numbered consecutively over the evaluated clients: local
-        label ``k`` of client ``numbers[i]`` is ``first_identity[i] + k``.
-      clients: (V,) int64 position ``i`` of the client whose identity it is.
-      first_identity: (E + 1,) int64.
+      labels: (V,) int64 person, numbered from 0 over the evaluated clients. A person whom several
+        clients have is one person.
+      clients: (V,) int64 position ``i`` of the client that has the image.
+      first_identity: (E + 1,) int64; the K_i people of client ``numbers[i]`` are the entries
+        ``first_identity[i]:first_identity[i + 1]`` of ``people``.
+      people: (sum of K_i,) int64 person of each local label, client after client.
     """
 
     numbers: np.ndarray
@@ -27,6 +29,17 @@ class HeldOut:
     labels: np.ndarray
     clients: np.ndarray
     first_identity: np.ndarray
+    people: np.ndarray
+
+    def people_of(self, position: int) -> np.ndarray:
+        """(K_i,) int64 person of each local label of the client at ``position``."""
+        return self.people[self.first_identity[position] : self.first_identity[position + 1]]
+
+    def shows(self, position: int) -> np.ndarray:
+        """(V,) bool: the image shows a person of this client, whichever client has the image."""
+        own = np.zeros(self.people.max(initial=-1) + 1, bool)
+        own[self.people_of(position)] = True
+        return own[self.labels]
 
 
 def evaluated_clients(population: int, count: int, seed: int) -> np.ndarray:
@@ -41,7 +54,8 @@ def read_held_out(source: ImageSource, split: FederatedSplit, numbers: np.ndarra
     """Reads the verification images of the clients ``numbers``."""
     clients = [split.clients[int(i)] for i in numbers]
     first = np.concatenate([[0], np.cumsum([len(c.identities) for c in clients])])
-    labels = [f + c.verification_labels for f, c in zip(first[:-1], clients, strict=True)]
+    _, people = consecutive(np.concatenate([c.identities for c in clients]))
+    labels = [people[f + c.verification_labels] for f, c in zip(first[:-1], clients, strict=True)]
     images = source.read(np.concatenate([c.verification_images for c in clients]))
     owner = np.repeat(np.arange(len(clients)), [len(l) for l in labels])
-    return HeldOut(numbers, images, np.concatenate(labels), owner, first)
+    return HeldOut(numbers, images, np.concatenate(labels), owner, first, people)

@@ -10,12 +10,15 @@ import dataclasses
 
 import numpy as np
 
+from fedfr_jax.data.attributes import Features
 from fedfr_jax.data.folds import FOLDS
+from fedfr_jax.data.image_table import Table, suitable, tabulate
+from fedfr_jax.data.members import Members, choose_members, stream
+from fedfr_jax.data.pairs import draw_pairs
+from fedfr_jax.data.skew import KINDS, MOST_GROUPS
 from fedfr_jax.data.types import Clients, FederatedSplit, ranges
-from fedfr_jax.errors import InputError
+from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.settings import SplitConfig
-
-_BLOCK = 1 << 22  # labels counted at a time: NumPy makes an int64 copy of them
 
 
 def make_split(
@@ -25,6 +28,7 @@ def make_split(
     seed: int,
     *,
     min_client_images: int = 1,
+    features: Features | None = None,
 ) -> FederatedSplit:
     """Divides identities among clients, public data and held-out pairs (paper, section 4.1).
 
@@ -36,6 +40,11 @@ def make_split(
     public. An identity's first ``verification_images`` images, in the order of the source, are for
     verification.
 
+    With ``shared_identities``, a part of each client's people is at other clients, too. A shared
+    person's images, in the order of the source, are divided into consecutive parts of nearly equal
+    size, one for each of its clients; each part has verification and training images of its own.
+    With ``skew_by``, the other people are drawn by group instead of in shuffled order.
+
     Args:
       labels: (N,) whole numbers >= 0, identity of each image. If they are sorted int32 or int64,
         they are not copied.
@@ -43,6 +52,8 @@ def make_split(
       config: the ``data.split`` settings.
       seed: whole number >= 0; the same arguments give the same split.
       min_client_images: training images that every client must have (``fed.batch_size``).
+      features: what ``skew_by`` groups people by, from
+        :func:`fedfr_jax.data.attributes.features_of`; not called without ``skew_by``.
 
     Returns:
       The split.
@@ -51,22 +62,22 @@ def make_split(
       InputError: a setting is out of range, or the data has too few identities or images for it.
     """
     _check(config, num_clients, seed)
-    table = _tabulate(np.asarray(labels))
-    order = _stream(seed, 0).permutation(_people(np.flatnonzero(table.counts), config))
+    table = tabulate(np.asarray(labels))
+    order = stream(seed, 0).permutation(_people(np.flatnonzero(table.counts), config))
     held_out, rest = _set_aside(order, config.held_out_identities)
     for_clients, for_public = np.split(rest, [round(config.client_fraction * len(rest))])
-    members, sizes = _members(for_clients, table.counts, num_clients, config, seed)
-    clients = _clients(members, sizes, table, config)
+    pairs, same = draw_pairs(
+        table.counts[held_out], table.images(held_out), config.held_out_pairs, stream(seed, 2)
+    )
+    members = choose_members(for_clients, table, num_clients, config, seed, features)
+    clients = _clients(members, table, config)
     clients = _skewed(clients, config.quantity_skew, min_client_images, seed)
-    _check_clients(clients, table.counts[members], min_client_images)
+    _check_clients(clients, members.counts, min_client_images)
     if config.unused_public:
         taken = np.zeros(len(table.counts), bool)
-        taken[members] = True
+        taken[members.identities] = True
         for_public = np.concatenate([for_public, for_clients[~taken[for_clients]]])
     public = _public(for_public, table.counts, config)
-    pairs, same = _pairs(
-        table.counts[held_out], table.images(held_out), config.held_out_pairs, _stream(seed, 2)
-    )
     return FederatedSplit(
         clients=clients,
         public_identities=public,
@@ -75,25 +86,9 @@ def make_split(
         held_out_identities=held_out,
         pairs=pairs,
         pairs_same=same,
+        groups=members.groups,
+        attribute=members.attribute,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Table:
-    """Image numbers by identity: those of identity ``i`` are ``order[starts[i]:][:counts[i]]``.
-
-    ``order`` is None if positions are image numbers. ``starts`` and ``counts`` have an entry
-    for every number up to the largest label; ``counts`` is 0 for those without an image.
-    """
-
-    order: np.ndarray | None
-    starts: np.ndarray
-    counts: np.ndarray
-
-    def images(self, identities: np.ndarray) -> np.ndarray:
-        """Returns all image numbers of ``identities``, one identity after the other; int64."""
-        positions = ranges(self.starts[identities], self.counts[identities])
-        return positions if self.order is None else self.order[positions]
 
 
 def _set_aside(order: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,26 +105,9 @@ def _people(identities: np.ndarray, config: SplitConfig) -> np.ndarray:
     """The part of the identities that this split may use; the parts do not depend on the seed."""
     if not config.tuning_fraction:
         return identities
-    shuffled = _stream(0, 4).permutation(identities)
+    shuffled = stream(0, 4).permutation(identities)
     first = round(config.tuning_fraction * len(identities))
     return np.sort(shuffled[:first] if config.tuning else shuffled[first:])
-
-
-def _tabulate(labels: np.ndarray) -> _Table:
-    if labels.dtype not in (np.int32, np.int64):
-        labels = labels.astype(np.int64)
-    counts = np.zeros(int(labels.max(initial=-1)) + 1, np.int64)
-    for start in range(0, len(labels), _BLOCK):
-        part = np.bincount(labels[start : start + _BLOCK])
-        counts[: len(part)] += part
-    is_sorted = bool((labels[:-1] <= labels[1:]).all())
-    order = None if is_sorted else np.argsort(labels, kind="stable")
-    return _Table(order, np.cumsum(counts) - counts, counts)
-
-
-def _stream(seed: int, purpose: int) -> np.random.Generator:
-    """Separate streams: asking for more pairs must not change who the clients are."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose,)))
 
 
 def _check(config: SplitConfig, num_clients: int, seed: int) -> None:
@@ -149,6 +127,7 @@ def _check(config: SplitConfig, num_clients: int, seed: int) -> None:
             f"data.split.quantity_skew: {config.quantity_skew}; must be in [0, 10], the standard "
             "deviation of the logarithm of the clients' images"
         )
+    _check_heterogeneity(config, num_clients)
     for name in ("identities_per_client", "client_images", "public_images"):
         value = getattr(config, name)
         if len(value) != 2 or not 1 <= value[0] <= value[1]:
@@ -169,39 +148,46 @@ def _check(config: SplitConfig, num_clients: int, seed: int) -> None:
         )
 
 
-def _suitable(identities: np.ndarray, counts: np.ndarray, limits: tuple[int, ...]) -> np.ndarray:
-    found = counts[identities]
-    return identities[(found >= limits[0]) & (found <= limits[1])]
-
-
-def _members(
-    pool: np.ndarray, counts: np.ndarray, num_clients: int, config: SplitConfig, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all clients' identities, client after client, and how many each client has."""
-    suitable = _suitable(pool, counts, config.client_images)
-    low, high = config.identities_per_client
-    sizes = _stream(seed, 1).integers(low, high, num_clients, endpoint=True)
-    if sizes.sum() > len(suitable):
-        raise InputError(
-            f"too few client identities: {num_clients} clients need {sizes.sum()}, but only "
-            f"{len(suitable)} of the {len(pool)} identities for clients have "
-            f"{config.client_images[0]} to {config.client_images[1]} images; lower "
-            "fed.num_clients or data.split.identities_per_client, widen "
-            "data.split.client_images, or raise data.split.client_fraction"
+def _check_heterogeneity(config: SplitConfig, num_clients: int) -> None:
+    """The settings of shared people and of groups."""
+    if not 0 <= config.shared_identities <= 1:
+        raise ConfigError(
+            f"data.split.shared_identities is {config.shared_identities}; it is a share of each "
+            "client's people, 0 to 1"
         )
-    return suitable[: sizes.sum()], sizes
+    sites = config.sites_per_shared_identity
+    if sites < 2 or (config.shared_identities and sites > num_clients):
+        raise ConfigError(
+            f"data.split.sites_per_shared_identity is {sites}; a shared person is at 2 clients or "
+            f"more, but there are only fed.num_clients={num_clients}"
+        )
+    if config.skew_by and config.skew_by not in KINDS:
+        raise ConfigError(
+            f"data.split.skew_by is {config.skew_by!r}; use one of {', '.join(KINDS)}, or ''"
+        )
+    if config.skew_features and config.skew_by != "cluster":
+        raise ConfigError(
+            f"data.split.skew_features is {config.skew_features!r}, which is for "
+            f"data.split.skew_by='cluster', not {config.skew_by!r}"
+        )
+    if not 1e-3 <= config.skew_alpha <= 1e6:
+        raise ConfigError(f"data.split.skew_alpha is {config.skew_alpha}; it must be 0.001 to 1e6")
+    if not 2 <= config.skew_groups <= MOST_GROUPS:
+        raise ConfigError(
+            f"data.split.skew_groups is {config.skew_groups}; it must be 2 to {MOST_GROUPS}"
+        )
 
 
-def _clients(members: np.ndarray, sizes: np.ndarray, table: _Table, config: SplitConfig) -> Clients:
-    counts, starts, order = table.counts[members], table.starts[members], table.order
+def _clients(members: Members, table: Table, config: SplitConfig) -> Clients:
+    counts, starts, order = members.counts, members.starts, table.order
     if config.max_training_images:
         held = config.verification_images + config.validation_images
         counts = np.minimum(counts, held + config.max_training_images)
     if order is not None:  # keep the clients' part of it
         order, starts = order[ranges(starts, counts)], np.cumsum(counts) - counts
     return Clients(
-        identities=members,
-        offsets=np.concatenate([[0], np.cumsum(sizes)]),
+        identities=members.identities,
+        offsets=np.concatenate([[0], np.cumsum(members.sizes)]),
         starts=starts,
         counts=counts,
         verification_images=config.verification_images,
@@ -214,7 +200,7 @@ def _skewed(clients: Clients, sigma: float, min_images: int, seed: int) -> Clien
     """Clients with fewer training images: the same share of each identity's, at least one."""
     if not sigma:
         return clients
-    drawn = sigma * _stream(seed, 6).standard_normal(len(clients))
+    drawn = sigma * stream(seed, 6).standard_normal(len(clients))
     shares = np.exp(drawn - drawn.max())
     shares = np.maximum(shares, np.minimum(min_images / np.maximum(clients.sizes, 1), 1.0))
     held = clients.verification_images + clients.validation_images
@@ -252,87 +238,11 @@ def _check_clients(clients: Clients, images: np.ndarray, min_images: int) -> Non
 
 
 def _public(pool: np.ndarray, counts: np.ndarray, config: SplitConfig) -> np.ndarray:
-    suitable = _suitable(pool, counts, config.public_images)
-    if not len(suitable) and (len(pool) or config.public_identities):
+    chosen = suitable(pool, counts, config.public_images)
+    if not len(chosen) and (len(pool) or config.public_identities):
         raise InputError(
             f"no public identities: none of {len(pool)} has {config.public_images[0]} to "
             f"{config.public_images[1]} images; widen data.split.public_images, or set "
             "data.split.client_fraction to 1 and data.split.public_identities to 0 to go without"
         )
-    return suitable[: config.public_identities or None]
-
-
-def _pairs(
-    sizes: np.ndarray, images: np.ndarray, count: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws ``count`` genuine and as many impostor pairs, all distinct, in alternation.
-
-    Args:
-      sizes: (H,) int64 images per held-out identity.
-      images: (sizes.sum(),) int64 their image numbers, identity after identity.
-      count: pairs of each kind.
-      rng: a stream of its own.
-
-    Returns:
-      (2 count, 2) int64 image numbers and (2 count,) bool, whether a pair is genuine.
-    """
-    if not count:
-        return np.zeros((0, 2), np.int64), np.zeros(0, bool)
-    starts = np.cumsum(sizes) - sizes
-    genuine = images[_genuine(sizes, starts, count, rng)]
-    impostor = images[_impostor(sizes, starts, count, rng)]
-    pairs = np.stack([genuine, impostor], axis=1).reshape(-1, 2)
-    return pairs, np.tile([True, False], count)
-
-
-def _genuine(
-    sizes: np.ndarray, starts: np.ndarray, count: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Returns (count, 2) positions of two images of one identity, spread over identities."""
-    possible = sizes * (sizes - 1) // 2
-    if possible.sum() < count:
-        raise InputError(
-            f"data.split.held_out_pairs: {count} genuine pairs wanted, but the "
-            f"{len(sizes)} held-out identities have only {possible.sum()}; lower it or raise "
-            "data.split.held_out_identities"
-        )
-    quota = _even_shares(possible, count, rng)
-    some = np.flatnonzero(quota)  # at most ``count`` identities, however many are held out
-    drawn = [rng.choice(possible[i], quota[i], replace=False) for i in some]
-    code, start = np.concatenate(drawn), np.repeat(starts[some], quota[some])
-    # Pair number c of images a < b: c = b (b - 1) / 2 + a.
-    b = (1 + np.sqrt(1 + 8 * code.astype(np.float64))).astype(np.int64) // 2
-    b += (code >= b * (b + 1) // 2).astype(np.int64) - (code < b * (b - 1) // 2)
-    return rng.permutation(np.stack([start + code - b * (b - 1) // 2, start + b], axis=1))
-
-
-def _even_shares(capacity: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Divides ``count`` as evenly as ``capacity`` allows, so that no identity dominates."""
-    low, high = 0, int(capacity.max())
-    while low < high:  # the largest level whose shares do not exceed count
-        level = (low + high + 1) // 2
-        affordable = np.minimum(capacity, level).sum() <= count
-        low, high = (level, high) if affordable else (low, level - 1)
-    shares = np.minimum(capacity, low)
-    open_to_more = rng.permutation(np.flatnonzero(capacity > low))
-    shares[open_to_more[: count - shares.sum()]] += 1
-    return shares
-
-
-def _impostor(
-    sizes: np.ndarray, starts: np.ndarray, count: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Returns (count, 2) positions of images of two identities, uniform over all such pairs."""
-    # Image j has as many partners as there are images of the identities before its own.
-    partners = np.repeat(starts, sizes)
-    ends = np.cumsum(partners)
-    possible = int(ends[-1]) if len(ends) else 0
-    if possible < count:
-        raise InputError(
-            f"data.split.held_out_pairs: {count} impostor pairs wanted, but the {len(sizes)} "
-            f"held-out identities have only {possible}; raise data.split.held_out_identities"
-        )
-    code = rng.choice(possible, count, replace=False)
-    second = np.searchsorted(ends, code, side="right")
-    first = code - (ends[second] - partners[second])
-    return np.stack([first, second], axis=1)
+    return chosen[: config.public_identities or None]

@@ -44,6 +44,8 @@ def split_arrays(split: FederatedSplit) -> dict[str, np.ndarray]:
         arrays["clients_validation_images"] = np.array(clients.validation_images)
     if clients.order is not None:
         arrays["clients_order"] = clients.order
+    if split.groups is not None:
+        arrays["clients_groups"] = split.groups
     return arrays
 
 
@@ -70,7 +72,11 @@ def load_split(path: str | os.PathLike) -> FederatedSplit:
             order=arrays.get("clients_order"),
             validation_images=int(arrays.get("clients_validation_images", 0)),
         )
-        return FederatedSplit(clients=clients, **{name: arrays[name] for name in _SHARED})
+        return FederatedSplit(
+            clients=clients,
+            **{name: arrays[name] for name in _SHARED},
+            groups=arrays.get("clients_groups"),
+        )
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -80,18 +86,18 @@ def load_split(path: str | os.PathLike) -> FederatedSplit:
 def describe_split(split: FederatedSplit, source_name: str) -> dict[str, object]:
     """Returns counts of a split, ready for JSON; ranges are ``{"min", "mean", "max"}``."""
     clients = split.clients
+    shared = len(np.unique(clients.identities[clients.sites > 1]))
     return {
         "source": source_name,
         "clients": len(clients),
-        "client_identities": len(clients.identities),
+        "client_identities": int((clients.sites == 1).sum()) + shared,
+        **({"shared_identities": shared} if shared else {}),
         "client_training_images": int(clients.sizes.sum()),
         "client_verification_images": int(clients.verification_counts.sum()),
         "identities_per_client": _range(clients.identity_counts),
         "training_images_per_client": _range(clients.sizes),
         "verification_images_per_client": _range(clients.verification_counts),
-        "training_images_per_identity": _range(
-            clients.counts - clients.verification_images - clients.validation_images
-        ),
+        "training_images_per_identity": _range(clients.training_counts),
         "public_identities": len(split.public_identities),
         "public_images": len(split.public_images),
         "public_images_per_identity": _range(np.bincount(split.public_labels)),

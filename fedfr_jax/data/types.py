@@ -138,12 +138,29 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(len(shifts)) + shifts
 
 
+def consecutive(identities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers people in the order in which they first occur.
+
+    Args:
+      identities: (T,) int64, each any number of times.
+
+    Returns:
+      (P,) int64 the people in this order, and (T,) int64 the number in [0, P) of each entry.
+    """
+    people, first, person = np.unique(identities, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    number = np.empty(len(people), np.int64)
+    number[order] = np.arange(len(people))
+    return people[order], number[person]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clients(Sequence[Client]):
     """All clients' shares as flat arrays; a :class:`Client` is built on demand.
 
     A population has millions of identities, so nothing here is a list of arrays. T is the
-    number of all clients' identities together.
+    number of all clients' identities together. A person at several clients has an entry at each of
+    them, with images of its own.
 
     Attributes:
       identities: (T,) int64 source identities, client after client.
@@ -155,6 +172,8 @@ class Clients(Sequence[Client]):
       order: (M,) int64 image numbers, grouped by identity; None if positions are image
         numbers, because the source has its images sorted by identity.
       validation_images: the last ones of every identity, on which its client chooses a model.
+      labels: (T,) int64 local label of each entry, where a client has a person in several entries
+        (:meth:`union`); None: a client's entries are numbered in turn.
     """
 
     identities: np.ndarray
@@ -164,6 +183,7 @@ class Clients(Sequence[Client]):
     verification_images: int
     order: np.ndarray | None
     validation_images: int = 0
+    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -174,8 +194,10 @@ class Clients(Sequence[Client]):
         if not -len(self) <= number < len(self):
             raise IndexError(f"client {number} of {len(self)}")
         only = np.array([number % len(self)])
+        entries, local = self._entries(only)
+        _, first = np.unique(local, return_index=True)
         return Client(
-            self.identities[self.offsets[only[0]] : self.offsets[only[0] + 1]],
+            self.identities[entries][first],
             *self.training(only),
             *self.verification(only),
         )
@@ -183,23 +205,52 @@ class Clients(Sequence[Client]):
     @functools.cached_property
     def identity_counts(self) -> np.ndarray:
         """(N,) int64 identities per client."""
+        if self.labels is None:
+            return self.entry_counts
+        return np.maximum.reduceat(self.labels, self.offsets[:-1]) + 1
+
+    @functools.cached_property
+    def entry_counts(self) -> np.ndarray:
+        """(N,) int64 entries per client: as many as identities, unless there are ``labels``."""
         return np.diff(self.offsets)
+
+    @functools.cached_property
+    def entry_clients(self) -> np.ndarray:
+        """(T,) int64 client of each entry."""
+        return np.repeat(np.arange(len(self)), self.entry_counts)
+
+    @property
+    def training_counts(self) -> np.ndarray:
+        """(T,) int64 training images of each entry."""
+        return self.counts - self.verification_images - self.validation_images
+
+    @functools.cached_property
+    def sites(self) -> np.ndarray:
+        """(T,) int64 clients that have this entry's person: 1 unless people are shared."""
+        return np.bincount(self.identities)[self.identities]
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
         """(N,) int64 training images per client."""
         total = np.concatenate([[0], np.cumsum(self.counts)])
-        held = self.identity_counts * (self.verification_images + self.validation_images)
+        held = self.entry_counts * (self.verification_images + self.validation_images)
         return np.diff(total[self.offsets]) - held
 
     @property
     def verification_counts(self) -> np.ndarray:
         """(N,) int64 verification images per client."""
-        return self.identity_counts * self.verification_images
+        return self.entry_counts * self.verification_images
 
     def union(self) -> Clients:
-        """One client that holds all images and identities."""
-        return dataclasses.replace(self, offsets=self.offsets[[0, -1]])
+        """One client that holds all images and identities; a person of several clients once."""
+        one = dataclasses.replace(self, offsets=self.offsets[[0, -1]])
+        if (self.sites == 1).all():
+            return one
+        return dataclasses.replace(one, labels=consecutive(self.identities)[1])
+
+    def entry_images(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All images of some entries: (image numbers, entry of each), both int64."""
+        return self._images(self.starts[entries], self.counts[entries], entries)
 
     def training(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Training images of some clients, client after client, in the order of their labels.
@@ -233,7 +284,10 @@ class Clients(Sequence[Client]):
         """Positions of the clients' identities in the flat arrays, and their local labels."""
         first = self.offsets[clients]
         lengths = self.offsets[np.asarray(clients) + 1] - first
-        return ranges(first, lengths), ranges(np.zeros_like(lengths), lengths)
+        entries = ranges(first, lengths)
+        if self.labels is not None:
+            return entries, self.labels[entries]
+        return entries, ranges(np.zeros_like(lengths), lengths)
 
     def _images(self, starts, lengths, local) -> tuple[np.ndarray, np.ndarray]:
         positions = ranges(starts, lengths)
@@ -253,6 +307,10 @@ class FederatedSplit:
       held_out_identities: (H,) int64 identities that are not used for training.
       pairs: (P, 2) int64 image numbers of held-out identities, for generic verification.
       pairs_same: (P,) bool.
+      groups: (T,) int64 group of each entry of ``clients.identities`` (``data.split.skew_by``), or
+        None.
+      attribute: (T,) float64 what they were grouped by, in its own unit, if it is a number per
+        person; or None.
     """
 
     clients: Clients
@@ -262,3 +320,5 @@ class FederatedSplit:
     held_out_identities: np.ndarray
     pairs: np.ndarray
     pairs_same: np.ndarray
+    groups: np.ndarray | None = None
+    attribute: np.ndarray | None = None

@@ -90,20 +90,22 @@ PersonalModels = Callable[[int], tuple[PyTree, PyTree]]
 
 
 def gallery(assessor: Assessor, position: int) -> tuple[np.ndarray, np.ndarray]:
-    """(inputs, identities numbered over the evaluated clients) of a client's gallery."""
+    """(inputs, people numbered over the evaluated clients) of a client's gallery."""
     held_out = assessor.held_out
     inputs, labels = assessor.gallery(int(held_out.numbers[position]))
-    return inputs, held_out.first_identity[position] + labels
+    return inputs, held_out.people_of(position)[labels]
 
 
 def client_results(
     assessor: Assessor, position: int, probes, gallery_features, gallery_labels
 ) -> tuple[PersonalVerification, PersonalIdentification]:
-    """A client's protocol for features of all probes and of its own gallery."""
+    """A client's protocol for features of all probes and of its own gallery.
+
+    Its people are its own wherever their images were taken: where another client has one of them,
+    too, that client's probes of the person are mated.
+    """
     settings, held_out = assessor.settings, assessor.held_out
-    first = held_out.first_identity
-    own = held_out.clients == position
-    identities = np.arange(first[position], first[position + 1])
+    own = held_out.shows(position)
     return (
         personal_verification(probes, held_out.labels, own, settings.fars, block=settings.block),
         personal_identification(
@@ -111,7 +113,7 @@ def client_results(
             held_out.labels,
             gallery_features,
             gallery_labels,
-            identities,
+            held_out.people_of(position),
             fpirs=settings.fars,
             block=settings.block,
         ),
@@ -348,7 +350,7 @@ def mistake_examples(
 
 
 def _client_mistakes(held_out, position, unit, threshold) -> Iterator[dict]:
-    own = np.flatnonzero(held_out.clients == position)
+    own = np.flatnonzero(held_out.shows(position))
     score = on_grid(unit[own] @ unit.T)
     same = held_out.labels[own][:, None] == held_out.labels
     other_image = own[:, None] != np.arange(len(unit))

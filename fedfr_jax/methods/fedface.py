@@ -4,7 +4,9 @@ Aggarwal, Zhou, Jain, "FedFace: Collaborative Learning of Face Recognition Model
 equation 7. After every round the server takes a few gradient steps that lower the sum of
 ``relu(cos_jk - margin)^2`` over pairs j != k of class embeddings. Unlike in the other methods,
 clients have to send them. Memory grows with the square of the number of class embeddings in a
-round. A client with one identity learns from positives only, as in FedAwS.
+round. A client with one identity learns from positives only, as in FedAwS. The server cannot know
+that two clients have the same person, and would push its embeddings apart, too: with
+``data.split.shared_identities`` the method is refused.
 
 With ``solver="published"`` the server does what the paper says: SGD with momentum and weight decay
 on the embeddings as they are. Its sum over pairs grows with the number of clients, and its steps

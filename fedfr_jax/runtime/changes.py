@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "data.root",
     "data.verification_sets",
     "data.verification_labels",
+    "data.split.skew_features",  # may have moved; another one would give another split
     "population.schedule",
     "population.availability",
 )

@@ -25,6 +25,7 @@ from fedfr_jax.algorithm.plain import compile_round, round_function
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config
+from fedfr_jax.data.attributes import features_of
 from fedfr_jax.data.degrade import degraded
 from fedfr_jax.data.held_out import HeldOut, evaluated_clients, read_held_out
 from fedfr_jax.data.split import make_split
@@ -213,6 +214,7 @@ def split_of(config: Config, source: ImageSource) -> FederatedSplit:
         config.data.split,
         config.data.seed,
         min_client_images=config.fed.least_images,
+        features=features_of(source, config.data.split, track),
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from fedfr_jax.data.split import make_split
 from fedfr_jax.data.split_file import describe_split, load_split, save_split
 from fedfr_jax.errors import InputError
+from fedfr_jax.runtime.fingerprints import split_digest
 from fedfr_jax.settings import SplitConfig
 
 RNG = np.random.default_rng(5)
@@ -35,8 +36,9 @@ def split_of(seed=0, clients=8, labels=LABELS, min_client_images=1, **changes):
 def arrays_of(split):
     for part in (*split.clients, split):
         for field in dataclasses.fields(part):
-            if field.name != "clients":
-                yield getattr(part, field.name)
+            array = getattr(part, field.name)
+            if field.name != "clients" and array is not None:
+                yield array
 
 
 def same(left, right):
@@ -450,3 +452,47 @@ def test_quantity_skew_spreads_clients_and_leaves_each_a_batch():
 def test_a_skew_out_of_range_is_refused():
     with pytest.raises(InputError, match=r"data\.split\.quantity_skew: -1"):
         split_of(quantity_skew=-1.0)
+
+
+# Digests of splits as they were before people could be shared or grouped.
+UNCHANGED = [
+    ({}, "7c86c1572c3b18b917a41e4897a2f7eb2ac02fafdab331f4717d22f0c87f53f0"),
+    (
+        {"seed": 7, "clients": 1},
+        "412f0cc465e5aaed32615455b5bc8cb7e0885ddf61c6a49ef65a313ad73a01e5",
+    ),
+    (
+        {"seed": 1, "quantity_skew": 1.0, "unused_public": True},
+        "f7dd29923bca116efe13f79b68725bcee5d4d59ecbc04f5c9e7c87026caaacec",
+    ),
+    (
+        {
+            "seed": 2,
+            "clients": 6,
+            "max_training_images": 4,
+            "validation_images": 2,
+            "client_images": (7, 25),
+        },
+        "49985e325b52c0191efd6e9b332300ee3c90c0de605d1933b8a44a5b065a00e0",
+    ),
+    (
+        {
+            "seed": 3,
+            "clients": 5,
+            "tuning_fraction": 0.4,
+            "tuning": True,
+            "held_out_identities": 0,
+            "held_out_pairs": 0,
+        },
+        "7c4f3e70e02e9449c9bb013ffba6b059a6025a885bec10210566d2c72ff07898",
+    ),
+    (
+        {"labels": np.sort(LABELS)},
+        "37aa11ebea4a98bab9400d1f790987e884a8bde7e33f37a569e1eaae412014d9",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "digest"), UNCHANGED)
+def test_splits_of_earlier_runs_are_made_again(changes, digest):
+    assert split_digest(split_of(**changes)) == digest

@@ -28,6 +28,7 @@ def made_up(transform):
         labels,
         labels // PEOPLE,
         np.arange(0, CLIENTS * PEOPLE + 1, PEOPLE),
+        np.arange(CLIENTS * PEOPLE),
     )
 
     def gallery(client):
