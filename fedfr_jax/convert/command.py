@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from absl import logging
 
+from fedfr_jax.convert import files
+from fedfr_jax.convert.check import check, verdict
+from fedfr_jax.convert.head import head_from_torch
 from fedfr_jax.errors import InputError
 from fedfr_jax.models.preprocessing import CHANNELS
 from fedfr_jax.models.weight_file import WeightFile
@@ -55,8 +58,6 @@ def run(options: argparse.Namespace) -> None:
     Raises:
       InputError: a file or an option cannot be used.
     """
-    from fedfr_jax.convert import files  # noqa: PLC0415 - JAX, which --help does not need
-
     if options.target is None and not options.check:
         raise InputError("nothing to do: give OUT, or --check=lfw.bin")
     if options.target is not None:
@@ -81,16 +82,11 @@ def run(options: argparse.Namespace) -> None:
                 f"use it with --config.model.weights={options.target} {weights.structure.flags()}"
             )
     if options.check:
-        from fedfr_jax.convert.check import check, verdict  # noqa: PLC0415
-
         results = check(weights, options.check)
         print("\n".join(verdict(results, weights.preprocessing.channels)))
 
 
 def _convert_head(options: argparse.Namespace) -> None:
-    from fedfr_jax.convert import files  # noqa: PLC0415
-    from fedfr_jax.convert.head import head_from_torch  # noqa: PLC0415
-
     if options.target is None or options.check:
         raise InputError("--head converts only: give OUT, and no --check")
     arrays = files.read_head_arrays(options.source, options.client)

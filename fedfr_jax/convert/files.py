@@ -227,9 +227,14 @@ def _changed(preprocessing: Preprocessing, given: Given) -> Preprocessing:
 def _of_run(path: pathlib.Path, given: Given, client: int | None = None) -> Weights:
     """The newest model of a run, as arrays with published names."""
     if not is_run(path):
-        raise InputError(f"{path} is a folder, but no run's work directory")
+        raise InputError(f"{path} is neither a file of weights nor a run's work directory")
     model = model_of_run(path, client)
     network, settings = model.backbone, model.config.model
+    if network.published is None:
+        raise InputError(
+            f"{path}: {settings.name} names no published weights, so there are no names to write; "
+            "its build function has to return them, see fedfr_jax/models/__init__.py"
+        )
     if given.model and given.model != settings.name:
         raise InputError(f"{path} is a run of {settings.name}, not of {given.model}")
     if given.eps is not None:

@@ -232,8 +232,8 @@ def adaface_name(blocks: tuple[int, ...], path: tuple[str, ...]) -> str:
 
     ``input_layer`` is convolution, batch norm, PReLU; ``body.n`` is block ``n``, counted through
     all stages, with ``res_layer`` (norm, conv, norm, PReLU, conv, norm) and, where the width
-    changes, ``shortcut_layer`` (conv, norm); ``output_layer`` has batch norm (0), dropout, flattening, a
-    linear layer (3) and batch norm (4).
+    changes, ``shortcut_layer`` (conv, norm); ``output_layer`` has batch norm (0), dropout,
+    flattening, a linear layer (3) and batch norm (4).
 
     Args:
       blocks: per stage.
