@@ -43,7 +43,7 @@ _ANCHORS = {
     "mobilefacenet_arcface": "conv_sep.layers.0.weight",
     "mobilefacenet": "conv_1_conv2d_weight",
 }
-_NAMES = (*_ANCHORS, "mobilefacenet_arcface_large")
+SUPPORTED = (*_ANCHORS, "mobilefacenet_arcface_large")
 
 
 def detect(arrays: Arrays, source: str, model: str = "") -> Detected:
@@ -57,8 +57,8 @@ def detect(arrays: Arrays, source: str, model: str = "") -> Detected:
     Raises:
       InputError: it is none that is supported; the message says why.
     """
-    if model and model not in _NAMES:
-        raise InputError(f"--model is {model!r}; use one of {', '.join(_NAMES)}")
+    if model and model not in SUPPORTED:
+        raise InputError(f"--model is {model!r}; use one of {', '.join(SUPPORTED)}")
     _refuse_other_networks(arrays, source)
     kind = "mobilefacenet_arcface" if model == "mobilefacenet_arcface_large" else model
     found = [
@@ -70,7 +70,7 @@ def detect(arrays: Arrays, source: str, model: str = "") -> Detected:
         what = f"{model}'s {_ANCHORS[kind]}" if kind else "a network that is supported"
         raise InputError(
             f"{source}: its {len(arrays)} arrays ({_some(arrays)}) do not include {what}; "
-            f"supported are {', '.join(_NAMES)}"
+            f"supported are {', '.join(SUPPORTED)}"
         )
     if len(found) > 1:
         places = " and ".join(repr(prefix) for _, prefix in found)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedfr_jax.atomic import write_text
 from fedfr_jax.convert import torch_file
-from fedfr_jax.convert.detect import Detected, detect
+from fedfr_jax.convert.detect import SUPPORTED, Detected, detect
 from fedfr_jax.convert.head import head_to_torch, is_head
 from fedfr_jax.convert.run_model import is_run, model_of_run
 from fedfr_jax.errors import InputError
@@ -92,7 +92,7 @@ def read_weights(path: str | os.PathLike[str], given: Given = Given()) -> Weight
             f"{path} is a client's transform and classifiers (FedFR's bce_module), not a network; "
             "convert it with --head"
         )
-    found = detect(content.arrays, os.fspath(path), given.model)
+    found = _found(path, content, given)
     return _described(path, content, found, ignored, given)
 
 
@@ -166,6 +166,15 @@ def _read(path: pathlib.Path) -> tuple[WeightFile, tuple[str, ...]]:
     return read_weight_file(path), ()
 
 
+def _found(path: pathlib.Path, content: WeightFile, given: Given) -> Detected:
+    """The network: from the arrays, or as recorded if it is one that only its user knows."""
+    recorded = content.structure
+    if recorded is None or recorded.name in SUPPORTED or given.model:
+        return detect(content.arrays, os.fspath(path), given.model)
+    size = (content.preprocessing or Preprocessing()).image_size
+    return Detected(recorded, size, "", dict(content.arrays), ())
+
+
 def _described(
     path: pathlib.Path,
     content: WeightFile,
@@ -176,7 +185,8 @@ def _described(
     """A file's weights, with what the user, the file and the network say about them."""
     structure, said = found.structure, []
     network = build(structure.config(), found.image_size, "grouped")
-    assert network.published is not None  # all that are detected have names
+    if network.published is None:
+        raise InputError(f"{path}: {structure.name} names no published weights")
     recorded = content.preprocessing
     usual = dataclasses.replace(network.published.preprocessing, image_size=found.image_size)
     if structure.name == "iresnet_adaface" and found.prefix.endswith("net."):

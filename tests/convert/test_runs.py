@@ -203,7 +203,7 @@ def test_what_is_not_recorded_is_called_a_default(run, tmp_path, capsys):
 def test_a_run_starts_from_another_run_as_before(run, capsys):
     rounds._say_once.cache_clear()
     start(**NETWORK, weights=str(run[0]))
-    assert "of a run here, so RGB" in capsys.readouterr().out
+    assert "of a run, whose images are RGB" in capsys.readouterr().out
 
 
 def test_pytorch_files_are_to_be_converted_first(tmp_path):
