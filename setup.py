@@ -24,7 +24,8 @@ setup(
     package_data={"fedfr_jax": ["py.typed", "reporting/templates/*"]},
     entry_points={
         "console_scripts": [
-            f"fedfr-{name}=fedfr_jax.{name}:command" for name in ("train", "evaluate", "ablate")
+            f"fedfr-{name}=fedfr_jax.{name}:command"
+            for name in ("train", "evaluate", "ablate", "convert")
         ]
     },
     install_requires=[
@@ -48,6 +49,7 @@ setup(
         "rich>=13.9,<16",
         "jinja2>=3.1,<4",
         "markupsafe>=2.1,<4",
+        "safetensors>=0.5,<0.9",
     ],
     extras_require={
         "notebooks": ["ipykernel>=6,<8", "jupytext>=1.16,<2", "pandas>=2.2,<4"],
@@ -65,5 +67,6 @@ setup(
             "pandas>=2.2,<4",
         ],
         "bench": ["torch>=2.5"],
+        "torch": ["torch>=2.6,<3"],  # .pth files; weights_only is safe from 2.6 on
     },
 )

@@ -108,9 +108,11 @@ class DataConfig:
 class ModelConfig:
     """The backbone: image -> R^embedding."""
 
-    name: str = "spherenet"  # spherenet | mobilefacenet | iresnet
-    depth: int = 20  # spherenet: 4, 10, 20, 36, 64; iresnet: 18, 34, 50, 100
-    widths: tuple[int, ...] = (64, 128, 256, 512)  # spherenet, iresnet: channels per stage
+    # spherenet | iresnet | iresnet_adaface | mobilefacenet | mobilefacenet_arcface |
+    # mobilefacenet_arcface_large
+    name: str = "spherenet"
+    depth: int = 20  # spherenet: 4, 10, 20, 36, 64; iresnet: 18, 34, 50, 100, (not adaface:) 200
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # channels per stage; not for mobilefacenet
     embedding: int = 512
     # Compute type: float32 | bfloat16 | auto (the faster of the two here), with parameters of
     # float32; or float64 for everything, which needs JAX_ENABLE_X64=1.
@@ -118,7 +120,7 @@ class ModelConfig:
     # Batch norm in local training: with the statistics of the mini-batch, which also move the
     # running ones, or with the running ones as the server sends them. Pretraining has the former.
     batch_norm: str = "batch"  # batch | frozen
-    weights: str = ""  # pretrained weights (.npz or a checkpoint folder); "" = pretrain here
+    weights: str = ""  # .safetensors, .npz or a checkpoint folder; "" = pretrain here
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedfr_jax.errors import ConfigError
-from fedfr_jax.models import iresnet, mobilefacenet, spherenet
+from fedfr_jax.models import iresnet, mobilefacenet, mobilefacenet_arcface, spherenet
 from fedfr_jax.models.layers import MIN_IMAGE_SIZE, apply_module, parameter_count
 from fedfr_jax.models.weights import Published, from_torch, load_weights, to_torch
 from fedfr_jax.settings import ModelConfig
@@ -38,7 +38,10 @@ __all__ = [
 MODELS: dict[str, Callable[[ModelConfig, int, str], tuple[nn.Module, Published | None]]] = {
     "spherenet": spherenet.build,
     "mobilefacenet": mobilefacenet.build,
+    "mobilefacenet_arcface": mobilefacenet_arcface.build,
+    "mobilefacenet_arcface_large": mobilefacenet_arcface.build_large,
     "iresnet": iresnet.build,
+    "iresnet_adaface": iresnet.build_adaface,
 }
 
 

@@ -1,9 +1,17 @@
 """IResNet: the residual network of ArcFace with batch norm before each convolution.
 
-The structure is that of insightface's PyTorch ``iresnet18`` to ``iresnet100``.
+``iresnet`` has the structure of insightface's PyTorch ``iresnet18`` to ``iresnet200``
+(arcface_torch). ``iresnet_adaface`` has that of AdaFace's and CVLFace's ``IR_18`` to ``IR_101``,
+which differs in two places: a shortcut that keeps the number of channels has no convolution and
+skips pixels instead (with the published widths, in the first block of all), and the last batch norm
+learns nothing. Both add 1e-5 to variances. AdaFace trains with dropout of 0.4 before the linear
+layer; there is none here, nor in arcface_torch's default.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +28,13 @@ from fedfr_jax.models.layers import (
     entering,
     final_map_side,
 )
+from fedfr_jax.models.preprocessing import Preprocessing
 from fedfr_jax.models.weights import Published
 from fedfr_jax.settings import ModelConfig
 
 # Blocks per stage, by depth.
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
+DEEPEST = {200: (6, 26, 60, 6)}  # of arcface_torch; AdaFace's of more than 100 have other blocks
 
 _conv_init = nn.initializers.normal(0.1)
 # PyTorch's default for linear layers: uniform within 1/sqrt(fan_in).
@@ -32,11 +42,17 @@ _linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class _Block(nn.Module):
-    """norm, conv, norm, PReLU, conv with the stride, norm; added to the (projected) input."""
+    """norm, conv, norm, PReLU, conv with the stride, norm; added to the shortcut.
+
+    Attributes:
+      projects: the shortcut has a 1×1 convolution and batch norm; else it is the input, of which
+        it skips pixels at stride 2.
+    """
 
     width: int
     stride: int
     strategy: str
+    projects: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -48,7 +64,7 @@ class _Block(nn.Module):
             self.width, stride=self.stride, strategy=self.strategy, init=_conv_init, name="conv2"
         )(y)
         y = BatchNorm(name="bn3")(y, train)
-        if self.stride != 1:
+        if self.projects:
             x = Conv(
                 self.width,
                 1,
@@ -58,6 +74,8 @@ class _Block(nn.Module):
                 name="downsample_conv",
             )(x)
             x = BatchNorm(name="downsample_norm")(x, train)
+        elif self.stride != 1:
+            x = x[:, :: self.stride, :: self.stride]
         return x + y
 
 
@@ -70,6 +88,7 @@ class IResNet(nn.Module):
       embedding: size of the feature.
       dtype: compute type of the convolutions.
       strategy: how ``conv2d`` computes them.
+      adaface: shortcuts and last batch norm as in AdaFace.
     """
 
     blocks: tuple[int, ...]
@@ -77,6 +96,7 @@ class IResNet(nn.Module):
     embedding: int
     dtype: jnp.dtype
     strategy: str
+    adaface: bool = False
     last_stage = "layer4_0"
     output_layers = ("fc", "features")
 
@@ -103,32 +123,59 @@ class IResNet(nn.Module):
             x = x.reshape(x.shape[0], -1)
             return Dense(self.embedding, init=_linear_init, name=name)(x)
         if name == "features":
-            return BatchNorm(use_scale=False, name=name)(x, train)
+            return BatchNorm(use_scale=False, use_bias=not self.adaface, name=name)(x, train)
         stage, k = map(int, name.removeprefix("layer").split("_"))
-        stride = 2 if k == 0 else 1
-        return _Block(self.widths[stage - 1], stride, self.strategy, name=name)(x, train)
+        width, stride = self.widths[stage - 1], 2 if k == 0 else 1
+        projects = x.shape[-1] != width if self.adaface else stride != 1
+        return _Block(width, stride, self.strategy, projects, name=name)(x, train)
 
 
 def build(config: ModelConfig, image_size: int, conv: str) -> tuple[nn.Module, Published]:
     """IResNet of ``config.depth`` and ``config.widths``, and its PyTorch names.
 
     Raises:
+      ConfigError: if the depth is not known, or widths are not four.
+    """
+    module = _module(config, conv, BLOCKS | DEEPEST, adaface=False)
+    return module, Published(
+        name=torch_name,
+        map_side=final_map_side(image_size),
+        ones=("features.weight",),
+        input_name="conv1.weight",
+        preprocessing=Preprocessing(source="iresnet of arcface_torch"),
+    )
+
+
+def build_adaface(config: ModelConfig, image_size: int, conv: str) -> tuple[nn.Module, Published]:
+    """IResNet as AdaFace has it, and its PyTorch names. AdaFace's images are BGR.
+
+    Raises:
       ConfigError: if the depth is not a key of ``BLOCKS``, or widths are not four.
     """
-    if config.depth not in BLOCKS:
+    module = _module(config, conv, BLOCKS, adaface=True)
+    return module, Published(
+        name=functools.partial(adaface_name, module.blocks),
+        map_side=final_map_side(image_size),
+        input_name="input_layer.0.weight",
+        preprocessing=Preprocessing(channels="BGR", source="iresnet of AdaFace"),
+    )
+
+
+def _module(
+    config: ModelConfig, conv: str, known: Mapping[int, tuple[int, ...]], adaface: bool
+) -> IResNet:
+    if config.depth not in known:
         raise ConfigError(
-            f"model.depth is {config.depth}; iresnet has {', '.join(map(str, BLOCKS))}"
+            f"model.depth is {config.depth}; {config.name} has {', '.join(map(str, known))}"
         )
     check_widths(config.widths)
-    module = IResNet(
-        blocks=BLOCKS[config.depth],
+    return IResNet(
+        blocks=known[config.depth],
         widths=tuple(config.widths),
         embedding=config.embedding,
         dtype=compute_dtype(config.dtype),
         strategy=conv,
-    )
-    return module, Published(
-        name=torch_name, map_side=final_map_side(image_size), ones=("features.weight",)
+        adaface=adaface,
     )
 
 
@@ -158,3 +205,43 @@ def torch_name(path: tuple[str, ...]) -> str:
     _, *modules, leaf = path
     modules = [_MODULES.get(module, module.replace("_", ".")) for module in modules]
     return ".".join([*modules, _LEAVES[leaf]])
+
+
+_ADAFACE_MODULES = {
+    "conv1": "input_layer.0",
+    "bn1": "input_layer.1",
+    "prelu": "input_layer.2",
+    "bn2": "output_layer.0",
+    "fc": "output_layer.3",
+    "features": "output_layer.4",
+}
+_ADAFACE_BLOCK = {
+    "bn1": "res_layer.0",
+    "conv1": "res_layer.1",
+    "bn2": "res_layer.2",
+    "prelu": "res_layer.3",
+    "conv2": "res_layer.4",
+    "bn3": "res_layer.5",
+    "downsample_conv": "shortcut_layer.0",
+    "downsample_norm": "shortcut_layer.1",
+}
+
+
+def adaface_name(blocks: tuple[int, ...], path: tuple[str, ...]) -> str:
+    """PyTorch state-dict name of a variable, as AdaFace's and CVLFace's checkpoints have it.
+
+    ``input_layer`` is convolution, batch norm, PReLU; ``body.n`` is block ``n``, counted through
+    all stages, with ``res_layer`` (norm, conv, norm, PReLU, conv, norm) and, where the width
+    changes, ``shortcut_layer`` (conv, norm); ``output_layer`` has batch norm (0), dropout,
+    flattening, a linear layer (3) and batch norm (4).
+
+    Args:
+      blocks: per stage.
+      path: collection, module names and leaf.
+    """
+    _, module, *inner, leaf = path
+    if module.startswith("layer"):
+        stage, k = map(int, module.removeprefix("layer").split("_"))
+        number = sum(blocks[: stage - 1]) + k
+        return f"body.{number}.{_ADAFACE_BLOCK[inner[0]]}.{_LEAVES[leaf]}"
+    return f"{_ADAFACE_MODULES[module]}.{_LEAVES[leaf]}"

@@ -148,16 +148,19 @@ prelu.defvjp(_prelu_forward, _prelu_backward)
 
 
 class Dense(nn.Module):
-    """Linear layer (N, F) -> (N, features) with bias; its result is at least float32."""
+    """Linear layer (N, F) -> (N, features); its result is at least float32."""
 
     features: int
     init: Initializer = xavier_uniform  # type: ignore[assignment]
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return matmul(x, kernel.astype(x.dtype)) + bias
+        y = matmul(x, kernel.astype(x.dtype))
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,))
 
 
 @jax.custom_vjp
@@ -200,11 +203,13 @@ class BatchNorm(nn.Module):
     Attributes:
       eps: added to the variance.
       use_scale: learn a scale per channel; False fixes it at 1.
+      use_bias: learn a bias per channel; False fixes it at 0.
       momentum: share of the running statistics that a training step keeps.
     """
 
     eps: float = 1e-5
     use_scale: bool = True
+    use_bias: bool = True
     momentum: float = 0.9
 
     @nn.compact
@@ -212,7 +217,7 @@ class BatchNorm(nn.Module):
         shape = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape) if self.use_bias else 0.0
         scale = self.param("scale", nn.initializers.ones, shape) if self.use_scale else 1.0
         if train:
             mean, var = _moments(x)

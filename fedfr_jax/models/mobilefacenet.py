@@ -21,6 +21,7 @@ from fedfr_jax.models.layers import (
     entering,
     he_normal,
 )
+from fedfr_jax.models.preprocessing import Preprocessing
 from fedfr_jax.models.weights import Published
 from fedfr_jax.settings import ModelConfig
 
@@ -39,7 +40,7 @@ _EPS = 1e-3
 _LAST_EPS = 2e-5
 
 
-class _ConvNorm(nn.Module):
+class ConvNorm(nn.Module):
     """Convolution, batch norm and, unless ``linear``, PReLU."""
 
     width: int
@@ -49,6 +50,7 @@ class _ConvNorm(nn.Module):
     linear: bool = False
     padding: int | None = None
     strategy: str = "auto"
+    eps: float = _EPS
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -62,27 +64,25 @@ class _ConvNorm(nn.Module):
             init=he_normal,
             name="conv",
         )(x)
-        x = BatchNorm(eps=_EPS, name="norm")(x, train)
+        x = BatchNorm(eps=self.eps, name="norm")(x, train)
         return x if self.linear else PReLU(name="prelu")(x)
 
 
-class _Bottleneck(nn.Module):
+class Bottleneck(nn.Module):
     """1×1 expansion, depthwise 3×3, linear 1×1 projection."""
 
     expanded: int
     width: int
     stride: int
     strategy: str
+    eps: float = _EPS
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = _ConvNorm(self.expanded, strategy=self.strategy, name="conv_sep")(x, train)
-        x = _ConvNorm(
-            self.expanded, 3, self.stride, depthwise=True, strategy=self.strategy, name="conv_dw"
-        )(x, train)
-        return _ConvNorm(self.width, linear=True, strategy=self.strategy, name="conv_proj")(
-            x, train
-        )
+        layer = functools.partial(ConvNorm, strategy=self.strategy, eps=self.eps)
+        x = layer(self.expanded, name="conv_sep")(x, train)
+        x = layer(self.expanded, 3, self.stride, depthwise=True, name="conv_dw")(x, train)
+        return layer(self.width, linear=True, name="conv_proj")(x, train)
 
 
 class MobileFaceNet(nn.Module):
@@ -120,7 +120,7 @@ class MobileFaceNet(nn.Module):
     def _layer(self, name: str, x: jax.Array, train: bool) -> jax.Array:
         if name in self.output_layers:
             return self._output(name, x, train)
-        convolution = functools.partial(_ConvNorm, strategy=self.strategy, name=name)
+        convolution = functools.partial(ConvNorm, strategy=self.strategy, name=name)
         match name:
             case "conv_1":
                 return convolution(STEM, 3, 2)(x, train)
@@ -134,7 +134,7 @@ class MobileFaceNet(nn.Module):
                 )
         sizes: dict[str, Any] = {stage: of for stage, *of in BLOCKS}
         expanded, width, stride, count = sizes[name.rpartition("_block")[0] or name]
-        y = _Bottleneck(expanded, width, stride, self.strategy, name=name)(x, train)
+        y = Bottleneck(expanded, width, stride, self.strategy, name=name)(x, train)
         return y if count is None else x + y
 
     def _output(self, name: str, x: jax.Array, train: bool) -> jax.Array:
@@ -167,7 +167,8 @@ def build(config: ModelConfig, image_size: int, conv: str) -> tuple[nn.Module, P
         name=mxnet_name,
         ones=("fc1_gamma",),
         input_name="conv_1_conv2d_weight",
-        input_scale=127.5 / 128.0,
+        preprocessing=Preprocessing(scale=1 / 128, source="MobileFaceNet of MXNet"),
+        eps=None,
     )
 
 

@@ -23,6 +23,7 @@ from fedfr_jax.models.layers import (
     final_map_side,
     xavier_uniform,
 )
+from fedfr_jax.models.preprocessing import Preprocessing
 from fedfr_jax.models.weights import Published
 from fedfr_jax.settings import ModelConfig
 
@@ -125,7 +126,12 @@ def build(config: ModelConfig, image_size: int, conv: str) -> tuple[nn.Module, P
         dtype=compute_dtype(config.dtype),
         strategy=conv,
     )
-    return module, Published(name=torch_name, map_side=final_map_side(image_size))
+    return module, Published(
+        name=torch_name,
+        map_side=final_map_side(image_size),
+        input_name="layer1.0.weight",
+        preprocessing=Preprocessing(source="SphereNet of FedFR"),
+    )
 
 
 def torch_name(path: tuple[str, ...]) -> str:

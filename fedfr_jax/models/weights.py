@@ -2,8 +2,9 @@
 
 Published arrays have the layouts of PyTorch and MXNet: convolutions (out, in, h, w),
 linear layers (out, in) with the input flattened as C, H, W. Ours are (h, w, in, out) and
-(in, out) with H, W, C. Arrays come as ``.npz``, which needs no pickle; a PyTorch state
-dict becomes one with ``numpy.savez(path, **{k: v.numpy() for k, v in state.items()})``.
+(in, out) with H, W, C. Two things are folded into the values when they are loaded: the input that
+the published network expects (:mod:`fedfr_jax.models.preprocessing`), and another epsilon of batch
+norm than ours, which is added to the running variances.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedfr_jax.data.arrays import load_arrays
 from fedfr_jax.errors import InputError
+from fedfr_jax.models.preprocessing import Preprocessing, fold, unfold
+from fedfr_jax.models.weight_file import Structure, WeightFile, read_weight_file
 
 if TYPE_CHECKING:
     from fedfr_jax.models import Backbone
+    from fedfr_jax.settings import ModelConfig
 
 # Counters that PyTorch keeps beside batch norm; nothing depends on them.
 _IGNORED_SUFFIX = "num_batches_tracked"
@@ -35,27 +38,29 @@ class Published:
       name: path of a variable (collection, modules, leaf) -> name of its array.
       map_side: side of the map that is flattened before the only linear layer.
       ones: arrays that a file may hold although the structure fixes them at 1.
-      input_name: array of the first convolution, multiplied by ``input_scale``.
-      input_scale: published input scale over ours, 1 / 127.5 per grey level.
+      input_name: array of the first convolution, into which ``preprocessing`` is folded.
+      preprocessing: what the published network expects where a file does not say it.
+      eps: what its batch norm adds to variances; None: different values, and no other can be used.
     """
 
     name: Callable[[tuple[str, ...]], str]
     map_side: int = 1
     ones: tuple[str, ...] = ()
     input_name: str = ""
-    input_scale: float = 1.0
+    preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
+    eps: float | None = 1e-5
 
 
 def load_weights(path: str | os.PathLike[str], backbone: Backbone) -> dict[str, Any]:
-    """Reads the pretrained weights of a backbone from a ``.npz`` file.
+    """Reads the pretrained weights of a backbone from a ``.npz`` or ``.safetensors`` file.
 
-    SphereNet and IResNet take the names of their PyTorch state dicts, MobileFaceNet those
-    of its MXNet original. MobileFaceNet's published input is ``(x - 127.5) / 128`` while all
-    images here are ``(x / 255 - 0.5) / 0.5 = (x - 127.5) / 127.5``; the ratio 127.5 / 128 is
-    multiplied into its first convolution, so that features are the published ones.
+    Networks take the names of their PyTorch state dicts, MobileFaceNet those of its MXNet original.
+    What the published network expects as input is what the file records, or else what is usual for
+    the network: ``(x - 127.5) / 128`` for MXNet's MobileFaceNet, BGR for AdaFace. It is folded into
+    the first convolution, so that features of this program's images are the published ones.
 
     Args:
-      path: the ``.npz`` file.
+      path: the file.
       backbone: the backbone that the weights are for.
 
     Returns:
@@ -65,18 +70,40 @@ def load_weights(path: str | os.PathLike[str], backbone: Backbone) -> dict[str, 
       InputError: if the file cannot be read, or an array is missing, unknown, of another
         shape, not finite or not numeric; the message names file and array.
     """
-    try:
-        arrays = load_arrays(path)
-    except InputError as error:
+    return weights_of(read_weight_file(path), backbone, os.fspath(path))
+
+
+def weights_of(file: WeightFile, backbone: Backbone, source: str) -> dict[str, Any]:
+    """:func:`load_weights` of a file that was read already; ``source`` is what errors call it."""
+    if (found := file.structure) is not None and found.name != backbone.name:
         raise InputError(
-            f"{error}; model.weights takes plain arrays as numpy.savez writes them, "
-            "and loads no pickles"
-        ) from error
-    return from_torch(arrays, backbone, source=os.fspath(path))
+            f"{source} holds weights of {found.name}, not of {backbone.name}; use {found.flags()}"
+        )
+    eps = None if found is None else found.eps
+    return from_torch(file.arrays, backbone, source, preprocessing=file.preprocessing, eps=eps)
+
+
+def assumptions(file: WeightFile, backbone: Backbone, source: str) -> str:
+    """One line about the input that a file's weights expect, and how that is known."""
+    recorded = file.preprocessing
+    expected = _published(backbone).preprocessing if recorded is None else recorded
+    known = "as recorded in the file"
+    if recorded is None:
+        expected = dataclasses.replace(expected, image_size=backbone.image_size)
+        known = f"not recorded, the default of {backbone.name}"
+    origin = f" (from {expected.source})" if expected.source else ""
+    other = backbone.image_size
+    images = "" if expected.image_size == other else f"; images here have {other} pixels"
+    return f"weights {source}{origin}: {expected.formula()}; {known}{images}"
 
 
 def from_torch(
-    arrays: Mapping[str, np.ndarray], backbone: Backbone, source: str = "weights"
+    arrays: Mapping[str, np.ndarray],
+    backbone: Backbone,
+    source: str = "weights",
+    *,
+    preprocessing: Preprocessing | None = None,
+    eps: float | None = None,
 ) -> dict[str, Any]:
     """Converts published arrays (see :func:`load_weights`) to the variables of a backbone.
 
@@ -85,6 +112,8 @@ def from_torch(
         PyTorch's DataParallel) and ``num_batches_tracked`` counters are ignored.
       backbone: the backbone that they are for.
       source: what error messages call them, e.g. the file.
+      preprocessing: what the published network expects; None: the usual.
+      eps: what its batch norm adds to variances; None: the same as here.
 
     Returns:
       ``{"params": ..., "batch_stats": ...}`` of arrays in the parameters' type.
@@ -93,6 +122,8 @@ def from_torch(
       InputError: as for :func:`load_weights`.
     """
     published = _published(backbone)
+    expected_input = preprocessing or published.preprocessing
+    more = _added_to_variances(published, eps, backbone, source)
     arrays = {k: v for k, v in arrays.items() if not k.endswith(_IGNORED_SUFFIX)}
     if arrays and all(name.startswith("module.") for name in arrays):
         arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
@@ -103,28 +134,36 @@ def from_torch(
     def convert(path: Any, leaf: Any) -> jax.Array:
         name = published.name(_keys(path))
         array = _numeric(arrays[name], name, source, leaf.dtype)
-        if name == published.input_name:
-            array = array * array.dtype.type(published.input_scale)
         shape = _published_shape(leaf.shape, published.map_side)
         if array.shape != shape:
             raise InputError(
                 f"{source}: array {name} has shape {array.shape}, {backbone.name} needs {shape}; "
                 "check model.depth, model.widths, model.embedding and data.image_size"
             )
+        if name == published.input_name:
+            array = fold(array, expected_input, source)
+        if more and _keys(path)[-1] == "var":
+            array = (array + np.float64(more)).astype(array.dtype)
         return jnp.asarray(_to_ours(array, published.map_side))
 
     return jax.tree_util.tree_map_with_path(convert, variables)
 
 
-def to_torch(variables: Mapping[str, Any], backbone: Backbone) -> dict[str, np.ndarray]:
+def to_torch(
+    variables: Mapping[str, Any],
+    backbone: Backbone,
+    *,
+    preprocessing: Preprocessing | None = None,
+) -> dict[str, np.ndarray]:
     """The inverse of :func:`from_torch`: name -> array in the published layout.
 
     Also converts anything of the same structure, such as gradients, except where the
-    published input scale differs (there the first convolution is divided by the ratio).
+    published input differs (there the first convolution is divided by the ratio of the scales).
 
     Args:
       variables: ``{"params": ..., "batch_stats": ...}`` of ``backbone``.
       backbone: the backbone that they belong to.
+      preprocessing: what the written network shall expect; None: the usual.
     """
     published = _published(backbone)
     arrays = {}
@@ -134,11 +173,31 @@ def to_torch(variables: Mapping[str, Any], backbone: Backbone) -> dict[str, np.n
             np.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), published.map_side
         )
         if name == published.input_name:
-            array = array / array.dtype.type(published.input_scale)
+            array = unfold(array, preprocessing or published.preprocessing, backbone.name)
         arrays[name] = array
     for name in published.ones:
         arrays[name] = np.ones(backbone.embedding, array.dtype)
     return arrays
+
+
+def structure_of(backbone: Backbone, config: ModelConfig) -> Structure:
+    """What is recorded about a network of these settings."""
+    eps = _published(backbone).eps
+    return Structure(config.name, config.depth, tuple(config.widths), config.embedding, eps)
+
+
+def _added_to_variances(
+    published: Published, eps: float | None, backbone: Backbone, source: str
+) -> float:
+    """What makes ``1 / sqrt(var + eps)`` the published one."""
+    if eps is None or eps == published.eps:
+        return 0.0
+    if published.eps is None:
+        raise InputError(
+            f"{source}: batch norm with an epsilon of {eps:g} is given, but {backbone.name} has "
+            "different ones, which are fixed"
+        )
+    return eps - published.eps
 
 
 def _published(backbone: Backbone) -> Published:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import signal
 import time
@@ -19,7 +20,8 @@ from fedfr_jax.algorithm.pretraining import pretrain
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.engine.compilations import compilations
 from fedfr_jax.errors import InputError
-from fedfr_jax.models import load_weights
+from fedfr_jax.models.weight_file import read_weight_file
+from fedfr_jax.models.weights import assumptions, weights_of
 from fedfr_jax.runtime import interrupts, workdir
 from fedfr_jax.runtime.checkpoints import load_pytree, save_pytree
 from fedfr_jax.runtime.course import Course, Programs, RoundInputs, Run, compile_finite
@@ -42,14 +44,24 @@ def starting_weights(sim: Simulation) -> tuple[PyTree, jax.Array | None]:
       InputError: the weights are missing or do not fit the model.
     """
     path = sim.config.model.weights
+    if path and not pathlib.Path(path).is_dir():
+        file = read_weight_file(path)
+        loaded = weights_of(file, sim.network, path)
+        _say_once(assumptions(file, sim.network, path))
+        return loaded, None
     variables = sim.network.init(jax.random.key(sim.config.seed))
     if not path:
         return variables, None
-    if pathlib.Path(path).is_dir():
-        return load_pytree(folder_of_weights(path) / "backbone", variables), (
-            None if sim.config.pretrain.epochs else saved_classifier(sim)
-        )
-    return load_weights(path, sim.network), None
+    _say_once(f"weights {path}: of a run, whose images are RGB, (x - 127.5) / 127.5")
+    return load_pytree(folder_of_weights(path) / "backbone", variables), (
+        None if sim.config.pretrain.epochs else saved_classifier(sim)
+    )
+
+
+@functools.cache  # runs of one process often start from the same weights
+def _say_once(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
 
 
 def pretrained_model(

@@ -28,12 +28,15 @@ from fedfr_jax.data.folder import open_folder
 from fedfr_jax.data.pickled import PickleError, loads
 from fedfr_jax.data.recordio import open_recordio
 from fedfr_jax.data.recordio_format import write_recordio
+from fedfr_jax.data.safetensors_file import load_safetensors, save_safetensors
 from fedfr_jax.data.split import make_split
 from fedfr_jax.data.split_file import load_split, save_split
 from fedfr_jax.data.verification import read_bin
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation import ijb
 from fedfr_jax.models import build, load_weights, to_torch
+from fedfr_jax.models.preprocessing import Preprocessing
+from fedfr_jax.models.weight_file import Structure, WeightFile, read_weight_file, write_weight_file
 from fedfr_jax.population import journal, sampling
 from fedfr_jax.runtime import autotune, fingerprints, workdir
 from fedfr_jax.settings import ModelConfig
@@ -358,6 +361,114 @@ def test_weights(weights, tmp_path_factory, data):
     path.write_bytes(data.draw(damaged([weights])))
     survives(load_weights, path, NETWORK)
     path.unlink()
+
+
+STRUCTURE = Structure("spherenet", 4, (2, 2, 2, 2), 2, 1e-5)
+
+
+@pytest.fixture(scope="module", name="described")
+def fixture_described(weights, tmp_path_factory):
+    """The same arrays with what is recorded about them, in both kinds of file."""
+    folder = tmp_path_factory.mktemp("described")
+    (folder / "x.npz").write_bytes(weights)
+    file = WeightFile(read_weight_file(folder / "x.npz").arrays, Preprocessing(), STRUCTURE)
+    for name in ("y.npz", "y.safetensors"):
+        write_weight_file(folder / name, file)
+        assert survives(load_weights, folder / name, NETWORK)
+    return {name: (folder / name).read_bytes() for name in ("y.npz", "y.safetensors")}
+
+
+@fuzz
+@given(data=st.data(), name=st.sampled_from(["y.npz", "y.safetensors"]))
+def test_described_weights(described, tmp_path_factory, data, name):
+    path = emptied(tmp_path_factory) / name
+    path.write_bytes(data.draw(damaged([described[name]])))
+    survives(load_weights, path, NETWORK)
+    path.unlink()
+
+
+def safetensors_file(header, values=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + values
+
+
+def entry(kind="F32", shape=(2,), at=(0, 8)):
+    return {"dtype": kind, "shape": shape, "data_offsets": at}
+
+
+HEADERS = [
+    {"a": entry(kind, shape, at), **more}
+    for kind in ("F32", "BF16", "F8_E4M3", "BOOL", "U64", "F64", "C64", "no")
+    for shape in ((2,), (1, 2), (), (2**40,), (0, 2**62), (-1,), (1,) * 70)
+    for at in ((0, 8), (0, 4), (8, 0), (0, 2**63), (4, 8))
+    for more in ({}, {"__metadata__": {"model": "{", "preprocessing": "[1]"}})
+]
+PLAIN = [
+    safetensors_file({"a": entry()}, bytes(8)),
+    safetensors_file({"a": entry("BF16", (4,)), "b": entry("I64", (), (8, 16))}, bytes(16)),
+    safetensors_file({"__metadata__": {"model": "{}"}, "a": entry()}, bytes(8)),
+]
+
+
+@fuzz
+@given(
+    data=damaged(PLAIN)
+    | st.sampled_from(HEADERS).map(lambda header: safetensors_file(header, bytes(8)))
+    | st.binary(max_size=60)
+)
+def test_safetensors(tmp_path_factory, data):
+    path = emptied(tmp_path_factory) / "x.safetensors"
+    path.write_bytes(data)
+    survives(load_safetensors, path)
+    survives(read_weight_file, path)
+    path.unlink()
+
+
+@pytest.mark.parametrize("length", [0, 9, 2**27, 2**40, 2**63, 2**64 - 1])
+def test_safetensors_that_announce_a_huge_header(tmp_path, length):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors_file({"a": entry()}, bytes(8), length=length))
+    with pytest.raises(InputError, match=f"{path}: cannot be read as a safetensors file"):
+        load_safetensors(path)
+
+
+def test_safetensors_come_back_as_they_were(tmp_path):
+    path = tmp_path / "x.safetensors"
+    arrays = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "b": np.int64(3),
+        "c": np.zeros((0, 2), np.float16),
+        "d": np.array([True, False]),
+    }
+    save_safetensors(path, arrays, {"k": "v ü"})
+    found, metadata = load_safetensors(path)
+    assert metadata == {"k": "v ü"} and set(found) == set(arrays)
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape
+        np.testing.assert_array_equal(found[name], array)
+    whole = {"a": entry("BF16", (2,), (0, 4))}
+    path.write_bytes(safetensors_file(whole, np.array([0x3F80, 0xC040], "<u2").tobytes()))
+    np.testing.assert_array_equal(load_safetensors(path)[0]["a"], np.float32([1, -3]))
+
+
+@fuzz
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys(
+            ["channels", "mean", "scale", "image_size", "source", "other"],
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text("RGB", max_size=3),
+        ),
+    )
+    | st.lists(st.integers())
+)
+def test_what_is_recorded_about_the_input(values):
+    try:
+        found = Preprocessing.from_dict(values)
+    except InputError:
+        return
+    assert Preprocessing.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert found.channels in ("RGB", "BGR") and found.scale > 0
 
 
 PLANNED = resolve({"fed": {"num_clients": 6}, "model": {"dtype": "auto"}})

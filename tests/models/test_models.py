@@ -127,7 +127,7 @@ def test_images_of_another_size_are_refused():
 
 
 def test_registry_builds_every_name():
-    depths = {"iresnet": 18}
+    depths = {"iresnet": 18, "iresnet_adaface": 18}
     for name in MODELS:
         backbone = build(ModelConfig(name=name, depth=depths.get(name, 20)), 112)
         assert (backbone.name, backbone.embedding, backbone.image_size) == (name, 512, 112)

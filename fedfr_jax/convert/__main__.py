@@ -1,0 +1,6 @@
+"""``python -m fedfr_jax.convert``."""
+
+from fedfr_jax.convert.command import command
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,163 @@
+"""The models of a run, from the files of its work directory alone: its data are not needed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from typing import Any, cast
+
+import jax
+import numpy as np
+from absl import logging
+
+from fedfr_jax.algorithm.initialize import server_shapes
+from fedfr_jax.algorithm.spec import RoundSpec
+from fedfr_jax.config import Config, resolve
+from fedfr_jax.convert.head import Head
+from fedfr_jax.data.split_file import load_split
+from fedfr_jax.data.types import Clients
+from fedfr_jax.errors import InputError
+from fedfr_jax.models import Backbone, build
+from fedfr_jax.models.parts import divide
+from fedfr_jax.runtime import fingerprints, workdir
+from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree, newest_whole
+from fedfr_jax.runtime.client_states import head_of, open_stores
+from fedfr_jax.runtime.simulation import Simulation, make_spec
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RunModel:
+    """A model of a run.
+
+    Attributes:
+      backbone: the whole network; ``variables``: its values.
+      config: the run's settings.
+      rounds: done before it; 0: as pretrained.
+      head: the client's own transform and classifiers; None: of the global model, or the method
+        has none.
+    """
+
+    backbone: Backbone
+    variables: PyTree
+    config: Config
+    rounds: int
+    head: Head | None = None
+
+
+def is_run(folder: pathlib.Path) -> bool:
+    """Whether a folder is a run's work directory."""
+    return (folder / workdir.CONFIG).is_file()
+
+
+def model_of_run(folder: pathlib.Path, client: int | None = None) -> RunModel:
+    """The newest global model of a run, or a client's own.
+
+    Args:
+      folder: the work directory; nothing is written there.
+      client: whose backbone, as it was after its last local training, and head; None: the server's.
+
+    Raises:
+      InputError: there is no run or no model yet, it is damaged, or the client has none.
+    """
+    if not is_run(folder):
+        raise InputError(f"{folder} is no work directory: it has no {workdir.CONFIG}")
+    config = resolve(workdir.read_config(folder))
+    network = build(config.model, config.data.image_size, "grouped")
+    parts = divide(network, config.fed.trainable)
+    example = jax.eval_shape(network.init, jax.random.key(0))
+    rounds, variables, head = _newest(folder, config, client)
+    if variables is None or parts is not None:
+        pretrained = load_pytree(folder / "pretrained" / "backbone", example)
+        variables = (
+            pretrained
+            if parts is None
+            else parts.joined(
+                pretrained, parts.trained(pretrained) if variables is None else variables
+            )
+        )
+    return RunModel(network, jax.device_get(variables), config, rounds, head)
+
+
+def _newest(
+    folder: pathlib.Path, config: Config, client: int | None
+) -> tuple[int, PyTree | None, Head | None]:
+    """(round, variables of the trained part, head); (0, None, None) before the first round."""
+    spec = make_spec(config)
+    with contextlib.ExitStack() as files:
+        checkpoints = files.enter_context(RoundCheckpoints(folder))
+        if not checkpoints.rounds():
+            if client is not None:
+                raise InputError(f"{folder} has no round yet, so no client has a model of its own")
+            return 0, None, None
+        split = load_split(folder / fingerprints.SPLIT)
+        stores = []
+        if client is not None:
+            _check_client(config, client, len(split.clients))
+            # Only sizes are needed here, not the data.
+            sizes = _Sizes(spec, _Population.of(split.clients), config)
+            opened = open_stores(cast(Simulation, sizes), folder)
+            stores = [files.enter_context(store) for store in opened]
+
+        def check(round_index: int) -> None:
+            for store in stores:
+                store.check(round_index)
+
+        example = server_shapes(spec, len(split.public_identities))
+        found = newest_whole(checkpoints, example, check)
+        assert found is not None  # there are checkpoints
+        rounds, server, damaged = found
+        for number, reason in damaged.items():
+            logging.warning("the checkpoint of round %d is not used: %s", number, reason)
+        if client is None:
+            return rounds, server.backbone, None
+        store = stores[client % len(stores)]
+        store.rewind(rounds)
+        try:
+            row = head_of(store, client)
+        except KeyError as error:
+            raise InputError(f"{folder}: {error.args[0]}") from error
+        count = int(split.clients.identity_counts[client])
+        return rounds, *_own(spec, row, server.backbone, count, folder)
+
+
+def _check_client(config: Config, client: int, clients: int) -> None:
+    if config.recipe.union:
+        raise InputError(f"{config.recipe.title} trains one model for all; leave --client out")
+    if not 0 <= client < clients:
+        raise InputError(f"client {client}: there are the clients 0 to {clients - 1}")
+
+
+def _own(
+    spec: RoundSpec, row: dict[str, Any], backbone: PyTree, identities: int, folder: pathlib.Path
+) -> tuple[PyTree, Head | None]:
+    """A client's (variables of the trained part, head)."""
+    if row["previous"] is None:
+        raise InputError(f"{folder}: clients' backbones were not kept (population.previous=off)")
+    variables = jax.tree.map(lambda v, like: np.asarray(v, like.dtype), row["previous"], backbone)
+    kind = spec.terms.transform
+    if not spec.uses_binary or kind == "none":
+        return variables, None
+    weight, bias = (row[f"binary_{name}"][:identities] for name in ("weight", "bias"))
+    return variables, Head(kind, row["transform"], weight, bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Population:
+    clients: Clients
+    most_identities: int
+
+    @classmethod
+    def of(cls, clients: Clients) -> _Population:
+        return cls(clients, int(clients.identity_counts.max()))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """The part of a simulation that the clients' files depend on."""
+
+    spec: RoundSpec
+    schedule: _Population
+    config: Config
