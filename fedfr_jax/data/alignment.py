@@ -1,8 +1,8 @@
 """Faces cut out by five landmarks: a similarity transform to the template of ArcFace.
 
 The five points are the eyes, the tip of the nose and the corners of the mouth, in the order left
-eye, right eye, nose, left corner, right corner, where left is the left side of the picture. They are
-(x, y) in pixels, and a whole number is the centre of a pixel, as detectors and OpenCV count.
+eye, right eye, nose, left corner, right corner, where left is the left side of the picture. They
+are (x, y) in pixels, and a whole number is the centre of a pixel, as detectors and OpenCV count.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def find_similarity(source, target) -> Similarity:
 def is_mirrored(points) -> np.ndarray:
     """(n,) bool: which faces of (n, 5, 2) points have left and right swapped.
 
-    That is the sign of the area between the eyes and the middle of the mouth; a profile seen from far
-    behind may have it, too.
+    That is the sign of the area between the eyes and the middle of the mouth; a profile seen from
+    far behind may have it, too.
     """
     points = np.asarray(points, np.float64)
     across = points[:, 1] - points[:, 0]
@@ -120,9 +120,10 @@ def is_mirrored(points) -> np.ndarray:
 def align(image: Image.Image, points, image_size: int) -> np.ndarray:
     """Cuts the face out of a picture, upright and of the standard size.
 
-    Bilinear interpolation where the face is not shrunk. Where it is, each pixel is the mean of k x k
-    bilinear samples, k so large that no pixel of the picture falls between them; for more than 8 x 8
-    the picture is shrunk first, by whole factors. What lies outside of the picture is black.
+    Bilinear interpolation where the face is not shrunk. Where it is, each pixel is the mean of
+    k x k bilinear samples, k so large that no pixel of the picture falls between them; for more
+    than 8 x 8 the picture is shrunk first, by a whole factor. What lies outside of the picture is
+    black.
 
     Args:
       image: a Pillow image; converted to RGB.
@@ -146,7 +147,7 @@ def align(image: Image.Image, points, image_size: int) -> np.ndarray:
     shrunk = 1
     if found.scale * _MOST_SAMPLES < 1:
         # Not smaller than one pixel: landmarks may be much farther apart than the picture is wide.
-        shrunk = min(int(1 / (found.scale * _MOST_SAMPLES)) + 1, min(image.size))
+        shrunk = min(int(1 / (found.scale * _MOST_SAMPLES)) + 1, *image.size)
         image = image.reduce(shrunk)
     samples = min(max(1, math.ceil(1 / (found.scale * shrunk) - 1e-6)), 2 * _MOST_SAMPLES)
     side = samples * image_size

@@ -32,14 +32,15 @@ class Landmarks:
     points: np.ndarray
     scores: np.ndarray | None
 
-    def rows_of(self, keys: Sequence[Sequence[str]]) -> np.ndarray:
+    def rows_of(self, keys: Sequence[Sequence[str]], *, required: bool = True) -> np.ndarray:
         """Finds the line of each image.
 
         Args:
           keys: for each image the names under which its line may be, the preferred one first.
+          required: every image must have a line.
 
         Returns:
-          (n,) line numbers from 0.
+          (n,) line numbers from 0; -1 for an image without one.
 
         Raises:
           InputError: an image has no line, or two images share one.
@@ -47,14 +48,14 @@ class Landmarks:
         place = {name: row for row, name in enumerate(self.names)}
         rows = [next((place[key] for key in some if key in place), -1) for some in keys]
         missing = [some for some, row in zip(keys, rows, strict=True) if row < 0]
-        if missing:
+        if missing and required:
             raise InputError(
                 f"{self.path}: {len(missing)} of {len(keys)} images have no line (first: "
                 f"{' or '.join(missing[0])}); add their landmarks, or remove these images"
             )
         first: dict[int, Sequence[str]] = {}
         for some, row in zip(keys, rows, strict=True):
-            if row in first:
+            if row >= 0 and row in first:
                 raise InputError(
                     f"{self.path}: the line {self.names[row]!r} fits two images, {first[row][0]} "
                     f"and {some[0]}; write the names in this longer form"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import re
 import sys
@@ -75,6 +76,25 @@ def run_command(command: Callable[[], None], *, grid: bool = False) -> None:
     with reports_input_errors():
         check_setting_flags(sys.argv[1:], grid)
     app.run(main, argv=with_config_files(sys.argv))
+
+
+def run_parsed(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], None],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Runs a command that takes plain arguments and no configuration.
+
+    Args:
+      parser: its arguments.
+      command: takes the parsed ones.
+      arguments: those of the process by default.
+    """
+    given = parser.parse_args(arguments)
+    interrupts.install()
+    with reports_input_errors():
+        logging.set_verbosity(logging.WARNING)
+        command(given)
 
 
 def define_distributed_flags() -> None:

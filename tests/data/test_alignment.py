@@ -240,7 +240,7 @@ def test_lines_are_found_by_the_longer_name_first(tmp_path):
     assert got.rows_of(keys).tolist() == [0, 1, 2]
     with pytest.raises(InputError, match=r"1 of 1 images have no line \(first: p/c.jpg or c.jpg"):
         got.rows_of([("p/c.jpg", "c.jpg")])
-    with pytest.raises(InputError, match="fits two images, g/b/1.jpg and p/b/1.jpg"):
+    with pytest.raises(InputError, match=r"fits two images, g/b/1.jpg and p/b/1.jpg"):
         got.rows_of([("g/b/1.jpg", "b/1.jpg"), ("p/b/1.jpg", "b/1.jpg")])
 
 
