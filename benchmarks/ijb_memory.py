@@ -70,7 +70,8 @@ def write_release(folder: pathlib.Path, images: int = IMAGES, pairs: int = PAIRS
     media = rng.integers(0, 140_000, images)
     points = " ".join(f"{v * _SIDE / 112:.3f}" for v in TEMPLATE.ravel())
     with (meta / "ijbc_face_tid_mid.txt").open("w") as file:
-        file.writelines(f"{k + 1}.jpg {t} {m}\n" for k, (t, m) in enumerate(zip(templates, media)))
+        rows = enumerate(zip(templates, media, strict=True), 1)
+        file.writelines(f"{k}.jpg {t} {m}\n" for k, (t, m) in rows)
     with (meta / "ijbc_name_5pts_score.txt").open("w") as file:
         file.writelines(f"{k + 1}.jpg {points} 0.9{k % 10}\n" for k in range(images))
     left, right = rng.integers(0, TEMPLATES, (2, pairs))
