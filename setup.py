@@ -24,7 +24,8 @@ setup(
     package_data={"fedfr_jax": ["py.typed", "reporting/templates/*"]},
     entry_points={
         "console_scripts": [
-            f"fedfr-{name}=fedfr_jax.{name}:command" for name in ("train", "evaluate", "ablate")
+            *(f"fedfr-{name}=fedfr_jax.{name}:command" for name in ("train", "evaluate", "ablate")),
+            "fedfr-export=fedfr_jax.export.__main__:command",
         ]
     },
     install_requires=[
@@ -41,6 +42,7 @@ setup(
         "tensorflow-datasets>=4.9.9,<5",
         "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
         "array_record>=0.7,<0.9",
+        "safetensors>=0.5,<0.9",
         "tensorboardX>=2.6.2,<3",
         "matplotlib>=3.10,<4",
         "Pillow>=11,<14",
