@@ -25,9 +25,10 @@ setup(
     entry_points={
         "console_scripts": [
             *(f"fedfr-{name}=fedfr_jax.{name}:command" for name in ("train", "evaluate", "ablate")),
+            *(f"fedfr-{name}=fedfr_jax.{name}:command" for name in ("train", "evaluate", "ablate")),
             *(
                 f"fedfr-{name}=fedfr_jax.{name}.__main__:command"
-                for name in ("identify", "protocols")
+                for name in ("export", "identify", "protocols")
             ),
         ]
     },
@@ -45,6 +46,7 @@ setup(
         "tensorflow-datasets>=4.9.9,<5",
         "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
         "array_record>=0.7,<0.9",
+        "safetensors>=0.5,<0.9",
         "tensorboardX>=2.6.2,<3",
         "matplotlib>=3.10,<4",
         "Pillow>=11,<14",

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from fedfr_jax.data.alignment import TEMPLATE
-from fedfr_jax.evaluation import face_model
+from fedfr_jax.protocols import model_arguments
 from fedfr_jax.protocols.__main__ import command
 
 IMAGES, TEMPLATES, SUBJECTS, PAIRS, GENUINE = 469_375, 23_124, 3_531, 15_658_489, 19_557
@@ -103,7 +103,7 @@ def main() -> None:
         write_release(given.folder / "IJBC")
         print("the release is written; the same command again measures", flush=True)
         return
-    face_model.open_model = lambda path: RandomModel()  # type: ignore[assignment]
+    model_arguments.open_model = lambda given: RandomModel()  # type: ignore[assignment]
     start = time.monotonic()
     command(
         [

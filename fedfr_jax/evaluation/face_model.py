@@ -41,17 +41,6 @@ class FaceModel(Protocol):
         ...
 
 
-def open_model(path: str) -> FaceModel:
-    """The model of a run's folder, a saved model or a file of weights.
-
-    Raises:
-      InputError: it cannot be read.
-    """
-    import fedfr_jax  # noqa: PLC0415 - what it loads is heavy
-
-    return fedfr_jax.load_model(path)
-
-
 def image_and_mirror(model: FaceModel, images: np.ndarray, batch_size: int) -> np.ndarray:
     """Features of images and of their mirror images, not normalized.
 

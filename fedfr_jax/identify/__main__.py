@@ -12,7 +12,6 @@ import numpy as np
 
 from fedfr_jax.data.landmarks import read_landmarks
 from fedfr_jax.errors import InputError
-from fedfr_jax.evaluation import face_model
 from fedfr_jax.evaluation.face_model import FaceModel
 from fedfr_jax.identify import thresholds as calibration
 from fedfr_jax.identify.assessment import assess
@@ -27,6 +26,7 @@ from fedfr_jax.identify.report import (
     write_page,
 )
 from fedfr_jax.identify.thresholds import Thresholds
+from fedfr_jax.protocols import model_arguments
 from fedfr_jax.protocols.output import make_folder
 from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime.command_line import run_parsed
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="fedfr-identify", description=_ABOUT, epilog="See docs/identify.md."
     )
     add = parser.add_argument
-    add("--model", required=True, help="an exported model, or a run's folder")
+    model_arguments.add_model_arguments(parser)
     add("--gallery", required=True, help="one folder of images per person")
     add("--probes", required=True, help="images, or one folder per person (then scored)")
     add("--out", required=True, help="where the results are written")
@@ -58,17 +58,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--top", type=int, default=5, help="matches per probe (5)")
     add("--pictures", type=int, default=60, help="most probes shown in identify.html (60)")
     add("--mirror", action=argparse.BooleanOptionalAction, default=True, help="add mirror images")
-    add("--batch-size", type=int, default=64, help="images at a time (64)")
-    add("--workers", type=int, default=0, help="decoding threads; 0 = all cores")
     return parser
 
 
 def _check(given: argparse.Namespace) -> None:
-    for name in ("top", "batch_size"):
-        if getattr(given, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1")
-    if given.pictures < 0 or given.workers < 0:
-        raise InputError("--pictures and --workers must not be negative")
+    model_arguments.check_model_arguments(given)
+    if given.top < 1 or given.pictures < 0:
+        raise InputError("--top must be at least 1, and --pictures not negative")
     if given.threshold is not None and (given.far is not None or given.impostors):
         raise InputError("--threshold is used as it is; leave out --far and --impostors")
     if given.impostors and given.calibrate != "auto":
@@ -94,7 +90,7 @@ def main(given: argparse.Namespace) -> None:
     enrolled, probes, *impostors = folders
     claimants, claimed = _claims(given, probes, enrolled)
     out = make_folder(given.out)
-    model = face_model.open_model(given.model)
+    model = model_arguments.open_model(given)
     how = {"mirror": given.mirror, "batch_size": given.batch_size, "workers": given.workers}
     gallery = enrol(model, enrolled, **how)
     strangers = [embed_images(model, some, label="impostors", **how) for some in impostors]

@@ -8,9 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from fedfr_jax.data.landmarks import read_landmarks
-from fedfr_jax.errors import InputError
-from fedfr_jax.evaluation import face_model
-from fedfr_jax.protocols import bins, ijb, tinyface
+from fedfr_jax.protocols import bins, ijb, model_arguments, tinyface
 from fedfr_jax.protocols.output import make_folder, publish
 from fedfr_jax.runtime.command_line import run_parsed
 from fedfr_jax.runtime.interrupts import Stopped
@@ -48,9 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--landmarks", help="five points per image, to align those that it lists")
     _add_mirror(one)
     for one in kinds.choices.values():
-        one.add_argument("--model", required=True, help="an exported model, or a run's folder")
-        one.add_argument("--batch-size", type=int, default=64, help="images at a time (64)")
-        one.add_argument("--workers", type=int, default=0, help="decoding threads; 0 = all cores")
+        model_arguments.add_model_arguments(one)
     return parser
 
 
@@ -65,8 +61,7 @@ def _add_mirror(parser: argparse.ArgumentParser) -> None:
 
 def main(given: argparse.Namespace) -> None:
     """Runs the protocol that the arguments ask for."""
-    if given.batch_size < 1:
-        raise InputError(f"--batch-size is {given.batch_size}; it must be at least 1")
+    model_arguments.check_model_arguments(given)
     if given.protocol == "bin":
         _bin(given)
         return
@@ -89,7 +84,7 @@ def _name(path: str) -> str:
 def _bin(given: argparse.Namespace) -> None:
     folder = make_folder(given.workdir) if given.workdir else None
     found = bins.run_bins(
-        face_model.open_model(given.model),
+        model_arguments.open_model(given),
         given.sets,
         mirror=given.mirror,
         fars=given.far,
@@ -104,7 +99,7 @@ def _bin(given: argparse.Namespace) -> None:
 def _ijb(given: argparse.Namespace, folder: pathlib.Path) -> None:
     options = ijb.Options(given.flip, given.norm, given.detector_score)
     meta, result = ijb.run_ijb(
-        face_model.open_model(given.model),
+        model_arguments.open_model(given),
         given.folder,
         folder,
         options=options,
@@ -120,7 +115,7 @@ def _tinyface(given: argparse.Namespace, folder: pathlib.Path) -> None:
     landmarks = read_landmarks(given.landmarks) if given.landmarks else None
     data = tinyface.read_tinyface(given.folder)
     found, aligned = tinyface.run_tinyface(
-        face_model.open_model(given.model),
+        model_arguments.open_model(given),
         data,
         folder,
         landmarks=landmarks,

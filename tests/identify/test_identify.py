@@ -15,11 +15,11 @@ from fedfr_jax import identify
 from fedfr_jax.data.alignment import TEMPLATE
 from fedfr_jax.data.landmarks import read_landmarks
 from fedfr_jax.errors import InputError
-from fedfr_jax.evaluation import face_model
 from fedfr_jax.identify import report
 from fedfr_jax.identify.__main__ import command
 from fedfr_jax.identify.gallery import gallery_of
 from fedfr_jax.identify.thresholds import of_card
+from fedfr_jax.protocols import model_arguments
 
 NAMES = ("Ada", "Bo", "Ço", "dee", "Eve <b>")
 
@@ -136,7 +136,7 @@ def test_a_card_may_have_thresholds():
 
 
 def run(folders, monkeypatch, out, *more, model=None, probes="probes"):
-    monkeypatch.setattr(face_model, "open_model", lambda path: model or Projection())
+    monkeypatch.setattr(model_arguments, "open_model", lambda given: model or Projection())
     command(
         [
             "--model=net",

@@ -13,8 +13,7 @@ from PIL import Image
 from released import SIZE, Projection, write_ijb
 
 from fedfr_jax.data.alignment import align
-from fedfr_jax.evaluation import face_model
-from fedfr_jax.protocols import ijb
+from fedfr_jax.protocols import ijb, model_arguments
 from fedfr_jax.protocols.__main__ import command
 
 
@@ -69,7 +68,7 @@ def release(tmp_path_factory):
 def test_the_command_gives_what_loops_give(release, tmp_path, monkeypatch, capsys, options):
     folder, content = release
     model = Projection()
-    monkeypatch.setattr(face_model, "open_model", lambda path: model)
+    monkeypatch.setattr(model_arguments, "open_model", lambda given: model)
     off = [f"--no-{name}" for name in options]
     command(["ijb", f"--folder={folder}", "--model=net", f"--workdir={tmp_path / 'out'}", *off])
     on = [name not in options for name in ("flip", "norm", "detector-score")]
@@ -96,7 +95,7 @@ def test_the_command_gives_what_loops_give(release, tmp_path, monkeypatch, capsy
 def test_ijbb_and_a_release_without_1_to_n(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "IJBB"
     write_ijb(folder, np.random.default_rng(1), target="ijbb", subjects=6)
-    monkeypatch.setattr(face_model, "open_model", lambda path: Projection())
+    monkeypatch.setattr(model_arguments, "open_model", lambda given: Projection())
     arguments = ["ijb", f"--folder={folder}", "--model=net", f"--workdir={tmp_path / 'out'}"]
     command(arguments)
     assert "gallery S2" in capsys.readouterr().out
@@ -119,7 +118,7 @@ def test_an_incomplete_release_ends_in_one_line(tmp_path, monkeypatch, capsys, d
     folder = tmp_path / "IJBC"
     write_ijb(folder, np.random.default_rng(1), subjects=4)
     damage(folder)
-    monkeypatch.setattr(face_model, "open_model", lambda path: Projection())
+    monkeypatch.setattr(model_arguments, "open_model", lambda given: Projection())
     with pytest.raises(SystemExit) as ending:
         command(["ijb", f"--folder={folder}", "--model=net", f"--workdir={tmp_path / 'out'}"])
     assert ending.value.code == 2

@@ -16,10 +16,9 @@ from fedfr_jax.data.alignment import TEMPLATE
 from fedfr_jax.data.landmarks import read_landmarks
 from fedfr_jax.data.verification import read_bin
 from fedfr_jax.errors import InputError
-from fedfr_jax.evaluation import face_model
 from fedfr_jax.evaluation.retrieval import average_precision, evaluate_retrieval
 from fedfr_jax.evaluation.verification import evaluate_pairs
-from fedfr_jax.protocols import tinyface
+from fedfr_jax.protocols import model_arguments, tinyface
 from fedfr_jax.protocols.__main__ import command
 
 
@@ -69,7 +68,7 @@ def test_retrieval_against_loops():
 
 def test_the_command_reads_the_released_folder(tmp_path, monkeypatch, capsys):
     probe_ids, gallery_ids = write_tinyface(tmp_path / "tinyface", np.random.default_rng(2))
-    monkeypatch.setattr(face_model, "open_model", lambda path: Projection())
+    monkeypatch.setattr(model_arguments, "open_model", lambda given: Projection())
     arguments = ["tinyface", f"--folder={tmp_path / 'tinyface'}", "--model=net"]
     command([*arguments, f"--workdir={tmp_path / 'out'}"])
     found = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -157,7 +156,7 @@ def test_bin_sets_in_one_table(tmp_path, monkeypatch, capsys):
     files = [tmp_path / "one.bin", tmp_path / "two.bin"]
     for path in files:
         write_bin(path, rng)
-    monkeypatch.setattr(face_model, "open_model", lambda path: model)
+    monkeypatch.setattr(model_arguments, "open_model", lambda given: model)
     command(["bin", "--sets", *map(str, files), "--model=net", f"--workdir={tmp_path / 'out'}"])
     found = json.loads((tmp_path / "out" / "summary.json").read_text())["sets"]
     for path in files:
