@@ -66,6 +66,15 @@ def _complex(points) -> np.ndarray:
     return points[..., 0] + 1j * points[..., 1]
 
 
+def is_usable(points) -> np.ndarray:
+    """(n,) bool: which of (n, 5, 2) landmarks are finite and not all the same point."""
+    points = _complex(points)
+    middle = points.mean(axis=-1)
+    spread = np.sum(np.abs(points - middle[..., None]) ** 2, axis=-1)
+    # Relative to the coordinates: their rounding alone leaves such a spread. False for NaN.
+    return spread > 1e-10 * (1 + np.abs(middle) ** 2)
+
+
 def find_similarity(source, target) -> Similarity:
     """The rotation, scale and shift that bring points closest to others (least squares).
 
@@ -93,8 +102,7 @@ def find_similarity(source, target) -> Similarity:
     middle, centre = start.mean(), end.mean()
     start, end = start - middle, end - centre
     spread = float(np.sum(np.abs(start) ** 2))
-    # Relative to the coordinates: their rounding alone leaves such a spread.
-    if spread <= 1e-10 * (1 + abs(middle) ** 2):
+    if not is_usable(source):
         raise InputError(f"all landmarks are the same point: {source.tolist()}")
     factor = complex(np.sum(start.conj() * end) / spread)
     if abs(factor) ** 2 * spread <= 1e-6 * float(np.sum(np.abs(end) ** 2)):

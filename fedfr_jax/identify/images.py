@@ -26,15 +26,18 @@ class FaceImages:
 
     Attributes:
       folder: where they are.
-      files: (n) paths below it, with ``/``.
+      files: (n) paths below it, with ``/``, as they are shown.
       people: (n) the folder of each, which is the person; None if the images lie in ``folder``.
       landmarks: (n, 5, 2) points to align them by; None: they are aligned.
+      paths: (n) where they are; ``folder / file`` if not given. File systems allow names that are
+        no text.
     """
 
     folder: pathlib.Path
     files: tuple[str, ...]
     people: tuple[str, ...] | None = None
     landmarks: np.ndarray | None = None
+    paths: tuple[pathlib.Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -45,7 +48,7 @@ class FaceImages:
         Raises:
           InputError: one cannot be read; the message has its path.
         """
-        paths = [self.folder / self.files[i] for i in numbers]
+        paths = [self.paths[i] if self.paths else self.folder / self.files[i] for i in numbers]
 
         def fetch(i: int):
             blob = paths[i].read_bytes()
@@ -54,7 +57,11 @@ class FaceImages:
             return decode_aligned(blob, self.landmarks[numbers[i]], image_size)
 
         return decode_lazily(
-            fetch, len(paths), image_size, workers=workers, name_of=lambda i: str(paths[i])
+            fetch,
+            len(paths),
+            image_size,
+            workers=workers,
+            name_of=lambda i: _printable(str(paths[i])),
         )
 
 
@@ -87,8 +94,17 @@ def list_images(
             f"{outside[0]}); move these into a folder of their person, or elsewhere"
         )
     files = [*outside, *(f"{person}/{name}" for person, name in inside)]
-    whose = tuple(person for person, _ in inside) if inside and people is not False else None
-    return FaceImages(root, tuple(files), whose)
+    whose = [_printable(person) for person, _ in inside] if people is not False else []
+    return FaceImages(
+        root,
+        tuple(map(_printable, files)),
+        tuple(whose) or None,
+        paths=tuple(root / file for file in files),
+    )
+
+
+def _printable(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _entries(folder: pathlib.Path, what: str) -> tuple[list[str], list[str]]:

@@ -13,6 +13,7 @@ from fedfr_jax.data.folds import scorable
 from fedfr_jax.data.verification import read_bin, set_names
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.face_model import FaceModel, checked_features
+from fedfr_jax.evaluation.streaming import check_rates
 from fedfr_jax.evaluation.verification import PairResult, evaluate_pairs
 from fedfr_jax.protocols.output import resolution_note
 from fedfr_jax.reporting.result_table import Cell, ResultTable
@@ -53,8 +54,10 @@ def run_bins(
       workers: decoding threads; 0 = one per core.
 
     Raises:
-      InputError: a file is missing or malformed; all are looked for before the first is read.
+      InputError: a rate is not between 0 and 1, or a file is missing or malformed; all are looked
+        for before the first is read.
     """
+    check_rates(fars, "--far")
     names = set_names([str(path) for path in paths])
     files = [pathlib.Path(path).expanduser() for path in paths]
     missing = [str(path) for path in files if not path.is_file()]

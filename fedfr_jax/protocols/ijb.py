@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedfr_jax.atomic import write_text
-from fedfr_jax.data.alignment import VERSION, decode_aligned
+from fedfr_jax.data.alignment import VERSION, decode_aligned, is_usable
 from fedfr_jax.data.decode import MAX_MEGAPIXELS, decode_lazily
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.face_model import FaceModel
@@ -19,6 +19,7 @@ from fedfr_jax.protocols.output import csv_text, resolution_note
 from fedfr_jax.protocols.stored_features import ImageList, data_key, listed_files, stored_features
 from fedfr_jax.reporting.result_table import Cell, ResultTable
 from fedfr_jax.reporting.tables import percent, rate_label
+from fedfr_jax.runtime.progress import track
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 RANKS = (1, 5, 10)
@@ -90,8 +91,14 @@ def crops_of(
     """The aligned images of the protocol, in the order of the meta files.
 
     Raises:
-      InputError: an image is missing.
+      InputError: an image is missing, or its landmarks cannot be used.
     """
+    unusable = np.flatnonzero(~is_usable(meta.landmarks))
+    if unusable.size:
+        raise InputError(
+            f"the landmarks of {unusable.size} images are the same point or no numbers (first: "
+            f"{meta.image_names[unusable[0]]}); restore {meta.target}_name_5pts_score.txt"
+        )
     sizes = listed_files(crops)
     missing = [name for name in meta.image_names if name not in sizes]
     if missing:
@@ -138,20 +145,22 @@ def run_ijb(
     Raises:
       InputError: files are missing or malformed.
     """
-    meta, crops = read_release(folder)
+    with track("meta files", None, "", keep=False):
+        meta, crops = read_release(folder)
     images = crops_of(meta, crops, model.image_size, workers=workers)
     features = stored_features(
         model, images, workdir, batch_size=batch_size, label=f"{meta.target}: features"
     )
-    result = evaluate_ijb(
-        meta,
-        features,
-        FARS,
-        ranks=RANKS,
-        fpirs=FPIRS,
-        detector_scores=options.detector_score,
-        of_images=options.of_images,
-    )
+    with track(f"{meta.target}: evaluation", None, ""):
+        result = evaluate_ijb(
+            meta,
+            features,
+            FARS,
+            ranks=RANKS,
+            fpirs=FPIRS,
+            detector_scores=options.detector_score,
+            of_images=options.of_images,
+        )
     return meta, result
 
 

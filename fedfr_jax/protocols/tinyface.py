@@ -23,6 +23,7 @@ from fedfr_jax.evaluation.retrieval import Retrieval, evaluate_retrieval
 from fedfr_jax.protocols.stored_features import ImageList, data_key, listed_files, stored_features
 from fedfr_jax.reporting.result_table import Cell, ResultTable
 from fedfr_jax.reporting.tables import percent
+from fedfr_jax.runtime.progress import track
 
 RANKS = (1, 5, 20)
 PROBE, MATCH, DISTRACTOR = "Probe", "Gallery_Match", "Gallery_Distractor"
@@ -199,13 +200,14 @@ def run_tinyface(
     )
     features = both[:, 0] + both[:, 1] if mirror else both[:, 0]
     split = data.probes
-    found = evaluate_retrieval(
-        features[:split],
-        data.identities[:split],
-        features[split:],
-        data.identities[split:],
-        ranks=RANKS,
-    )
+    with track("TinyFace: search", None, ""):
+        found = evaluate_retrieval(
+            features[:split],
+            data.identities[:split],
+            features[split:],
+            data.identities[split:],
+            ranks=RANKS,
+        )
     return found, aligned
 
 

@@ -15,6 +15,7 @@ from fedfr_jax.data.alignment import (
     decode_aligned,
     find_similarity,
     is_mirrored,
+    is_usable,
     template,
 )
 from fedfr_jax.data.landmarks import read_landmarks
@@ -77,6 +78,13 @@ def test_noisy_points_and_points_on_a_line_are_fitted_as_published():
 def test_points_that_determine_nothing_are_refused(points, message):
     with pytest.raises(InputError, match=message):
         find_similarity(points, TEMPLATE)
+
+
+def test_unusable_points_are_found_among_many():
+    points = np.stack([TEMPLATE, np.full((5, 2), 7e3), np.full((5, 2), np.nan), 1e4 + TEMPLATE])
+    points = np.append(points, [np.where(TEMPLATE > 90, np.inf, TEMPLATE)], 0)
+    with np.errstate(invalid="ignore"):
+        assert is_usable(points.astype(np.float32)).tolist() == [True, False, False, True, False]
 
 
 def test_a_mirrored_square_has_no_best_turn():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 
 import numpy as np
 import protocols as loops
 import pytest
 from released import SIZE, Projection, people, picture, save
+from small import ROOT
 
+import fedfr_jax
 from fedfr_jax import identify
 from fedfr_jax.data.alignment import TEMPLATE
 from fedfr_jax.data.landmarks import read_landmarks
@@ -297,6 +300,40 @@ def test_pictures_are_aligned_by_landmarks(folders, tmp_path, monkeypatch):
         Projection(), tmp_path / "gallery", landmarks=read_landmarks(tmp_path / "points.txt")
     )
     assert gallery.names == NAMES[:3]
+
+
+def test_names_that_are_no_text_are_shown(folders, tmp_path, monkeypatch):
+    rng = np.random.default_rng(6)
+    for name in (b"caf\xe9", b"b"):
+        try:
+            save(
+                tmp_path / "gallery" / os.fsdecode(name) / "1.png", picture(rng, people(rng, 1)[0])
+            )
+        except OSError:
+            pytest.skip("the file system allows text only")
+    assert identify.list_images(tmp_path / "gallery").people == ("b", "caf\\xe9")
+    monkeypatch.setattr(model_arguments, "open_model", lambda given: Projection())
+    command(
+        [
+            "--model=net",
+            f"--gallery={tmp_path / 'gallery'}",
+            f"--probes={tmp_path / 'gallery'}",
+            f"--out={tmp_path / 'out'}",
+        ]
+    )
+    assert "caf\\xe9" in (tmp_path / "out" / "identification.csv").read_text()
+
+
+def test_the_code_of_the_page_runs(folders, tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "identify.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code = code.replace('"enrolled"', repr(str(folders / "gallery")))
+    code = code.replace('"visitors"', repr(str(folders / "flat"))).replace('"alice"', '"Ada"')
+    monkeypatch.setattr(fedfr_jax, "load_model", lambda path: Projection())
+    exec(code, {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        f"{k}.png" for k in range(4)
+    ]
 
 
 def test_wrong_answers_are_shown_first(folders):

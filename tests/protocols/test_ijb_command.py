@@ -105,6 +105,13 @@ def test_ijbb_and_a_release_without_1_to_n(tmp_path, monkeypatch, capsys):
     assert "1:N" not in capsys.readouterr().out
 
 
+def same_point(folder):
+    path = folder / "meta" / "ijbc_name_5pts_score.txt"
+    lines = path.read_text().splitlines()
+    lines[1] = " ".join(["2.png", *["7.5"] * 10, "0.9"])
+    path.write_text("\n".join(lines))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -112,6 +119,7 @@ def test_ijbb_and_a_release_without_1_to_n(tmp_path, monkeypatch, capsys):
         (lambda f: (f / "meta").rename(f / "mata"), "loose_crop/ and meta/"),
         (lambda f: (f / "meta/ijbc_face_tid_mid.txt").unlink(), "holds neither"),
         (lambda f: (f / "loose_crop" / "3.png").write_bytes(b"x"), "3.png: cannot be read"),
+        (same_point, "landmarks of 1 images are the same point .* .first: 2.png"),
     ],
 )
 def test_an_incomplete_release_ends_in_one_line(tmp_path, monkeypatch, capsys, damage, message):
