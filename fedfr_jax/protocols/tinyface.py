@@ -8,7 +8,10 @@ is: ``Testing_Set/`` with ``Probe/``, ``Gallery_Match/`` and ``Gallery_Distracto
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -28,7 +31,7 @@ from fedfr_jax.runtime.progress import track
 RANKS = (1, 5, 20)
 PROBE, MATCH, DISTRACTOR = "Probe", "Gallery_Match", "Gallery_Distractor"
 _LISTS = {PROBE: "probe", MATCH: "gallery"}  # prefix of the variables
-_MOST_BYTES, _MOST_ENTRIES = 1 << 26, 10_000_000
+_MOST_BYTES, _SECONDS = 1 << 26, 120
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,47 +95,32 @@ def read_id_list(path: pathlib.Path, prefix: str) -> tuple[list[str], np.ndarray
     Raises:
       InputError: the file is missing, of MATLAB's version 7.3, damaged, or holds other things.
     """
-    from scipy import io  # noqa: PLC0415 - for this protocol alone
-
     if not path.is_file():
         raise InputError(f"{path} is not there; it comes with TinyFace's release")
     if path.stat().st_size > _MOST_BYTES:
         raise InputError(f"{path} has {path.stat().st_size} bytes; it is no list of identities")
-    wanted = (f"{prefix}_set", f"{prefix}_ids")
-    try:
-        shapes = {name: shape for name, shape, _ in io.whosmat(str(path))}
-        large = [
-            name for name in wanted if np.prod(shapes.get(name, ()), dtype=float) > _MOST_ENTRIES
-        ]
-        if large:
-            raise ValueError(f"{large[0]} has the shape {shapes[large[0]]}")
-        content = io.loadmat(str(path), variable_names=wanted)
-    except NotImplementedError as error:
-        raise InputError(f"{path}: {error}; save it again in MATLAB with save -v7") from error
-    except Exception as error:  # the reader raises anything on damaged files
-        raise InputError(f"{path} cannot be read as a MATLAB file: {error}") from error
-    missing = [name for name in wanted if name not in content]
-    if missing:
-        raise InputError(f"{path} has no variable {missing[0]}; is it TinyFace's list?")
-    names = [_text(path, item) for item in np.ravel(content[wanted[0]])]
-    ids = np.ravel(content[wanted[1]])
-    if ids.dtype.kind not in "iuf" or len(ids) != len(names) or not len(ids):
+    found = _read_apart(path, prefix)
+    if "error" in found:
+        raise InputError(f"{path}: {found['error']}")
+    names, ids = found["names"], np.array(found["ids"], np.float64)
+    if len(ids) != len(names) or not len(ids):
         raise InputError(f"{path}: {len(names)} images and {len(ids)} identities do not fit")
-    if not (np.isfinite(ids).all() and (ids >= 0).all() and (ids == ids.astype(np.int64)).all()):
+    if not ((ids >= 0) & (ids < 2**53) & (ids == np.floor(ids))).all():
         raise InputError(f"{path}: identities must be whole numbers >= 0")
     if len(set(names)) < len(names):
         raise InputError(f"{path} lists an image twice")
     return names, ids.astype(np.int64)
 
 
-def _text(path: pathlib.Path, item: Any) -> str:
-    """A cell's text, which SciPy wraps in arrays."""
-    for _ in range(4):
-        if isinstance(item, np.ndarray) and item.size == 1:
-            item = item.ravel()[0]
-    if not isinstance(item, str):
-        raise InputError(f"{path}: an entry of the list of images is no text: {str(item)[:80]!r}")
-    return item
+def _read_apart(path: pathlib.Path, prefix: str) -> dict[str, Any]:
+    """What :mod:`fedfr_jax.protocols.mat_list` finds, which a damaged file may crash."""
+    script = pathlib.Path(__file__).with_name("mat_list.py")
+    command = [sys.executable, "-P", str(script), str(path.absolute()), prefix]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
+        return json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError):
+        return {"error": "cannot be read as a MATLAB file: it is damaged"}
 
 
 def images_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import subprocess
 
 import numpy as np
 import pytest
@@ -18,8 +19,16 @@ from fedfr_jax.data.verification import read_bin
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.retrieval import average_precision, evaluate_retrieval
 from fedfr_jax.evaluation.verification import evaluate_pairs
-from fedfr_jax.protocols import model_arguments, tinyface
+from fedfr_jax.protocols import mat_list, model_arguments, tinyface
 from fedfr_jax.protocols.__main__ import command
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Lists are read without a process of their own, which takes a second."""
+    monkeypatch.setattr(
+        tinyface, "_read_apart", lambda path, prefix: mat_list.main(str(path), prefix)
+    )
 
 
 def published_average_precision(good, index):
@@ -66,7 +75,7 @@ def test_retrieval_against_loops():
         evaluate_retrieval(probes, probe_ids[1:], gallery, ids)
 
 
-def test_the_command_reads_the_released_folder(tmp_path, monkeypatch, capsys):
+def test_the_command_reads_the_released_folder(tmp_path, monkeypatch, capsys, in_this_process):
     probe_ids, gallery_ids = write_tinyface(tmp_path / "tinyface", np.random.default_rng(2))
     monkeypatch.setattr(model_arguments, "open_model", lambda given: Projection())
     arguments = ["tinyface", f"--folder={tmp_path / 'tinyface'}", "--model=net"]
@@ -118,7 +127,7 @@ def cells(names):
         ({"probe_set": cells(["a", "a"]), "probe_ids": [[1], [2]]}, "twice"),
     ],
 )
-def test_bad_lists_are_named(tmp_path, content, message):
+def test_bad_lists_are_named(tmp_path, content, message, in_this_process):
     path = tmp_path / "probe_img_ID_pairs.mat"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -129,7 +138,21 @@ def test_bad_lists_are_named(tmp_path, content, message):
     assert path.name in str(error.value)
 
 
-def test_images_that_are_missing_are_named(tmp_path):
+def test_lists_are_read_in_a_process_of_their_own(tmp_path, monkeypatch):
+    """SciPy's reader ends the process on some damaged files."""
+    path = tmp_path / "probe_img_ID_pairs.mat"
+    matlab.savemat(path, {"probe_set": cells(["a.jpg", "b.jpg"]), "probe_ids": [[1], [2]]})
+    names, ids = tinyface.read_id_list(path, "probe")
+    assert names == ["a.jpg", "b.jpg"] and ids.tolist() == [1, 2]
+    run, crash = subprocess.run, "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **how: run([command[0], "-c", crash], **how)
+    )
+    with pytest.raises(InputError, match=r"probe_img_ID_pairs.mat: .*it is damaged"):
+        tinyface.read_id_list(path, "probe")
+
+
+def test_images_that_are_missing_are_named(tmp_path, in_this_process):
     write_tinyface(tmp_path, np.random.default_rng(3), identities=2, distractors=1)
     victim = next((tmp_path / "Testing_Set" / "Probe").iterdir())
     victim.unlink()
