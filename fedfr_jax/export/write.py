@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from fedfr_jax.atomic import write_file, write_text
 from fedfr_jax.errors import InputError
-from fedfr_jax.export.card import CARD, FILES, README, WEIGHTS, card_of, card_text
+from fedfr_jax.export.card import CARD, FILES, ONNX, PROGRAM, README, WEIGHTS, card_of, card_text
 from fedfr_jax.export.folder import weights_bytes
+from fedfr_jax.export.onnx_file import check_available, onnx_bytes
+from fedfr_jax.export.program import program_bytes
 from fedfr_jax.export.readme import readme
 from fedfr_jax.export.saved import SavedRun, Weights
 from fedfr_jax.runtime.workdir import make_folder
@@ -18,6 +21,8 @@ from fedfr_jax.runtime.workdir import make_folder
 # format -> (file, what makes its content).
 FORMATS: dict[str, tuple[str, Callable[[Weights, str], bytes]]] = {
     "folder": (WEIGHTS, lambda model, images: weights_bytes(model.arrays)),
+    "jax": (PROGRAM, program_bytes),
+    "onnx": (ONNX, onnx_bytes),
 }
 INPUTS = ("uint8", "float32")
 
@@ -29,6 +34,8 @@ def check_formats(formats: Sequence[str]) -> None:
     for name in formats:
         if name not in FORMATS:
             raise InputError(f"format {name!r}: there are {', '.join(FORMATS)}")
+    if "onnx" in formats:
+        check_available()
 
 
 def check_folder(folder: pathlib.Path) -> None:
@@ -77,11 +84,17 @@ def write_model(
     for name in (CARD, README, *FILES):
         (folder / name).unlink(missing_ok=True)
     for name, content in contents.items():
-        write_file(folder / name, lambda file, content=content: file.write(content))
+        write_file(folder / name, functools.partial(_write, content))
         card["files"][name] = {
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
+        if name != WEIGHTS:
+            card["files"][name]["images"] = images
     write_text(folder / README, readme(card))
     write_text(folder / CARD, card_text(card))
     return card
+
+
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
