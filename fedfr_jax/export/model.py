@@ -57,7 +57,7 @@ class FaceModel:
           InputError: the images have the wrong type or size, or a feature is not finite.
         """
         images = as_images(images, self.image_size)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        if not (isinstance(batch_size, (int, np.integer)) and batch_size >= 1):
             raise InputError(f"batch_size is {batch_size!r}; it must be a positive whole number")
         if mirror:
             return embed_with_mirror(self.features, images, batch_size)
