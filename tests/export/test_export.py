@@ -21,7 +21,7 @@ from fedfr_jax.export.card import CARD, PROGRAM, README, WEIGHTS, card_text, rea
 from fedfr_jax.export.network import Architecture, flat
 from fedfr_jax.export.saved import PRETRAINED, open_saved
 from fedfr_jax.export.write import write_model
-from fedfr_jax.runtime.embedding import make_embed, make_transform
+from fedfr_jax.runtime.embedding import make_transform
 from fedfr_jax.runtime.workdir import RunWriter
 
 HAS_ONNX = all(importlib.util.find_spec(n) for n in ("jax2onnx", "onnx", "onnxruntime"))
@@ -36,7 +36,7 @@ def trained(folder, method="fedfr", model=None, **fed):
     changes = {
         "method": {"name": method},
         "model": model or {"name": "tiny_norm"},
-        "fed": {"rounds": 1, "local_epochs": (1,), **fed},
+        "fed": {"rounds": 1, "local_epochs": (1,), "public_data": "off", **fed},
         "pretrain": {"epochs": 0},
     }
     with Experiment(SETTINGS, folder, **changes) as run:
@@ -45,9 +45,9 @@ def trained(folder, method="fedfr", model=None, **fed):
             {"run": {"rounds": 1}, "models": {"global": {"generic": {"lfw": {"accuracy": 0.5}}}}}
         )
         found = {"global": run.embed(IMAGES), "personalized": run.embed(IMAGES, client=CLIENT)}
-        embed, transform = make_embed(run.sim), make_transform(run.sim)
         own, head = run._personal()(CLIENT)
-        lower = run._programs_of_models[0](IMAGES)
+        (lower, embed, _), transform = run._programs_of_models, make_transform(run.sim)
+        lower = lower(IMAGES)
         found[variants.OWN_BACKBONE] = embed(own, lower)
         mean = jax.tree.map(lambda a, b: (a + b) / 2, own, run.server.backbone)
         found[variants.MEAN] = embed(mean, lower)
@@ -243,7 +243,7 @@ def test_a_flipped_bit_is_refused(exported, tmp_path):
             )
             with pytest.raises(InputError, match=name):
                 fedfr_jax.load_model(folder)
-        (folder / name).write_bytes(whole[:-1])
+        (folder / name).write_bytes(whole[:-9])
         with pytest.raises(InputError, match=name):
             fedfr_jax.load_model(folder)
         (folder / name).write_bytes(whole)

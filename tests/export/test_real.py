@@ -14,7 +14,7 @@ from fedfr_jax.settings import ModelConfig
 
 PUBLISHED = DATA / "mobilefacenet" / "mobilefacenet.npz"
 PAIRS = DATA / "lfw" / "lfw.bin"
-BATCH = 250
+BATCH = 50
 
 
 @pytest.mark.slow
