@@ -70,5 +70,7 @@ setup(
             "pandas>=2.2,<4",
         ],
         "bench": ["torch>=2.5"],
+        # The converter needs jax 0.8.1 and orbax-checkpoint below 0.11.37.
+        "onnx": ["jax2onnx>=0.17.1,<0.18", "onnx>=1.20.1,<2", "onnxruntime>=1.24.1,<2"],
     },
 )

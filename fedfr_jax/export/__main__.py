@@ -14,8 +14,9 @@ import pathlib
 from absl import flags
 
 from fedfr_jax.errors import InputError
+from fedfr_jax.export.card import INPUTS
 from fedfr_jax.export.saved import OF_CLIENTS, SHARED, SavedRun, open_saved
-from fedfr_jax.export.write import FORMATS, INPUTS, check_folder, check_formats, write_model
+from fedfr_jax.export.write import FORMATS, check_folder, check_formats, write_model
 from fedfr_jax.runtime.command_line import run_command
 from fedfr_jax.runtime.progress import track
 
@@ -30,41 +31,43 @@ def main() -> None:
     out = pathlib.Path(given.out).expanduser()
     with open_saved(given.workdir) as run:
         wanted = _wanted(run, out)
-        for client, folder in wanted:
-            run.check(client, given.variant if client is not None or not given.clients else None)
+        for client, variant, folder in wanted:
+            run.check(client, variant)
             check_folder(folder)
+        written = 0
         with track("exporting", len(wanted), "model") as bar:
-            for client, folder in wanted:
-                variant = given.variant if client is not None or not given.clients else None
-                model = run.weights(client, variant)
-                write_model(
+            for client, variant, folder in wanted:
+                written += write_model(
                     run,
-                    model,
+                    run.weights(client, variant),
                     folder,
                     formats=formats,
                     license=given.license,
                     images=given.input,
                 )
                 bar.update()
-    shown = out if len(wanted) == 1 else f"{len(wanted)} folders in {out}"
-    print(f"wrote {', '.join(formats)} of round {run.round}: {shown}")
+    kept = len(wanted) - written
+    print(
+        f"{', '.join(formats)} of round {run.round}: wrote {written} of {len(wanted)} to {out}"
+        + (f"; {kept} had been written before" if kept else "")
+    )
 
 
-def _wanted(run: SavedRun, out: pathlib.Path) -> list[tuple[int | None, pathlib.Path]]:
-    """(client or None, folder) of each model that the flags ask for."""
-    one, several = flags.FLAGS.client, flags.FLAGS.clients
+def _wanted(run: SavedRun, out: pathlib.Path) -> list[tuple[int | None, str | None, pathlib.Path]]:
+    """(client or None, variant or None, folder) of each model that the flags ask for."""
+    one, several, variant = flags.FLAGS.client, flags.FLAGS.clients, flags.FLAGS.variant
     if not several:
-        return [(one, out)]
+        return [(one, variant, out)]
     if one is not None:
         raise InputError("--client and --clients are both given; use one of them")
     if several == ["all"]:
-        return [(client, out / f"client-{client}") for client in range(run.clients)]
-    found: list[tuple[int | None, pathlib.Path]] = []
+        return [(client, variant, out / f"client-{client}") for client in range(run.clients)]
+    found: list[tuple[int | None, str | None, pathlib.Path]] = []
     for name in dict.fromkeys(several):
         if name == "global":
-            found.append((None, out / name))
-        elif name.isascii() and name.isdigit():
-            found.append((int(name), out / f"client-{int(name)}"))
+            found.append((None, None, out / name))
+        elif name.isascii() and name.isdigit() and len(name) < 10:
+            found.append((int(name), variant, out / f"client-{int(name)}"))
         else:
             raise InputError(f"--clients={name!r}: give numbers as 0,3, or all, or global")
     return found

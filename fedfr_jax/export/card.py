@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.errors import ConfigError, DamagedError, InputError
 from fedfr_jax.export.network import Architecture
 from fedfr_jax.export.saved import SavedRun, Weights
@@ -21,6 +22,7 @@ from fedfr_jax.runtime.json_file import json_text, plain, read_json
 CARD, README = "card.json", "README.md"
 WEIGHTS, PROGRAM, ONNX = "model.safetensors", "model.jaxexport", "model.onnx"
 FILES = (WEIGHTS, PROGRAM, ONNX)
+INPUTS = ("uint8", "float32")  # types of the images that programs take
 FORMAT, VERSION = "fedfr_jax model", 1
 MEAN, SCALE = 127.5, 1 / 127.5  # network input: (x - MEAN) * SCALE of grey levels x
 # Eyes, nose, corners of the mouth (x, y) in a 112 x 112 image: what insightface's sets, such as
@@ -70,8 +72,8 @@ def card_of(run: SavedRun, model: Weights, license: str = "") -> dict[str, Any]:
             "model": {"variant": model.variant, "client": model.client},
             "architecture": dataclasses.asdict(model.architecture),
             "preprocessing": preprocessing(model.architecture.image_size),
-            "training": run.describe(),
-            "metrics": run.metrics(model.variant),
+            "training": run.description,
+            "metrics": run.metrics.get(model.variant, {}),
             _LICENSE: license,
             "files": {},
         }
@@ -112,7 +114,8 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
             f"{path} has version {str(card.get('version'))[:20]}, this program reads {VERSION}; "
             "install the version of fedfr_jax that wrote it"
         )
-    if card.pop(_CHECK, None) != _digest(card):
+    check = card.pop(_CHECK, None)
+    if not check or check != _digest(card):
         raise DamagedError(
             f"{path} is damaged or was changed by hand (only {_LICENSE!r} may be); copy or export "
             "it again"
@@ -126,6 +129,11 @@ def _check_card(path: pathlib.Path, card: Mapping[str, Any]) -> None:
     for name in groups:
         if not isinstance(card.get(name), dict):
             raise InputError(f"{path}: {name} is missing or is not an object; export it again")
+    variant, client = card["model"].get("variant"), card["model"].get("client")
+    if not (_is_text(variant) and (client is None or _is_number(client, 0, 1 << 30))):
+        raise InputError(f"{path}: model needs a variant and a client's number or null")
+    if not isinstance(card.get(_LICENSE), str):
+        raise InputError(f"{path}: {_LICENSE} must be a text")
     architecture = architecture_of(card, path)
     if card["preprocessing"] != preprocessing(architecture.image_size):
         raise InputError(
@@ -139,6 +147,7 @@ def _check_card(path: pathlib.Path, card: Mapping[str, Any]) -> None:
             and isinstance(entry.get("bytes"), int)
             and isinstance(entry.get("sha256"), str)
             and _SHA256.fullmatch(entry["sha256"])
+            and entry.get("images", "uint8") in INPUTS
         ):
             raise InputError(
                 f"{path}: files names {name[:40]!r}, or has no size and SHA-256 of it; there may "
@@ -159,7 +168,7 @@ def architecture_of(card: Mapping[str, Any], path: pathlib.Path | str = CARD) ->
         raise InputError(f"{path}: architecture has, or lacks, {other}; export it again")
     for name, kind in kinds.items():
         value = found[name]
-        if kind == "str" and not (isinstance(value, str) and len(value) <= 200):
+        if kind == "str" and not _is_text(value):
             raise InputError(f"{path}: architecture.{name} must be a short text")
         if kind == "int" and not _is_number(value, *_LIMITS[name]):
             low, high = _LIMITS[name]
@@ -178,13 +187,20 @@ def architecture_of(card: Mapping[str, Any], path: pathlib.Path | str = CARD) ->
             f"{_WIDEST}"
         )
     architecture = Architecture(**{**found, "widths": tuple(widths)})
+    if found["transform"] not in TRANSFORMS:
+        raise InputError(
+            f"{path}: architecture.transform is {found['transform']!r}; there are "
+            f"{', '.join(TRANSFORMS)}"
+        )
     try:
-        architecture.shapes()
+        architecture.backbone("grouped")
     except ConfigError as error:
         raise InputError(f"{path}: {error}{_unregistered(error)}") from error
-    except KeyError as error:  # of TRANSFORMS
-        raise InputError(f"{path}: architecture.transform {error} is unknown") from error
     return architecture
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 200
 
 
 def _is_number(value: Any, low: int, high: int) -> bool:

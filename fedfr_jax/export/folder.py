@@ -97,7 +97,7 @@ def _fitting(path: pathlib.Path, name: str, array: np.ndarray, like: Any) -> np.
             f"{path}: array {name} has shape {array.shape}, the network of card.json needs "
             f"{like.shape}"
         )
-    if array.dtype != like.dtype and array.dtype != jnp.bfloat16:
+    if array.dtype not in (like.dtype, jnp.bfloat16):
         raise InputError(
             f"{path}: array {name} has type {array.dtype}, the network of card.json needs "
             f"{like.dtype}"

@@ -15,9 +15,10 @@ from fedfr_jax.data.types import as_images
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.streaming import unit_rows
 from fedfr_jax.evaluation.verification import embed_with_mirror
-from fedfr_jax.export.card import CARD, ONNX, WEIGHTS, architecture_of, card_of, read_card
-from fedfr_jax.export.folder import read_weights
+from fedfr_jax.export.card import CARD, ONNX, PROGRAM, WEIGHTS, architecture_of, card_of, read_card
+from fedfr_jax.export.folder import read_file, read_weights
 from fedfr_jax.export.network import Architecture, PyTree, nested
+from fedfr_jax.export.program import card_of_program, open_program
 from fedfr_jax.export.saved import open_saved
 from fedfr_jax.runtime import workdir
 
@@ -56,7 +57,7 @@ class FaceModel:
           InputError: the images have the wrong type or size, or a feature is not finite.
         """
         images = as_images(images, self.image_size)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        if not (isinstance(batch_size, (int, np.integer)) and batch_size >= 1):
             raise InputError(f"batch_size is {batch_size!r}; it must be a positive whole number")
         if mirror:
             return embed_with_mirror(self.features, images, batch_size)
@@ -99,11 +100,38 @@ def load_model(
 
 
 def _exported(path: pathlib.Path) -> FaceModel:
-    card = read_card(path)
+    folder = path if path.is_dir() else path.parent
+    card = read_card(folder) if (folder / CARD).exists() else None
+    if path.is_file():
+        if card is None or path.name not in card["files"]:
+            return _of_program(path, path.read_bytes(), None)
+        return _of_program(path, read_file(folder, path.name, card), card)
+    if card is None:
+        program = folder / PROGRAM
+        if not program.is_file():
+            raise InputError(
+                f"{path} holds no {CARD}, no {PROGRAM} and no run; give an exported model or a "
+                "run's work directory"
+            )
+        return _of_program(program, program.read_bytes(), None)
     if WEIGHTS in card["files"]:
-        return of_weights(architecture_of(card, path), read_weights(path, card), card)
+        return of_weights(architecture_of(card, path), read_weights(folder, card), card)
+    if PROGRAM in card["files"]:
+        return _of_program(folder / PROGRAM, read_file(folder, PROGRAM, card), card)
     kinds = f"only {ONNX}, for onnxruntime" if ONNX in card["files"] else "no model"
     raise InputError(f"{path} holds {kinds}; export it with --format=folder")
+
+
+def _of_program(path: pathlib.Path, content: bytes, card: dict[str, Any] | None) -> FaceModel:
+    size, embedding, features = open_program(path, content)
+    card = card_of_program(size, embedding) if card is None else card
+    of_card = card["architecture"]["image_size"], card["architecture"]["embedding"]
+    if of_card != (size, embedding):
+        raise InputError(
+            f"{path} maps images of {size} pixels to {embedding} numbers, its {CARD} says "
+            f"{of_card[0]} and {of_card[1]}; export it again"
+        )
+    return FaceModel(size, embedding, card, features)
 
 
 def of_weights(architecture: Architecture, weights: PyTree, card: dict[str, Any]) -> FaceModel:

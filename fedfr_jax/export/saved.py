@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 import fedfr_jax
 from fedfr_jax.algorithm.initialize import head_shapes, server_shapes
@@ -95,7 +97,7 @@ class SavedRun:
         transform = spec.terms.transform if spec.uses_binary else "none"
         if client is None:
             if variant == PRETRAINED:
-                return self._made(self._pretrained(), {}, "none", client, variant)
+                return self._made(self._pretrained, {}, "none", client, variant)
             return self._made(self._whole(self._backbone), {}, "none", client, variant)
         own, head = self._read(client)
         if variant == variants.MEAN:
@@ -148,12 +150,14 @@ class SavedRun:
                 "replaced; export again, or fewer clients at once"
             )
 
+    @functools.cached_property
     def _pretrained(self) -> PyTree:
-        return _pretrained(self.folder, self._network_init)
-
-    @property
-    def _network_init(self) -> Callable:
-        return self.architecture().backbone("grouped").init
+        """Variables of the whole network before the first round."""
+        init = self.architecture().backbone("grouped").init
+        example = jax.eval_shape(init, jax.random.key(0))
+        found = load_pytree(self.folder / "pretrained" / "backbone", example)
+        check_pretrained(self.folder, pretrained=found)
+        return jax.device_get(found)
 
     def architecture(self, transform: str = "none") -> Architecture:
         """The settings of the whole network."""
@@ -162,7 +166,7 @@ class SavedRun:
     def _whole(self, trained: PyTree) -> PyTree:
         if self._parts is None:
             return trained
-        return self._parts.joined(self._pretrained(), trained)
+        return self._parts.joined(self._pretrained, trained)
 
     def _made(
         self, variables: PyTree, head: PyTree, transform: str, client: int | None, variant: str
@@ -170,7 +174,8 @@ class SavedRun:
         arrays = on_host({**variables, TRANSFORM: head})
         return Weights(self.architecture(transform), arrays, client, variant)
 
-    def describe(self) -> dict[str, Any]:
+    @functools.cached_property
+    def description(self) -> dict[str, Any]:
         """The run, for the card."""
         config = workdir.read_config(self.folder)
         return {
@@ -185,15 +190,14 @@ class SavedRun:
             "jax": jax.__version__,
         }
 
-    def metrics(self, variant: str) -> dict[str, Any]:
-        """What ``summary.json`` says of a model, if it was evaluated after this round."""
-        try:
-            summary = workdir.read_summary(self.folder)
-        except InputError:
+    @functools.cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Variant -> what ``summary.json`` says of it, if it was evaluated after this round."""
+        if not (self.folder / workdir.SUMMARY).exists():
             return {}
-        if summary.get("run", {}).get("rounds") != self.round:
-            return {}
-        return summary.get("models", {}).get(variant, {})
+        summary = workdir.read_summary(self.folder)
+        of_round = summary.get("run", {}).get("rounds") == self.round
+        return summary.get("models", {}) if of_round else {}
 
 
 @contextlib.contextmanager
@@ -239,7 +243,9 @@ def _open(folder: pathlib.Path, config: Config, files: contextlib.ExitStack) -> 
     found = newest_whole(checkpoints, server, check)
     if found is None:
         raise InputError(f"{folder} holds no checkpoint; train with --resume")
-    round_index, state, _ = found
+    round_index, state, damaged = found
+    for newer, wrong in damaged.items():
+        logging.warning("the checkpoint of round %d cannot be used: %s", newer, wrong)
     for store in stores:
         store.rewind(round_index)
     return SavedRun(
@@ -252,9 +258,3 @@ def _open(folder: pathlib.Path, config: Config, files: contextlib.ExitStack) -> 
         jax.device_get(state.backbone),
         models_of(spec, stores, state.backbone),
     )
-
-
-def _pretrained(folder: pathlib.Path, init: Callable) -> PyTree:
-    found = load_pytree(folder / "pretrained" / "backbone", jax.eval_shape(init, jax.random.key(0)))
-    check_pretrained(folder, pretrained=found)
-    return jax.device_get(found)
