@@ -25,7 +25,6 @@ setup(
     entry_points={
         "console_scripts": [
             *(f"fedfr-{name}=fedfr_jax.{name}:command" for name in ("train", "evaluate", "ablate")),
-            *(f"fedfr-{name}=fedfr_jax.{name}:command" for name in ("train", "evaluate", "ablate")),
             *(
                 f"fedfr-{name}=fedfr_jax.{name}.__main__:command"
                 for name in ("export", "identify", "protocols")
