@@ -24,8 +24,11 @@ setup(
     package_data={"fedfr_jax": ["py.typed", "reporting/templates/*"]},
     entry_points={
         "console_scripts": [
-            f"fedfr-{name}=fedfr_jax.{name}:command"
-            for name in ("train", "evaluate", "ablate", "convert")
+            *(f"fedfr-{name}=fedfr_jax.{name}:command" for name in ("train", "evaluate", "ablate")),
+            *(
+                f"fedfr-{name}=fedfr_jax.{name}.__main__:command"
+                for name in ("convert", "export", "identify", "prepare", "protocols")
+            ),
         ]
     },
     install_requires=[
@@ -42,6 +45,7 @@ setup(
         "tensorflow-datasets>=4.9.9,<5",
         "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
         "array_record>=0.7,<0.9",
+        "safetensors>=0.5,<0.9",
         "tensorboardX>=2.6.2,<3",
         "matplotlib>=3.10,<4",
         "Pillow>=11,<14",
@@ -68,5 +72,7 @@ setup(
         ],
         "bench": ["torch>=2.5"],
         "torch": ["torch>=2.6,<3"],  # .pth files; weights_only is safe from 2.6 on
+        # The converter needs jax 0.8.1 and orbax-checkpoint below 0.11.37.
+        "onnx": ["jax2onnx>=0.17.1,<0.18", "onnx>=1.20.1,<2", "onnxruntime>=1.24.1,<2"],
     },
 )

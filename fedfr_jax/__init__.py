@@ -22,6 +22,7 @@ _HOMES = {  # name -> module that defines it
     "compare_methods": "fedfr_jax.ablation.methods",
     "default_config": "fedfr_jax.config",
     "load_config": "fedfr_jax.config",
+    "load_model": "fedfr_jax.export.model",
     "open_run": "fedfr_jax.experiment",
     "plain_rounds": "fedfr_jax.runtime.plain",
     "register_backbone": "fedfr_jax.models",

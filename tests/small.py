@@ -123,7 +123,7 @@ class TinyNetwork(nn.Module):
             elif name == "norm":
                 x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name=name)(x)
             else:
-                x = nn.Dense(self.embedding, name=name)(jnp.tanh(x).reshape(len(x), -1))
+                x = nn.Dense(self.embedding, name=name)(jnp.tanh(x).reshape(x.shape[0], -1))
         return x
 
 

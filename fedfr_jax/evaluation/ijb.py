@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -217,48 +218,65 @@ class IJBResult:
         its open-set rates are NaN.
       open_set_tpir: (F,) mean over the two galleries, each searched separately (the probes of the
         other gallery are non-mated).
-      The last two are None if the folder has no 1:N files.
+      alone: 1:N in each of the two galleries.
+      The last three are None if the folder has no 1:N files.
     """
 
     verification: TemplateVerification
     identification: TemplateIdentification | None
     open_set_tpir: np.ndarray | None
+    alone: tuple[TemplateIdentification, TemplateIdentification] | None = None
 
 
 def evaluate_ijb(
-    meta: IJBMeta, features, fars, *, ranks=(1, 5, 10), fpirs=(0.01, 0.1), block: int = 4096
+    meta: IJBMeta,
+    features,
+    fars,
+    *,
+    ranks=(1, 5, 10),
+    fpirs=(0.01, 0.1),
+    block: int = 4096,
+    detector_scores: bool = True,
+    of_images: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> IJBResult:
     """Runs the 1:1 and, if its files are there, the 1:N protocol.
 
     Args:
       meta: from :func:`read_ijb`.
       features: (n, d) features of ``meta.image_names``, not normalized (sum of image and mirror
-        image).
+        image), or (n, ...) what ``of_images`` makes them of; may be memory-mapped.
       fars: (F,) false-accept rates of 1:1.
       ranks: list lengths of 1:N.
       fpirs: false-positive identification rates of 1:N.
       block: probes per block of scores.
+      detector_scores: weight images with the score of the face detector.
+      of_images: see :func:`~fedfr_jax.evaluation.templates.pool_templates`.
 
     Raises:
       InputError: sizes do not fit, or a template in the protocol has no image.
     """
-    ids, pooled = pool_templates(features, meta.detector_scores, meta.template_ids, meta.media_ids)
+    scores = meta.detector_scores if detector_scores else np.ones_like(meta.detector_scores)
+    ids, pooled = pool_templates(
+        features, scores, meta.template_ids, meta.media_ids, of_images=of_images
+    )
     verification = template_verification(
         ids, pooled, meta.pair_1, meta.pair_2, meta.is_same, fars=fars
     )
     if meta.galleries is None or meta.probes is None:
         return IJBResult(verification, None, None)
     probes = pooled[select_templates(ids, pooled, meta.probes.templates)]
+    probe_subjects = meta.probes.subjects
 
     def search(templates, subjects):
         gallery = pooled[select_templates(ids, pooled, templates)]
         return template_identification(
-            probes, meta.probes.subjects, gallery, subjects, ranks=ranks, fpirs=fpirs, block=block
+            probes, probe_subjects, gallery, subjects, ranks=ranks, fpirs=fpirs, block=block
         )
 
     both = search(
         np.concatenate([g.templates for g in meta.galleries]),
         np.concatenate([g.subjects for g in meta.galleries]),
     )
-    alone = [search(g.templates, g.subjects).open_set_tpir for g in meta.galleries]
-    return IJBResult(verification, both, np.mean(alone, axis=0))
+    first, second = (search(g.templates, g.subjects) for g in meta.galleries)
+    mean = np.mean([first.open_set_tpir, second.open_set_tpir], axis=0)
+    return IJBResult(verification, both, mean, (first, second))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
+from scipy import sparse
 
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.identification import (
@@ -29,18 +31,28 @@ _PAIR_BLOCK = 512  # gathered rows should stay in a core's cache
 
 
 def pool_templates(
-    features, detector_scores, template_ids, media_ids
+    features,
+    detector_scores,
+    template_ids,
+    media_ids,
+    *,
+    of_images: Callable[[np.ndarray], np.ndarray] | None = None,
+    block: int = 8192,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Computes one unit feature per template (paper, IJB-C protocol).
 
     Image features are not normalized and are weighted with the detector score; they are
     averaged within each medium of a template (the frames of a video) and summed over its media.
+    Sums are in double precision, over a block of images at a time: ``features`` may stay in a file.
 
     Args:
-      features: (n, d) image features, not normalized.
+      features: (n, ...) array or memory-mapped file: (n, d) image features, not normalized, or what
+        ``of_images`` makes them of.
       detector_scores: (n,) confidence of the face detector.
       template_ids: (n,) template of each image.
       media_ids: (n,) medium of each image; the same medium may serve several templates.
+      of_images: maps (b, ...) rows of ``features`` to (b, d) image features.
+      block: images at a time.
 
     Returns:
       (T,) template numbers, ascending, and (T, d) float32 unit features.
@@ -48,29 +60,44 @@ def pool_templates(
     Raises:
       InputError: sizes do not fit, or a feature or score is not finite.
     """
-    features = np.asarray(features, np.float32)
+    features = features if isinstance(features, np.ndarray) else np.asarray(features, np.float32)
     scores = np.asarray(detector_scores, np.float32)
     template_ids, media_ids = np.asarray(template_ids), np.asarray(media_ids)
-    n = len(features)
-    if features.ndim != 2 or not n or {scores.shape, template_ids.shape, media_ids.shape} != {(n,)}:
+    n, flat = len(features), of_images is None
+    sizes = {scores.shape, template_ids.shape, media_ids.shape}
+    if (flat and features.ndim != 2) or not n or sizes != {(n,)}:
         raise InputError(
             f"features {features.shape} need one detector score, template and "
             f"medium per image, got {scores.shape}, {template_ids.shape} and "
             f"{media_ids.shape}"
         )
+    numbers, rows, shares = _shares(scores, template_ids, media_ids)
+    pooled = np.zeros((len(numbers), 0))
+    for start in range(0, n, block):
+        part = slice(start, start + block)
+        images = np.asarray(features[part], np.float32)
+        images = images if of_images is None else of_images(images)
+        if not start:
+            pooled = np.zeros((len(numbers), images.shape[1]))
+        there, place = np.unique(rows[part], return_inverse=True)
+        weights = sparse.csr_array(
+            (shares[part], (place, np.arange(len(place)))), (len(there), len(place))
+        )
+        pooled[there] += weights @ images
+    return numbers, unit_rows(pooled, "template features")
+
+
+def _shares(scores, template_ids, media_ids) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(T,) template numbers; of each image its template's row and its weight in the sum."""
     order = np.lexsort((media_ids, template_ids))
     templates, media = template_ids[order], media_ids[order]
     new_template = np.append(True, templates[1:] != templates[:-1])
     starts = new_template | np.append(True, media[1:] != media[:-1])
-    groups = np.empty(n, np.int64)  # (template, medium) group of each image
+    groups = np.empty(len(order), np.int64)  # (template, medium) group of each image
     groups[order] = np.cumsum(starts) - 1
-    sums = np.zeros((starts.sum(), features.shape[1]), np.float32)
-    np.add.at(sums, groups, features * scores[:, None])
-    means = sums / np.bincount(groups)[:, None].astype(np.float32)
     template_of_group = (np.cumsum(new_template) - 1)[starts]
-    pooled = np.zeros((new_template.sum(), features.shape[1]), np.float32)
-    np.add.at(pooled, template_of_group, means)
-    return templates[new_template], unit_rows(pooled, "template features")
+    shares = scores.astype(np.float64) / np.bincount(groups)[groups]
+    return templates[new_template], template_of_group[groups], shares
 
 
 def select_templates(template_ids, features, wanted) -> np.ndarray:

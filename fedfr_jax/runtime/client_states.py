@@ -18,6 +18,7 @@ import numpy as np
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm.initialize import head_shapes
+from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads
 from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.errors import InputError
@@ -63,6 +64,16 @@ def open_stores(sim: Simulation, workdir: str | pathlib.Path) -> list[RowStore]:
     Raises:
       InputError: there are none, some are missing, or they are damaged.
     """
+    return saved_stores(_shapes(sim), len(sim.schedule.clients), workdir)
+
+
+def saved_stores(example: PyTree, population: int, workdir: str | pathlib.Path) -> list[RowStore]:
+    """:func:`open_stores` of a run whose data are not open.
+
+    Args:
+      example: from :func:`fedfr_jax.algorithm.initialize.head_shapes`.
+      population: training clients.
+    """
     folder = pathlib.Path(workdir) / FOLDER
     found = sorted(folder.glob("process-*-of-*.json"))
     if not found:
@@ -77,7 +88,7 @@ def open_stores(sim: Simulation, workdir: str | pathlib.Path) -> list[RowStore]:
             f"{missing[0]} is missing; the run had {processes} processes, copy the "
             "files of all of them here"
         )
-    return [RowStore(_shapes(sim), len(sim.schedule.clients), p, read_only=True) for p in paths]
+    return [RowStore(example, population, p, read_only=True) for p in paths]
 
 
 def _shapes(sim: Simulation) -> PyTree:
@@ -270,9 +281,16 @@ def personal_models(
       stores: one per process of the run, all of them of the server's round.
       backbone: the global variables after the last round.
     """
-    transform = TRANSFORMS[sim.spec.terms.transform]
-    untrained = transform.init(jax.random.key(0), sim.backbone.embedding)
-    if sim.spec.recipe.union:
+    return models_of(sim.spec, stores, backbone)
+
+
+def models_of(
+    spec: RoundSpec, stores: Sequence[RowStore], backbone: PyTree
+) -> Callable[[int], tuple[PyTree, PyTree]]:
+    """:func:`personal_models` of a run whose data are not open."""
+    transform = TRANSFORMS[spec.terms.transform]
+    untrained = transform.init(jax.random.key(0), spec.backbone.embedding)
+    if spec.recipe.union:
         return lambda client: (backbone, untrained)
 
     def model(client):

@@ -7,6 +7,7 @@ What starts JAX is imported where it is used, so that ``--help`` answers at once
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import re
 import sys
@@ -91,6 +92,25 @@ def run_command(command: Callable[[], None], *, grid: bool = False) -> None:
             check_setting_flags(arguments[1:], grid)
             arguments = with_config_files(arguments)
     app.run(main, argv=arguments)
+
+
+def run_parsed(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], None],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Runs a command that takes plain arguments and no configuration.
+
+    Args:
+      parser: its arguments.
+      command: takes the parsed ones.
+      arguments: those of the process by default.
+    """
+    given = parser.parse_args(arguments)
+    interrupts.install()
+    with reports_input_errors():
+        logging.set_verbosity(logging.WARNING)
+        command(given)
 
 
 def define_distributed_flags() -> None:
