@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedfr_jax.data.complete import is_complete
 from fedfr_jax.errors import InputError
@@ -16,6 +16,8 @@ from fedfr_jax.errors import InputError
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # no others: some of Pillow's readers start programs
 _TASK = 16  # images per thread task: little overhead, and the load is still balanced
 _ORIENTATION = 0x0112  # EXIF tag
+_BACKGROUND = (0, 0, 0)  # behind transparent pixels; alignment leaves the same at the borders
+_MOST_16_BIT = 65535
 MAX_MEGAPIXELS = 50.0  # default of ``data.max_megapixels``
 
 
@@ -34,9 +36,17 @@ def num_workers(workers: int) -> int:
     return os.cpu_count() or 1
 
 
+def _open(blob: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(blob), formats=FORMATS)
+    except UnidentifiedImageError:
+        what = "it is empty" if not blob else "its content is none of " + ", ".join(FORMATS)
+        raise ValueError(what) from None
+
+
 def _check_mode(image: Image.Image) -> None:
-    if image.mode.startswith("I") or image.mode == "F":
-        raise ValueError(f"pixels of mode {image.mode}; convert the image to 8 bits")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}; convert the image to 8 or 16 bits")
 
 
 def _check_size(image: Image.Image, max_megapixels: float) -> None:
@@ -47,11 +57,43 @@ def _check_size(image: Image.Image, max_megapixels: float) -> None:
         )
 
 
-def resize(image: Image.Image, image_size: int) -> np.ndarray:
-    """Converts a Pillow image to (S, S, 3) uint8 RGB; bilinear with antialiasing if needed."""
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray, scaled (not clipped, as Pillow's own conversion does); alpha for a hidden one."""
+    values = np.asarray(image).astype(np.uint32)
+    gray = Image.fromarray(((255 * values + _MOST_16_BIT // 2) // _MOST_16_BIT).astype(np.uint8))
+    hidden = image.info.get("transparency")
+    if not isinstance(hidden, int):
+        return gray
+    gray.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+    return gray
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Converts a Pillow image to 8-bit RGB.
+
+    Gray values are repeated, palettes looked up, CMYK is converted without its profile, 16-bit gray
+    is scaled by 255 / 65535, and transparent pixels are blended with black.
+
+    Raises:
+      ValueError: pixels of 32 bits.
+    """
     _check_mode(image)
-    if image.mode != "RGB":
-        image = image.convert("RGB")
+    if image.mode.startswith("I;16"):
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (*_BACKGROUND, 255))
+        image = Image.alpha_composite(background, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def resize(image: Image.Image, image_size: int) -> np.ndarray:
+    """Converts a Pillow image to (S, S, 3) uint8 RGB; bilinear with antialiasing if needed.
+
+    Raises:
+      ValueError: as :func:`to_rgb`.
+    """
+    image = to_rgb(image)
     if image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(image)
@@ -60,15 +102,17 @@ def resize(image: Image.Image, image_size: int) -> np.ndarray:
 def decode_image(
     blob: bytes, image_size: int, max_megapixels: float = MAX_MEGAPIXELS
 ) -> np.ndarray:
-    """Decodes one image (JPEG, PNG, BMP, WebP) to (S, S, 3) uint8 RGB.
+    """Decodes one image (JPEG, PNG, BMP, WebP; the first frame) to (S, S, 3) uint8 RGB.
 
-    Images of another size are resized, without keeping the aspect ratio.
+    It is turned upright as its EXIF data say and converted as by :func:`to_rgb`; images of another
+    size are resized, without keeping the aspect ratio.
 
     Raises:
-      ValueError: the image is larger than ``max_megapixels``; it is not decoded then.
+      ValueError: the image is of another format, or larger than ``max_megapixels``; it is not
+        decoded then.
       Any error of Pillow if the image is damaged; :func:`decode_images` translates it.
     """
-    with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
+    with _open(blob) as image:
         _check_size(image, max_megapixels)
         # A JPEG decoder can shrink by 2, 4 or 8, which is cheaper than full decoding; the
         # result is never smaller than requested here.
@@ -88,7 +132,7 @@ def check_image(image: bytes | np.ndarray, max_megapixels: float = MAX_MEGAPIXEL
     """
     if isinstance(image, np.ndarray):
         return
-    with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+    with _open(image) as opened:
         _check_size(opened, max_megapixels)
         _check_mode(opened)
         whole = is_complete(image, opened.format or "")
