@@ -24,7 +24,8 @@ setup(
     package_data={"fedfr_jax": ["py.typed", "reporting/templates/*"]},
     entry_points={
         "console_scripts": [
-            f"fedfr-{name}=fedfr_jax.{name}:command" for name in ("train", "evaluate", "ablate")
+            f"fedfr-{name}=fedfr_jax.{name}:command"
+            for name in ("train", "evaluate", "ablate", "prepare")
         ]
     },
     install_requires=[

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 from absl import logging
 
-from fedfr_jax.data.decode import MAX_MEGAPIXELS, check_lazily, decode_lazily
+from fedfr_jax.data.decode import MAX_MEGAPIXELS, stored_source
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 from fedfr_jax.settings import DataConfig
@@ -81,23 +80,15 @@ def open_folder(
     paths = [root / person / file for person, files in kept for file in files]
     counts = [len(files) for _, files in kept]
 
-    def locate(images: np.ndarray) -> dict[str, Any]:
-        chosen = [paths[i] for i in np.asarray(images, np.int64)]
-        return {
-            "fetch": lambda i: chosen[i].read_bytes(),
-            "count": len(chosen),
-            "workers": workers,
-            "max_megapixels": max_megapixels,
-            "name_of": lambda i: _printable(str(chosen[i])),
-        }
-
-    return ImageSource(
-        name=f"folder {root}",
-        labels=np.repeat(np.arange(len(kept), dtype=np.int64), counts),
-        image_size=image_size,
-        read=lambda images: decode_lazily(image_size=image_size, **locate(images)),
-        identity_names=tuple(_printable(person) for person, _ in kept),
-        check=lambda images: check_lazily(**locate(images)),
+    return stored_source(
+        f"folder {root}",
+        np.repeat(np.arange(len(kept), dtype=np.int64), counts),
+        tuple(_printable(person) for person, _ in kept),
+        image_size,
+        fetch=lambda i: paths[i].read_bytes(),
+        name_of=lambda i: _printable(str(paths[i])),
+        workers=workers,
+        max_megapixels=max_megapixels,
     )
 
 
@@ -153,9 +144,9 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _entries(folder: str | os.PathLike) -> list[os.DirEntry]:
+def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as found:
+        with os.scandir(os.fspath(folder)) as found:
             return list(found)
     except OSError as error:
         raise InputError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedfr_jax.data.decode import MAX_MEGAPIXELS, check_lazily, decode_lazily
+from fedfr_jax.data.decode import MAX_MEGAPIXELS, stored_source
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 from fedfr_jax.settings import DataConfig
@@ -74,25 +74,27 @@ def open_tfds(
     split_names, sources = list(splits), list(splits.values())
     ends = np.cumsum([len(source) for source in sources])
 
-    def locate(images: np.ndarray) -> dict[str, Any]:
-        images = np.asarray(images, np.int64)
-        split = np.searchsorted(ends, images, side="right")
-        within = images - np.concatenate([[0], ends])[split]
-        return {
-            "fetch": lambda i: get_image(sources[split[i]], int(within[i])),
-            "count": len(images),
-            "workers": workers,
-            "max_megapixels": max_megapixels,
-            "name_of": lambda i: f"tfds {name}: {split_names[split[i]]} example {within[i]}",
-        }
+    def place(image: int) -> tuple[int, int]:
+        split = int(np.searchsorted(ends, image, side="right"))
+        return split, image - int(ends[split - 1] if split else 0)
 
-    return ImageSource(
-        name=f"tfds {name}",
-        labels=labels,
-        image_size=image_size,
-        read=lambda images: decode_lazily(image_size=image_size, **locate(images)),
-        identity_names=identity_names,
-        check=lambda images: check_lazily(**locate(images)),
+    def fetch(image: int) -> Any:
+        split, within = place(image)
+        return get_image(sources[split], within)
+
+    def name_of(image: int) -> str:
+        split, within = place(image)
+        return f"tfds {name}: {split_names[split]} example {within}"
+
+    return stored_source(
+        f"tfds {name}",
+        labels,
+        identity_names,
+        image_size,
+        fetch=fetch,
+        name_of=name_of,
+        workers=workers,
+        max_megapixels=max_megapixels,
     )
 
 
