@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import sys
 from typing import Any
 
@@ -103,7 +104,36 @@ def _define_prepare_flags() -> None:
     flags.DEFINE_string("verify", None, "Compare a prepared folder with its checksums, no more.")
 
 
-_COMMANDS = {"": (_define_prepare_flags, _prepare)}
+def _define_labels_flags() -> None:
+    _define_source_flags()
+    flags.DEFINE_string("bin", None, "The verification set.", required=True)
+    flags.DEFINE_string("out", None, "The .npy file that is written.", required=True)
+
+
+def _labels() -> None:
+    from fedfr_jax.data.verification import read_bin  # noqa: PLC0415
+    from fedfr_jax.prepare.labels import find_labels, save_labels  # noqa: PLC0415
+    from fedfr_jax.prepare.matching import SIDE  # noqa: PLC0415
+
+    FLAGS = flags.FLAGS
+    if FLAGS.image_size not in (None, SIDE):
+        raise InputError(f"--image_size: labels are found on {SIDE} pixels; leave it out")
+    if not pathlib.Path(FLAGS.out).absolute().parent.is_dir():
+        raise InputError(f"--out: the folder of {FLAGS.out} does not exist")
+    FLAGS.image_size = SIDE
+    config = _settings()
+    pairs = read_bin(
+        FLAGS.bin, SIDE, config.data.workers, max_megapixels=config.data.max_megapixels
+    )
+    found = find_labels(pairs, _opened(config))
+    save_labels(FLAGS.out, found.labels)
+    print(f"{found.report()}\nwritten to {FLAGS.out}, for data.verification_labels")
+
+
+_COMMANDS = {
+    "": (_define_prepare_flags, _prepare),
+    "labels": (_define_labels_flags, _labels),
+}
 
 
 def command() -> None:
