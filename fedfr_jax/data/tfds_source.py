@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -102,6 +104,8 @@ def _open_splits(name: str, data_dir: str) -> tuple[dict[str, Sequence[Any]], An
     """Returns the non-empty splits as random-access sequences, and the features."""
     import tensorflow_datasets as tfds  # noqa: PLC0415 (takes seconds, other sources do without)
 
+    import fedfr_jax.data.tfds_builders  # noqa: F401, PLC0415 (registers our own)
+
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
     except ValueError as error:
@@ -115,17 +119,26 @@ def _open_splits(name: str, data_dir: str) -> tuple[dict[str, Sequence[Any]], An
             for split in list(builder.info.splits) or ["train"]
         }
     except (NotImplementedError, LookupError, ValueError, OSError) as error:
-        where = f" --data_dir={data_dir}" if data_dir else ""
         raise InputError(
             f"tfds {name}: not prepared for random access in {builder.data_dir}; run "
-            f"'tfds build {name}{where} --file_format=array_record' (if the data set needs "
-            "TensorFlow for that, on a machine that has it, then copy the folder), or set "
-            "data.root to another folder"
+            f"{_advice(name, data_dir)} (if the data set's own code needs TensorFlow for that, on "
+            "a machine that has it, then copy the folder), or set data.root to another folder"
         ) from error
     filled = {split: source for split, source in splits.items() if len(source)}
     if not filled:
         raise InputError(f"tfds {name}: all splits in {builder.data_dir} are empty")
     return filled, builder.info.features
+
+
+def _advice(name: str, data_dir: str) -> str:
+    """A command that prepares a data set; 'tfds build' itself cannot do without TensorFlow."""
+    own = ", fedfr_jax.data.tfds_builders" if name.startswith("fedfr_") else ""
+    where = f", data_dir={json.dumps(data_dir)}" if data_dir else ""
+    code = (
+        f"import tensorflow_datasets as tfds{own}; tfds.builder({json.dumps(name)}{where}, "
+        'file_format="array_record").download_and_prepare()'
+    )
+    return f"python -c {shlex.quote(code)}"
 
 
 def _leaves(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
