@@ -30,7 +30,7 @@ _BLOCK = 256  # images that are drawn at a time
 _ORIENTATION = 0x0112  # EXIF tag
 
 
-class _OwnBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _OwnBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """What both have in common: ``_source`` gives the images."""
 
     VERSION = tfds.core.Version("1.0.0")

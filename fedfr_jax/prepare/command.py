@@ -29,11 +29,11 @@ def _define_source_flags() -> None:
     flags.DEFINE_integer("workers", None, "data.workers: threads; 0 = one per core.")
 
 
-def _settings() -> Config:
-    """The configuration, with what the other flags say."""
+def _settings(**changes: Any) -> Config:
+    """The configuration, with what the other flags say, and ``changes`` of ``data``."""
     names = ("source", "root", "name", "image_size", "workers")
     given: dict[str, Any] = {name: getattr(flags.FLAGS, name) for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None} | changes
     if flags.FLAGS.config is None and "source" not in given:
         raise InputError("say which data: --config=FILE, or --source=folder --root=FOLDER")
     return settings_of(flags.FLAGS.config, data=given)
@@ -120,8 +120,7 @@ def _labels() -> None:
         raise InputError(f"--image_size: labels are found on {SIDE} pixels; leave it out")
     if not pathlib.Path(FLAGS.out).absolute().parent.is_dir():
         raise InputError(f"--out: the folder of {FLAGS.out} does not exist")
-    FLAGS.image_size = SIDE
-    config = _settings()
+    config = _settings(image_size=SIDE)
     pairs = read_bin(
         FLAGS.bin, SIDE, config.data.workers, max_megapixels=config.data.max_megapixels
     )

@@ -22,11 +22,15 @@ from fedfr_jax.settings import DataConfig, GeneratedConfig
 NAME = "fedfr_faces/identities=5,images=2,image_size=16,seed=3"
 WITHOUT_TENSORFLOW = """
 import sys
-class Refuse:
-    def find_spec(self, name, *_):
-        if name.split(".")[0] == "tensorflow":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Refuse())
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, *rest):
+        hidden = name.split(".")[0] == "tensorflow"
+        return None if hidden else self.finder.find_spec(name, *rest)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
 
 
