@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+import fedfr_jax
 from fedfr_jax.config import Config, settings_of
 from fedfr_jax.data import SOURCES, open_source
 from fedfr_jax.errors import InputError
@@ -16,6 +17,9 @@ from fedfr_jax.prepare.plan import CONTAINERS, PIXELS, UNREADABLE
 from fedfr_jax.runtime.command_line import run_command
 from fedfr_jax.runtime.interrupts import Stopped
 from fedfr_jax.runtime.progress import track
+from fedfr_jax.runtime.simulation import split_of
+
+_SHOWN = 20  # copies that are named where no folder is given
 
 
 def _define_source_flags() -> None:
@@ -129,7 +133,66 @@ def _labels() -> None:
     print(f"{found.report()}\nwritten to {FLAGS.out}, for data.verification_labels")
 
 
+def _define_duplicates_flags() -> None:
+    _define_source_flags()
+    flags.DEFINE_list("bin", [], "Verification sets whose images are looked for, too.")
+    flags.DEFINE_float("near", 0.98, "Least likeness of a near copy; with --model a cosine.")
+    flags.DEFINE_string("model", None, "A face model that fedfr_jax.load_model opens.")
+    flags.DEFINE_float("same_person", 0.7, "Cosine of people who may be one, with --model.")
+    flags.DEFINE_string("out", None, "Folder of copies.csv and same_people.csv.")
+
+
+def _duplicates() -> None:
+    from fedfr_jax.data.verification import read_bin  # noqa: PLC0415
+    from fedfr_jax.prepare import duplicates as found  # noqa: PLC0415
+    from fedfr_jax.prepare.matching import SIDE  # noqa: PLC0415
+
+    FLAGS = flags.FLAGS
+    model = _model(FLAGS.model) if FLAGS.model else None
+    config = _settings(image_size=SIDE if model is None else model.image_size)
+    source = _opened(config)
+    split = split_of(config, source) if FLAGS.config is not None else None
+    parts = found.parts_of(source, split)
+    size, workers = config.data.image_size, config.data.workers
+    sets = [found.part_of_pairs(read_bin(path, size, workers)) for path in FLAGS.bin]
+    # Held-out images and those of the sets are looked for among those that are trained on.
+    searched = [*(parts[1:] or parts), *sets]
+    embed = None if model is None else model.embed
+    copies = [
+        copy
+        for part in searched
+        for copy in found.find_copies(part, parts[0], near=FLAGS.near, embed=embed)
+    ]
+    print(found.summary(copies))
+    people = [] if embed is None else found.find_same_people(source, embed, FLAGS.same_person)
+    if embed is not None:
+        print(f"{len(people):,} pairs of names may be one person")
+    if FLAGS.out is None:
+        for copy in copies[:_SHOWN]:
+            print(f"{copy.kind} {copy.likeness:.3f}: {copy.image} and {copy.other}")
+        if len(copies) > _SHOWN:
+            print(f"and {len(copies) - _SHOWN:,} more; --out=FOLDER writes all of them")
+        for first, second, cosine in people[:_SHOWN]:
+            print(f"one person? {cosine:.3f}: {first} and {second}")
+        return
+    folder = pathlib.Path(FLAGS.out).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    found.write_csv(folder / "copies.csv", found.HEADER, found.table_of(copies))
+    if embed is not None:
+        found.write_csv(folder / "same_people.csv", ("person", "other", "cosine"), people)
+    print(f"written to {folder}")
+
+
+def _model(path: str) -> Any:
+    """A model with ``image_size`` and ``embed(images)``."""
+    load_model = getattr(fedfr_jax, "load_model", None)
+    if load_model is None:
+        raise InputError("--model: this version of fedfr_jax cannot open models (load_model)")
+    return load_model(path)
+
+
 _COMMANDS = {
+    "duplicates": (_define_duplicates_flags, _duplicates),
     "": (_define_prepare_flags, _prepare),
     "labels": (_define_labels_flags, _labels),
 }
