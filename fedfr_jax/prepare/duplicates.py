@@ -175,11 +175,9 @@ def _reported(
     i, k = np.nonzero((nearest.scores >= least) & (nearest.found >= 0))
     pairs = np.stack([rows[i], nearest.found[i, k]], axis=1)
     scores = nearest.scores[i, k]
-    if same:
-        pairs = np.sort(pairs, axis=1)
-        pairs, first = np.unique(pairs, axis=0, return_index=True)
-        scores = scores[first]
     new = np.array([(a, b) not in exact for a, b in pairs.tolist()], bool)
+    if same:  # each pair comes twice, and every image with itself
+        new &= pairs[:, 0] < pairs[:, 1]
     pairs, scores = pairs[new], scores[new]
     if embed is None:
         scores = _closely(queries, candidates, pairs)
