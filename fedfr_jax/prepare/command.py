@@ -63,7 +63,13 @@ def _prepare() -> None:
     if FLAGS.describe:
         from fedfr_jax.prepare.overview import overview  # noqa: PLC0415
 
-        overview(config, _opened(config), FLAGS.out, divided=FLAGS.config is not None)
+        overview(
+            config,
+            _opened(config),
+            FLAGS.out,
+            divided=FLAGS.config is not None,
+            sheets=FLAGS.sheets,
+        )
         return
     if FLAGS.out is None:
         raise InputError("--out is missing: the folder that receives the prepared data")
@@ -105,6 +111,7 @@ def _define_prepare_flags() -> None:
     flags.DEFINE_enum("unreadable", "leave_out", UNREADABLE, "What becomes of damaged images.")
     flags.DEFINE_integer("shard_images", 8192, "Images per shard.")
     flags.DEFINE_bool("describe", False, "Show what the data hold; prepare nothing.")
+    flags.DEFINE_integer("sheets", 24, "Contact sheets of --describe, at most; spread evenly.")
     flags.DEFINE_string("verify", None, "Compare a prepared folder with its checksums, no more.")
 
 
