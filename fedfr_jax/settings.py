@@ -83,8 +83,8 @@ class SplitConfig:
 class DataConfig:
     """Where images come from. ``seed`` fixes both generated faces and the split."""
 
-    source: str = "generated"  # generated | recordio | folder | tfds
-    root: str = ""  # folder of train.rec / of identity folders / tfds data_dir
+    source: str = "generated"  # generated | recordio | folder | tfds | prepared
+    root: str = ""  # folder of train.rec, identity folders, shards; tfds data_dir
     name: str = "lfw"  # tfds only: data set in the catalog
     label: str = ""  # tfds only: the identity feature; "" = found from the features
     image_size: int = 112  # images are square; others are resized

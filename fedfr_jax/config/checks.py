@@ -15,7 +15,7 @@ from fedfr_jax.settings import DEGRADATIONS
 TRANSFORM_NAMES = ("linear", "bottleneck", "none")  # keys of algorithm.transforms.TRANSFORMS
 _CHOICES = {
     "loss.identification": ("cosface", "arcface"),
-    "data.source": ("generated", "recordio", "folder", "tfds"),
+    "data.source": ("generated", "recordio", "folder", "tfds", "prepared"),
     "model.dtype": ("float32", "bfloat16", "float64", "auto"),
     "model.batch_norm": ("batch", "frozen"),
     "fed.public_data": ("auto", "hard", "all", "off"),

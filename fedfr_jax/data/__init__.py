@@ -30,6 +30,7 @@ SOURCES: dict[str, Callable[[DataConfig], ImageSource]] = {
     "recordio": _from_module("recordio"),
     "folder": _from_module("folder"),
     "tfds": _from_module("tfds_source"),
+    "prepared": _from_module("prepared"),
 }
 
 

@@ -6,16 +6,20 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedfr_jax.data.complete import is_complete
+from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # no others: some of Pillow's readers start programs
 _TASK = 16  # images per thread task: little overhead, and the load is still balanced
 _ORIENTATION = 0x0112  # EXIF tag
+_BACKGROUND = (0, 0, 0)  # behind transparent pixels; alignment leaves the same at the borders
+_EIGHT_BITS = ((255 * np.arange(65536) + 32767) // 65535).astype(np.uint8)  # of 16, rounded
 MAX_MEGAPIXELS = 50.0  # default of ``data.max_megapixels``
 
 
@@ -34,9 +38,17 @@ def num_workers(workers: int) -> int:
     return os.cpu_count() or 1
 
 
+def _open(blob: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(blob), formats=FORMATS)
+    except UnidentifiedImageError:
+        what = "it is empty" if not blob else "its content is none of " + ", ".join(FORMATS)
+        raise ValueError(what) from None
+
+
 def _check_mode(image: Image.Image) -> None:
-    if image.mode.startswith("I") or image.mode == "F":
-        raise ValueError(f"pixels of mode {image.mode}; convert the image to 8 bits")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}; convert the image to 8 or 16 bits")
 
 
 def _check_size(image: Image.Image, max_megapixels: float) -> None:
@@ -47,37 +59,85 @@ def _check_size(image: Image.Image, max_megapixels: float) -> None:
         )
 
 
-def resize(image: Image.Image, image_size: int) -> np.ndarray:
-    """Converts a Pillow image to (S, S, 3) uint8 RGB; bilinear with antialiasing if needed."""
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray, scaled; Pillow's own conversion would clip it. Keeps what is transparent."""
+    values = np.asarray(image)
+    gray = Image.fromarray(_EIGHT_BITS[values])
+    hidden = image.info.get("transparency")
+    if isinstance(hidden, int):
+        gray.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+    return gray
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Converts a Pillow image to 8-bit RGB.
+
+    Gray values are repeated, palettes looked up, CMYK is converted without its profile, 16-bit gray
+    is scaled by 255 / 65535, and transparent pixels are blended with black.
+
+    Raises:
+      ValueError: pixels of 32 bits.
+    """
     _check_mode(image)
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    if image.size != (image_size, image_size):
+    if image.mode.startswith("I;16"):
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (*_BACKGROUND, 255))
+        image = Image.alpha_composite(background, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def resize(image: Image.Image, image_size: int | None) -> np.ndarray:
+    """Converts a Pillow image to (S, S, 3) uint8 RGB; bilinear with antialiasing if needed.
+
+    Without a size it becomes (height, width, 3).
+
+    Raises:
+      ValueError: as :func:`to_rgb`.
+    """
+    image = to_rgb(image)
+    if image_size is not None and image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 
 def decode_image(
-    blob: bytes, image_size: int, max_megapixels: float = MAX_MEGAPIXELS
+    blob: bytes, image_size: int | None, max_megapixels: float = MAX_MEGAPIXELS
 ) -> np.ndarray:
-    """Decodes one image (JPEG, PNG, BMP, WebP) to (S, S, 3) uint8 RGB.
+    """Decodes one image (JPEG, PNG, BMP, WebP; the first frame) to (S, S, 3) uint8 RGB.
 
-    Images of another size are resized, without keeping the aspect ratio.
+    Without ``image_size`` it keeps its own: (height, width, 3).
+
+    It is turned upright as its EXIF data say and converted as by :func:`to_rgb`; images of another
+    size are resized, without keeping the aspect ratio.
 
     Raises:
-      ValueError: the image is larger than ``max_megapixels``; it is not decoded then.
+      ValueError: the image is of another format, or larger than ``max_megapixels``; it is not
+        decoded then.
       Any error of Pillow if the image is damaged; :func:`decode_images` translates it.
     """
-    with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
+    with _open(blob) as image:
         _check_size(image, max_megapixels)
         # A JPEG decoder can shrink by 2, 4 or 8, which is cheaper than full decoding; the
         # result is never smaller than requested here.
-        image.draft("RGB", (image_size, image_size))
+        if image_size is not None:
+            image.draft("RGB", (image_size, image_size))
         upright: Image.Image = image
         # Cameras may store an image rotated and note the rotation in the EXIF data.
         if image.getexif().get(_ORIENTATION, 1) != 1:
             upright = ImageOps.exif_transpose(image)
         return resize(upright, image_size)
+
+
+def inspect_image(blob: bytes) -> tuple[str, int, int]:
+    """(format, width, height) of an encoded image, from its header; width and height as stored.
+
+    Raises:
+      ValueError: it is of none of the :data:`FORMATS`.
+    """
+    with _open(blob) as image:
+        return image.format or "", image.width, image.height
 
 
 def check_image(image: bytes | np.ndarray, max_megapixels: float = MAX_MEGAPIXELS) -> None:
@@ -88,7 +148,7 @@ def check_image(image: bytes | np.ndarray, max_megapixels: float = MAX_MEGAPIXEL
     """
     if isinstance(image, np.ndarray):
         return
-    with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+    with _open(image) as opened:
         _check_size(opened, max_megapixels)
         _check_mode(opened)
         whole = is_complete(image, opened.format or "")
@@ -98,7 +158,8 @@ def check_image(image: bytes | np.ndarray, max_megapixels: float = MAX_MEGAPIXEL
         decode_image(image, 8, max_megapixels)
 
 
-def _from_array(image: np.ndarray, image_size: int) -> np.ndarray:
+def from_array(image: np.ndarray, image_size: int | None) -> np.ndarray:
+    """An array of shape (H, W), (H, W, 1) or (H, W, 3) uint8, as :func:`decode_image` gives it."""
     if image.dtype != np.uint8:
         raise ValueError(f"pixels of type {image.dtype}; 8 bits are needed")
     flat = image[:, :, 0] if image.shape[2:] == (1,) else image
@@ -137,7 +198,7 @@ def decode_lazily(
     def one(i: int) -> None:
         image = fetch(i)
         out[i] = (
-            _from_array(image, image_size)
+            from_array(image, image_size)
             if isinstance(image, np.ndarray)
             else decode_image(image, image_size, max_megapixels)
         )
@@ -199,5 +260,45 @@ def decode_images(
         image_size,
         workers=workers,
         max_megapixels=max_megapixels,
+        name_of=name_of,
+    )
+
+
+def stored_source(
+    name: str,
+    labels: np.ndarray,
+    identity_names: Sequence[str],
+    image_size: int,
+    *,
+    fetch: Callable[[int], bytes | np.ndarray],
+    name_of: Callable[[int], str],
+    workers: int = 0,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> ImageSource:
+    """A source of images that are stored somewhere, decoded on several threads when they are read.
+
+    Args:
+      name, labels, identity_names, image_size, fetch, name_of: attributes of :class:`ImageSource`.
+      workers, max_megapixels: as for :func:`decode_lazily`.
+    """
+
+    def locate(images: np.ndarray) -> dict[str, Any]:
+        chosen = np.asarray(images, np.int64)
+        return {
+            "fetch": lambda i: fetch(int(chosen[i])),
+            "count": len(chosen),
+            "workers": workers,
+            "max_megapixels": max_megapixels,
+            "name_of": lambda i: name_of(int(chosen[i])),
+        }
+
+    return ImageSource(
+        name=name,
+        labels=labels,
+        image_size=image_size,
+        read=lambda images: decode_lazily(image_size=image_size, **locate(images)),
+        identity_names=identity_names,
+        check=lambda images: check_lazily(**locate(images)),
+        fetch=fetch,
         name_of=name_of,
     )

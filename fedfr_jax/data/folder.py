@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 from absl import logging
 
-from fedfr_jax.data.decode import MAX_MEGAPIXELS, check_lazily, decode_lazily
+from fedfr_jax.data.decode import MAX_MEGAPIXELS, stored_source
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 from fedfr_jax.settings import DataConfig
@@ -51,8 +50,9 @@ def open_folder(
 
     Hidden folders and files, and those created by systems (``@eaDir``, ``__MACOSX``), are
     ignored. Identity folders without an image, images outside one or in deeper
-    folders, and images of an unsupported format are left out, with one warning per kind
-    that gives their number.
+    folders, images of an unsupported format, and what has the name of an image but is no file are
+    left out, with one warning per kind that gives their number. Symbolic links to files and to
+    identity folders are followed; those that lead nowhere or in a circle are left out, too.
 
     Args:
       root: the folder that holds one folder per identity.
@@ -70,7 +70,9 @@ def open_folder(
     if not root.is_dir():
         raise InputError(f"data.root: {root} is not a folder")
     people = sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name)
+        entry.name
+        for entry in _entries(root)
+        if not _hidden(entry.name) and _leads_to(entry, "dir")
     )
     found = [_list(root / person) for person in people]
     _report(root, people, found)
@@ -78,37 +80,33 @@ def open_folder(
     paths = [root / person / file for person, files in kept for file in files]
     counts = [len(files) for _, files in kept]
 
-    def locate(images: np.ndarray) -> dict[str, Any]:
-        chosen = [paths[i] for i in np.asarray(images, np.int64)]
-        return {
-            "fetch": lambda i: chosen[i].read_bytes(),
-            "count": len(chosen),
-            "workers": workers,
-            "max_megapixels": max_megapixels,
-            "name_of": lambda i: str(chosen[i]),
-        }
-
-    return ImageSource(
-        name=f"folder {root}",
-        labels=np.repeat(np.arange(len(kept), dtype=np.int64), counts),
-        image_size=image_size,
-        read=lambda images: decode_lazily(image_size=image_size, **locate(images)),
-        identity_names=tuple(person for person, _ in kept),
-        check=lambda images: check_lazily(**locate(images)),
+    return stored_source(
+        f"folder {root}",
+        np.repeat(np.arange(len(kept), dtype=np.int64), counts),
+        tuple(_printable(person) for person, _ in kept),
+        image_size,
+        fetch=lambda i: paths[i].read_bytes(),
+        name_of=lambda i: _printable(str(paths[i])),
+        workers=workers,
+        max_megapixels=max_megapixels,
     )
 
 
 def _report(root: pathlib.Path, people: list[str], found: list[_Listing]) -> None:
     """Says what is ignored, or raises InputError if nothing is left."""
     empty = [person for person, listing in zip(people, found, strict=True) if not listing.images]
+    top = _list(root, deep=False)
     ignored = {
         f"of {len(people)} identity folders hold no image and are left out": empty,
-        "images outside an identity folder are ignored": _list(root, deep=False).images,
+        "images outside an identity folder are ignored": top.images,
         "images in folders within an identity's are ignored": [
             name for listing in found for name in listing.deeper
         ],
         f"images are neither of {', '.join(SUFFIXES)} and are ignored; convert them": [
             name for listing in found for name in listing.unread
+        ],
+        "names lead to no file (such as links to what is gone) and are ignored": [
+            name for listing in (top, *found) for name in listing.broken
         ],
     }
     if len(empty) == len(people):
@@ -123,41 +121,70 @@ def _report(root: pathlib.Path, people: list[str], found: list[_Listing]) -> Non
         )
     for what, names in ignored.items():
         if names:
-            logging.warning("%s: %d %s (first: %s)", root, len(names), what, names[0])
+            first = _printable(names[0])
+            logging.warning("%s: %d %s (first: %s)", root, len(names), what, first)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Listing:
-    """Contents of a folder: image files, those of other formats, and those in subfolders."""
+    """Contents of a folder: image files, those of other formats or in subfolders, and no files."""
 
     images: list[str]
     unread: list[str]
     deeper: list[str]
+    broken: list[str]
 
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
 
 
+def _printable(name: str) -> str:
+    """A name that is not UTF-8 on the disk, with its odd bytes written as ``\\xff``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(os.fspath(folder)) as found:
+            return list(found)
+    except OSError as error:
+        raise InputError(
+            f"{_printable(os.fspath(folder))}: cannot be listed ({error.strerror}); change its "
+            "permissions or remove it"
+        ) from error
+
+
+def _leads_to(entry: os.DirEntry, kind: str) -> bool:
+    """Whether an entry is a file ("file") or folder ("dir"), itself or through links."""
+    try:
+        return entry.is_file() if kind == "file" else entry.is_dir()
+    except OSError:  # a circle of links, or a folder on the way that may not be entered
+        return False
+
+
 def _list(folder: pathlib.Path, *, deep: bool = True) -> _Listing:
     """Lists a folder; with ``deep`` also the images in all folders below it."""
-    images, unread, deeper, inner = [], [], [], []
-    for entry in os.scandir(folder):
+    images, unread, deeper, broken, inner = [], [], [], [], []
+    for entry in _entries(folder):
         suffix = os.path.splitext(entry.name)[1].lower()
         if _hidden(entry.name):
             continue
-        if deep and entry.is_dir(follow_symlinks=False):
+        if entry.is_dir(follow_symlinks=False):
             inner.append(entry.path)
-        elif suffix in SUFFIXES and entry.is_file():
+        elif not _leads_to(entry, "file"):
+            if not _leads_to(entry, "dir") and (suffix in SUFFIXES or entry.is_symlink()):
+                broken.append(entry.path)
+        elif suffix in SUFFIXES:
             images.append(entry.name)
-        elif suffix in _UNREAD and entry.is_file():
+        elif suffix in _UNREAD:
             unread.append(entry.path)
-    while inner:
-        for entry in os.scandir(inner.pop()):
+    while deep and inner:
+        for entry in _entries(inner.pop()):
             if _hidden(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 inner.append(entry.path)
             elif entry.name.lower().endswith(SUFFIXES):
                 deeper.append(entry.path)
-    return _Listing(sorted(images), sorted(unread), sorted(deeper))
+    return _Listing(sorted(images), sorted(unread), sorted(deeper), sorted(broken))

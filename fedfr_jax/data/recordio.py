@@ -12,12 +12,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 from absl import logging
 
-from fedfr_jax.data.decode import MAX_MEGAPIXELS, check_lazily, decode_lazily
+from fedfr_jax.data.decode import MAX_MEGAPIXELS, stored_source
 from fedfr_jax.data.recordio_format import HEADER, IR_HEADER, MAGIC, MAGIC_BYTES
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
@@ -126,23 +125,15 @@ def open_recordio(
             len(originals),
         )
 
-    def locate(images: np.ndarray) -> dict[str, Any]:
-        chosen = np.asarray(images, np.int64)
-        return {
-            "fetch": lambda i: records.image(int(chosen[i])),
-            "count": len(chosen),
-            "workers": workers,
-            "max_megapixels": max_megapixels,
-            "name_of": lambda i: f"{records.path}: record key {records.keys[chosen[i]]}",
-        }
-
-    return ImageSource(
-        name=f"recordio {records.path}",
-        labels=labels.astype(np.int64),
-        image_size=image_size,
-        read=lambda images: decode_lazily(image_size=image_size, **locate(images)),
-        identity_names=tuple(map(str, originals.tolist())),
-        check=lambda images: check_lazily(**locate(images)),
+    return stored_source(
+        f"recordio {records.path}",
+        labels.astype(np.int64),
+        tuple(map(str, originals.tolist())),
+        image_size,
+        fetch=records.image,
+        name_of=lambda i: f"{records.path}: record key {records.keys[i]}",
+        workers=workers,
+        max_megapixels=max_megapixels,
     )
 
 

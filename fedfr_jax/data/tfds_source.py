@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from fedfr_jax.data.decode import MAX_MEGAPIXELS, check_lazily, decode_lazily
+from fedfr_jax.data.decode import MAX_MEGAPIXELS, stored_source
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 from fedfr_jax.settings import DataConfig
@@ -74,31 +76,35 @@ def open_tfds(
     split_names, sources = list(splits), list(splits.values())
     ends = np.cumsum([len(source) for source in sources])
 
-    def locate(images: np.ndarray) -> dict[str, Any]:
-        images = np.asarray(images, np.int64)
-        split = np.searchsorted(ends, images, side="right")
-        within = images - np.concatenate([[0], ends])[split]
-        return {
-            "fetch": lambda i: get_image(sources[split[i]], int(within[i])),
-            "count": len(images),
-            "workers": workers,
-            "max_megapixels": max_megapixels,
-            "name_of": lambda i: f"tfds {name}: {split_names[split[i]]} example {within[i]}",
-        }
+    def place(image: int) -> tuple[int, int]:
+        split = int(np.searchsorted(ends, image, side="right"))
+        return split, image - int(ends[split - 1] if split else 0)
 
-    return ImageSource(
-        name=f"tfds {name}",
-        labels=labels,
-        image_size=image_size,
-        read=lambda images: decode_lazily(image_size=image_size, **locate(images)),
-        identity_names=identity_names,
-        check=lambda images: check_lazily(**locate(images)),
+    def fetch(image: int) -> Any:
+        split, within = place(image)
+        return get_image(sources[split], within)
+
+    def name_of(image: int) -> str:
+        split, within = place(image)
+        return f"tfds {name}: {split_names[split]} example {within}"
+
+    return stored_source(
+        f"tfds {name}",
+        labels,
+        identity_names,
+        image_size,
+        fetch=fetch,
+        name_of=name_of,
+        workers=workers,
+        max_megapixels=max_megapixels,
     )
 
 
 def _open_splits(name: str, data_dir: str) -> tuple[dict[str, Sequence[Any]], Any]:
     """Returns the non-empty splits as random-access sequences, and the features."""
     import tensorflow_datasets as tfds  # noqa: PLC0415 (takes seconds, other sources do without)
+
+    import fedfr_jax.data.tfds_builders  # noqa: F401, PLC0415 (registers our own)
 
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
@@ -113,17 +119,26 @@ def _open_splits(name: str, data_dir: str) -> tuple[dict[str, Sequence[Any]], An
             for split in list(builder.info.splits) or ["train"]
         }
     except (NotImplementedError, LookupError, ValueError, OSError) as error:
-        where = f" --data_dir={data_dir}" if data_dir else ""
         raise InputError(
             f"tfds {name}: not prepared for random access in {builder.data_dir}; run "
-            f"'tfds build {name}{where} --file_format=array_record' (if the data set needs "
-            "TensorFlow for that, on a machine that has it, then copy the folder), or set "
-            "data.root to another folder"
+            f"{_advice(name, data_dir)} (if the data set's own code needs TensorFlow for that, on "
+            "a machine that has it, then copy the folder), or set data.root to another folder"
         ) from error
     filled = {split: source for split, source in splits.items() if len(source)}
     if not filled:
         raise InputError(f"tfds {name}: all splits in {builder.data_dir} are empty")
     return filled, builder.info.features
+
+
+def _advice(name: str, data_dir: str) -> str:
+    """A command that prepares a data set; 'tfds build' itself cannot do without TensorFlow."""
+    own = ", fedfr_jax.data.tfds_builders" if name.startswith("fedfr_") else ""
+    where = f", data_dir={json.dumps(data_dir)}" if data_dir else ""
+    code = (
+        f"import tensorflow_datasets as tfds{own}; tfds.builder({json.dumps(name)}{where}, "
+        'file_format="array_record").download_and_prepare()'
+    )
+    return f"python -c {shlex.quote(code)}"
 
 
 def _leaves(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -31,6 +31,9 @@ class ImageSource:
         round differently. Its working memory grows with n. None if ``describe`` is None.
       check: takes (n,) int image numbers and raises InputError with the name of an image that
         cannot be read, much faster than ``read``; None if none can fail.
+      fetch: maps an image number to the image as it is stored: a whole file, or an array of shape
+        (H, W), (H, W, 1) or (H, W, 3) uint8; None if images are made when they are read.
+      name_of: maps an image number to what messages call the image; None: "image 7 of ...".
     """
 
     name: str
@@ -41,6 +44,12 @@ class ImageSource:
     describe: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
     render: Callable[..., jax.Array] | None = None
     check: Callable[[np.ndarray], None] | None = None
+    fetch: Callable[[int], bytes | np.ndarray] | None = None
+    name_of: Callable[[int], str] | None = None
+
+    def called(self, image: int) -> str:
+        """What messages call the image of this number."""
+        return f"image {image} of {self.name}" if self.name_of is None else self.name_of(image)
 
     @property
     def num_identities(self) -> int:

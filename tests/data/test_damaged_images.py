@@ -71,8 +71,12 @@ def test_what_is_whole_is_not_decoded(kind, monkeypatch):
 
 def test_what_cannot_be_used_is_found_too():
     out = io.BytesIO()
-    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(out, "PNG")
-    for blob, message in ((out.getvalue(), "8 bits"), (WHOLE["png"], "max_megapixels")):
+    Image.new("RGB", (8, 8)).save(out, "GIF")
+    for blob, message in (
+        (out.getvalue(), "none of JPEG, PNG, BMP, WEBP"),
+        (b"", "empty"),
+        (WHOLE["png"], "max_megapixels"),
+    ):
         with pytest.raises(InputError, match=f"image 0: .*{message}"):
             decode.check_lazily([blob].__getitem__, 1, max_megapixels=1e-4)
 

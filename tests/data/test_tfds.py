@@ -163,7 +163,8 @@ def test_mocked_celeb_a_has_numbers_as_labels():
 
 def test_not_prepared_and_unknown(tmp_path):
     root = str(tmp_path)
-    with pytest.raises(InputError, match=rf"tfds build lfw --data_dir={root} --file_format=array"):
+    advice = rf'tfds\.builder\("lfw", data_dir="{root}", file_format="array_record"\)'
+    with pytest.raises(InputError, match=advice):
         open_source(DataConfig(source="tfds", name="lfw", root=root))
     with pytest.raises(InputError, match=r"data\.name.*no_such_faces"):
         open_source(DataConfig(source="tfds", name="no_such_faces", root=root))
