@@ -24,12 +24,16 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class ResultTable:
-    """A table: ``columns`` headers, and per row a model's name and one cell per column."""
+    """A table: ``columns`` headers, and per row a name and one cell per column.
+
+    ``corner`` is the header of the names.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     notes: tuple[str, ...] = ()
+    corner: str = "model"
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -64,7 +68,7 @@ def render(tables: list[ResultTable], console: Console | None = None) -> None:
                 ),
             )
         drawn = RichTable()
-        drawn.add_column("model", no_wrap=True)
+        drawn.add_column(Text(table.corner), no_wrap=True)
         for header in table.columns:
             drawn.add_column(Text(header), justify="right")
         for name, cells in table.rows:
@@ -86,7 +90,7 @@ def markdown(table: ResultTable) -> str:
         return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", text.replace("\n", " "))
 
     lines = [
-        "| model | " + " | ".join(safe(header) for header in table.columns) + " |",
+        f"| {safe(table.corner)} | " + " | ".join(safe(header) for header in table.columns) + " |",
         "|---|" + "---:|" * len(table.columns),
     ]
     for name, cells in table.rows:
