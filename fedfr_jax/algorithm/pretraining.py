@@ -92,6 +92,36 @@ def pretrain(
     )
 
 
+def pretraining_step(
+    backbone: Backbone,
+    config: PretrainConfig,
+    public: tuple[int, int],
+    batch: int,
+    *,
+    augment: bool = True,
+) -> tuple[Any, ...]:
+    """A step of :func:`pretrain` on one device, to be compiled without data.
+
+    Args:
+      backbone, config, augment: as for :func:`pretrain`.
+      public: (images N_0, identities K_0).
+      batch: images of a mini-batch on the device.
+
+    Returns:
+      (the jitted step, the shapes of each of its arguments).
+    """
+    images, identities = public
+    optimizer, _ = _optimizer(config, 1)
+    array = jax.ShapeDtypeStruct
+    state = jax.eval_shape(
+        lambda key: _initial(backbone, backbone.init(key), optimizer, identities, 0),
+        jax.random.key(0),
+    )
+    table = array((images, *backbone.input_shape), jnp.uint8)
+    rows, flip = array((batch,), jnp.int32), array((batch,), jnp.bool_)
+    return _make_step(backbone, config, optimizer, augment), state, table, rows, rows, flip
+
+
 def _batches(
     labels: np.ndarray, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -75,6 +75,15 @@ def read_bin(
     return VerificationSet(name=path.stem, images=images, is_same=is_same)
 
 
+def count_images(path: str | os.PathLike) -> int:
+    """Images of an insightface verification file, without decoding them.
+
+    Raises:
+      InputError: as for :func:`read_bin`.
+    """
+    return len(_unpickle(pathlib.Path(path))[0])
+
+
 def set_names(paths: Sequence[str]) -> tuple[str, ...]:
     """Names of verification sets: the files' stems, with their folders if stems repeat.
 

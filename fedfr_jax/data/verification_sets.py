@@ -10,7 +10,13 @@ import numpy as np
 from fedfr_jax.data.degrade import degraded_pairs
 from fedfr_jax.data.folds import scorable
 from fedfr_jax.data.types import FederatedSplit, ImageSource, VerificationSet
-from fedfr_jax.data.verification import leave_out, original_labels, read_bin, set_names
+from fedfr_jax.data.verification import (
+    count_images,
+    leave_out,
+    original_labels,
+    read_bin,
+    set_names,
+)
 from fedfr_jax.settings import DataConfig
 
 
@@ -45,3 +51,16 @@ def verification_sets(
         images = degraded_pairs(pairs.images, config.degrade, config.seed)
         sets.append(dataclasses.replace(pairs, images=images))
     return tuple(sets)
+
+
+def images_in_sets(config: DataConfig) -> tuple[int, list[str]]:
+    """(images of the ``.bin`` sets whose files are there, names of the other files).
+
+    The images are counted, not decoded.
+
+    Raises:
+      InputError: a file is not such a set.
+    """
+    paths = {file: pathlib.Path(config.root) / file for file in config.verification_sets}
+    there = [path for path in paths.values() if path.is_file()]
+    return sum(map(count_images, there)), [f for f, path in paths.items() if path not in there]

@@ -15,7 +15,7 @@ from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import Config
 from fedfr_jax.engine.flops import multiply_adds
 from fedfr_jax.models import build
-from fedfr_jax.models.parts import trained_part
+from fedfr_jax.models.parts import ALL, trained_part
 
 PyTree = Any
 
@@ -84,6 +84,11 @@ def forward_flops(config: Config) -> int:
     return _forward_flops(config.model, config.data.image_size, config.fed.trainable)
 
 
+def whole_forward_flops(config: Config) -> int:
+    """:func:`forward_flops` of the whole network, as in pretraining and below what trains."""
+    return _forward_flops(config.model, config.data.image_size, ALL)
+
+
 def trained_images(config: Config, metrics: dict[str, np.ndarray]) -> np.ndarray:
     """(C,) images that each client saw in the steps of a round, every epoch counted.
 
@@ -97,10 +102,10 @@ def trained_images(config: Config, metrics: dict[str, np.ndarray]) -> np.ndarray
     return images * steps / np.maximum(np.ceil(images / batch), 1)
 
 
-def local_flops(
+def local_passes(
     config: Config, spec: RoundSpec, metrics: dict[str, np.ndarray], public_images: int
-) -> np.ndarray:
-    """(C,) floating-point operations of each client in a round, from passes of the backbone.
+) -> dict[str, np.ndarray]:
+    """(C,) images through the backbone in a round, counted in forward passes, by purpose.
 
     A training step counts as 3 forward passes per image. Features under the frozen
     backbones are computed once per image and view (``engine.cache_features``) or once per image
@@ -110,15 +115,34 @@ def local_flops(
     although the contrastive term is off in it.
 
     Args:
-      metrics: of the round, (C,) arrays.
+      metrics: of the round, (C,) arrays: ``images``, ``steps`` and ``hard_negatives``.
       public_images: N_0.
+
+    Returns:
+      {"training", "directions" of the contrastive term, "hard negatives": own images,
+      "public images"}.
     """
     images, trained = metrics["images"].astype(float), trained_images(config, metrics)
-    passes = 3.0 * trained * (2 if spec.recipe.copy_penalty is not None else 1)
+    none = np.zeros_like(images)
+    passes = {
+        "training": 3.0 * trained * (2 if spec.recipe.copy_penalty is not None else 1),
+        "directions": none,
+        "hard negatives": none,
+        "public images": none,
+    }
     if spec.uses_contrastive:
         epochs = trained / np.maximum(images, 1)
         views = 2 * (1 - 0.5**epochs) if config.fed.mirror else np.minimum(epochs, 1)
-        passes += 2 * (views * images if config.engine.cache_features else trained)
+        passes["directions"] = 2 * (views * images if config.engine.cache_features else trained)
     if config.fed.public_data == "hard":
-        passes += images - metrics["hard_negatives"] + public_images
-    return passes * forward_flops(config)
+        passes["hard negatives"] = images - metrics["hard_negatives"]
+        passes["public images"] = none + public_images
+    return passes
+
+
+def local_flops(
+    config: Config, spec: RoundSpec, metrics: dict[str, np.ndarray], public_images: int
+) -> np.ndarray:
+    """(C,) floating-point operations of each client in a round; see :func:`local_passes`."""
+    passes = local_passes(config, spec, metrics, public_images)
+    return sum(passes.values(), np.zeros(())) * forward_flops(config)

@@ -78,10 +78,18 @@ def _is_small(config: Config) -> bool:
     return config.data.image_size <= _SMALL_IMAGE and max(config.model.widths) <= _SMALL_WIDTH
 
 
-def by_rule(config: Config, seeds: int = 1) -> tuple[Candidate, str]:
-    """The most promising candidate, without measuring: with lanes only where they surely pay."""
-    mesh = engine.make_mesh(jax.local_devices()[: cohort_size(config)])
-    first = next(candidates(config, mesh.size, jax.default_backend(), seeds))
-    pays = jax.default_backend() != "cpu" and _is_small(config)
+def by_rule(
+    config: Config, seeds: int = 1, *, devices: int = 0, backend: str = ""
+) -> tuple[Candidate, str]:
+    """The most promising candidate, without measuring: with lanes only where they surely pay.
+
+    Args:
+      config, seeds: as for :func:`candidates`.
+      devices, backend: of a machine that is only planned for; by default, of this one.
+    """
+    devices = devices or engine.make_mesh(jax.local_devices()[: cohort_size(config)]).size
+    backend = backend or jax.default_backend()
+    first = next(candidates(config, devices, backend, seeds))
+    pays = backend != "cpu" and _is_small(config)
     few = [c for c in first if c.lanes <= (_SURE_LANES if pays else 1)] or first[:1]
     return few[-1], "by rule; engine.plan_seconds allows to measure"
