@@ -19,10 +19,10 @@ from fedfr_jax.runtime.command_line import define_distributed_flags, join_proces
 def main() -> None:
     """Trains and evaluates what the flags ask for."""
     from fedfr_jax.config import resolve
+    from fedfr_jax.engine import use_cpu_devices
     from fedfr_jax.experiment import train
     from fedfr_jax.reporting.description import describe
     from fedfr_jax.reporting.result_table import render
-    from fedfr_jax.runtime.simulation import use_cpu_devices
 
     config = resolve(flags.FLAGS.config)
     if flags.FLAGS.describe:

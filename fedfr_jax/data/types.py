@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -31,6 +31,8 @@ class ImageSource:
         round differently. Its working memory grows with n. None if ``describe`` is None.
       check: takes (n,) int image numbers and raises InputError with the name of an image that
         cannot be read, much faster than ``read``; None if none can fail.
+      splits: the image numbers of each split that the source has, by its name there, such as
+        ``train`` and ``test``; empty if it has none.
     """
 
     name: str
@@ -41,10 +43,18 @@ class ImageSource:
     describe: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
     render: Callable[..., jax.Array] | None = None
     check: Callable[[np.ndarray], None] | None = None
+    splits: Mapping[str, range] = dataclasses.field(default_factory=dict)
 
     @property
     def num_identities(self) -> int:
         return len(self.identity_names)
+
+    def examples(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        """``images`` (n, S, S, 3) and ``labels`` (n,) int32 of (n,) image numbers."""
+        return {
+            "images": self.read(numbers),
+            "labels": np.asarray(self.labels[numbers], np.int32),
+        }
 
 
 def as_images(images: object, image_size: int) -> np.ndarray:
