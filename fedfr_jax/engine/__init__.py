@@ -18,7 +18,7 @@ from fedfr_jax.engine.cohort import (
 )
 from fedfr_jax.engine.convolutions import conv2d, default_strategy
 from fedfr_jax.engine.devices import use_cpu_devices
-from fedfr_jax.engine.layers import Conv, Dense, matmul, max_pool
+from fedfr_jax.engine.layers import Conv, Dense, matmul, max_pool, torch_init
 from fedfr_jax.engine.local import server_step, train_locally
 from fedfr_jax.engine.precision import sum_type
 
@@ -42,6 +42,7 @@ __all__ = [
     "server_step",
     "spread",
     "sum_type",
+    "torch_init",
     "train_locally",
     "use_cpu_devices",
 ]

@@ -22,6 +22,8 @@ Initializer = Callable[..., jax.Array]
 # fan_in of a depthwise kernel is its area, so one rule serves both kinds.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 xavier_uniform = nn.initializers.xavier_uniform()
+# That of PyTorch's layers: a sixth of He's variance, for plain SGD at rates such as 0.1.
+torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
