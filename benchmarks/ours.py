@@ -116,7 +116,7 @@ def build(
       conv, lanes, devices: forced layout; "auto" and 0 leave the choice to the library.
       cache_features: False computes frozen features in every step, as published.
     """
-    simulation.use_cpu_devices(devices)
+    engine.use_cpu_devices(devices)
     config = settle(_config(case, dtype, conv, lanes, cache_features), report=lambda line: None)
     layout = simulation.make_layout(config)
     spec = simulation.make_spec(config)
@@ -198,7 +198,7 @@ def build_workload(workload: Workload, problem, *, lanes: int = 1, devices: int 
     """Workload A or B on the engine."""
     from benchmarks import workloads  # noqa: PLC0415  (it imports the JAX part of the benchmarks)
 
-    simulation.use_cpu_devices(devices)
+    engine.use_cpu_devices(devices)
     return workloads.built(
         workload,
         for_each_client(

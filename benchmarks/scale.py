@@ -57,12 +57,13 @@ def config(population: int, cohort: int, rounds: int):
 
 def run(population: int, cohort: int, rounds: int) -> dict[str, Any]:
     """Seconds of warm rounds and of the start, memory, and whether the state can be restored."""
+    from fedfr_jax.engine import use_cpu_devices  # noqa: PLC0415
     from fedfr_jax.runtime import rounds as driver  # noqa: PLC0415
     from fedfr_jax.runtime import simulation, workdir  # noqa: PLC0415
     from fedfr_jax.runtime.checkpoints import RoundCheckpoints  # noqa: PLC0415
     from fedfr_jax.runtime.client_states import open_store  # noqa: PLC0415
 
-    simulation.use_cpu_devices(0)
+    use_cpu_devices()
     started = time.perf_counter()
     sim = simulation.build_simulation(config(population, cohort, rounds))
     start = time.perf_counter() - started

@@ -28,7 +28,7 @@ _HOMES = {  # name -> module that defines it
     "register_backbone": "fedfr_jax.models",
     "register_method": "fedfr_jax.methods",
     "run": "fedfr_jax.experiment",
-    "use_cpu_devices": "fedfr_jax.runtime.simulation",
+    "use_cpu_devices": "fedfr_jax.engine.devices",
 }
 __all__ = list(_HOMES)
 

@@ -28,6 +28,7 @@ import numpy as np
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config, Settings, merged, settings_of
 from fedfr_jax.data.types import ImageSource, as_images
+from fedfr_jax.engine import use_cpu_devices
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.evaluation import assess
 from fedfr_jax.reporting import results
@@ -50,7 +51,7 @@ from fedfr_jax.runtime.rounds import (
     starting_server,
     starting_weights,
 )
-from fedfr_jax.runtime.simulation import build_simulation, use_cpu_devices
+from fedfr_jax.runtime.simulation import build_simulation
 
 PyTree = Any
 _PRETRAINED: dict[str, pathlib.Path] = {}  # pretrained backbones of this process' runs, by key

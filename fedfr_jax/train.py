@@ -20,10 +20,10 @@ from fedfr_jax.runtime.command_line import define_distributed_flags, join_proces
 def main() -> None:
     """Trains and evaluates what the flags ask for."""
     from fedfr_jax.config import resolve
+    from fedfr_jax.engine import use_cpu_devices
     from fedfr_jax.experiment import train
     from fedfr_jax.reporting.description import describe
     from fedfr_jax.reporting.result_table import render
-    from fedfr_jax.runtime.simulation import use_cpu_devices
 
     if flags.FLAGS.dry_run:
         _dry_run()
@@ -42,11 +42,11 @@ def main() -> None:
 def _dry_run() -> None:
     """Prints what a run would take; trains nothing and reads no images."""
     from fedfr_jax.config import resolve
+    from fedfr_jax.engine.devices import use_cpu_devices
     from fedfr_jax.reporting.dry_run import plan_tables
     from fedfr_jax.reporting.result_table import render
     from fedfr_jax.runtime.forecast import forecast
     from fedfr_jax.runtime.machine import find_machine
-    from fedfr_jax.runtime.simulation import use_cpu_devices
     from fedfr_jax.runtime.stand_in import stand_in_source
 
     given = flags.FLAGS

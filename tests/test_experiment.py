@@ -10,12 +10,11 @@ from small import ROOT, SETTINGS, final_state, settings
 
 from fedfr_jax import experiment as experiment_module
 from fedfr_jax.config import default_config, resolve
+from fedfr_jax.engine import devices, use_cpu_devices
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.experiment import Experiment, open_run, run, settings_of, train
 from fedfr_jax.reporting.result import Result
-from fedfr_jax.runtime import simulation
 from fedfr_jax.runtime.embedding import make_embed
-from fedfr_jax.runtime.simulation import use_cpu_devices
 from fedfr_jax.runtime.workdir import read_metrics
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -173,7 +172,7 @@ def test_asking_for_devices_when_jax_is_in_use_changes_nothing(monkeypatch, capl
     there = len(jax.devices())
     with pytest.raises(RuntimeError):
         jax.config.update("jax_num_cpu_devices", there + 1)
-    simulation._warn_once.cache_clear()
+    devices._warn_once.cache_clear()
     with caplog.at_level("WARNING", logger="absl"):
         for _ in range(2):  # the runs of a grid
             use_cpu_devices(there + 1)

@@ -89,7 +89,7 @@ def test_a_wheel_works_in_an_empty_folder(wheel, tmp_path):
 
 
 def test_a_source_distribution_is_complete(tmp_path):
-    parts = ("fedfr_jax", "configs", "tests", "docs", "notebooks", "benchmarks")
+    parts = ("fedfr_jax", "configs", "tests", "docs", "notebooks", "benchmarks", "examples")
     for name in (
         "setup.py",
         "pyproject.toml",

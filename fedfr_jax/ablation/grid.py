@@ -37,13 +37,13 @@ from fedfr_jax.ablation.rows import Row
 from fedfr_jax.ablation.sweep import gain_plot
 from fedfr_jax.atomic import write_text
 from fedfr_jax.config import to_dict
+from fedfr_jax.engine import use_cpu_devices
 from fedfr_jax.errors import ConfigError, InputError, InUseError
 from fedfr_jax.reporting import result_table
 from fedfr_jax.reporting.result_table import ResultTable
 from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.changes import changed_settings
 from fedfr_jax.runtime.lock import holder_of
-from fedfr_jax.runtime.simulation import use_cpu_devices
 
 _POLL = 2.0  # seconds between looks at cells that other processes run
 

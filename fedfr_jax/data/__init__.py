@@ -9,11 +9,22 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
+from fedfr_jax.data.array_source import array_source
+from fedfr_jax.data.tfds_source import open_tfds
 from fedfr_jax.data.types import Client, FederatedSplit, ImageSource, VerificationSet
 from fedfr_jax.errors import InputError
 from fedfr_jax.settings import DataConfig
 
-__all__ = ["SOURCES", "Client", "FederatedSplit", "ImageSource", "VerificationSet", "open_source"]
+__all__ = [
+    "SOURCES",
+    "Client",
+    "FederatedSplit",
+    "ImageSource",
+    "VerificationSet",
+    "array_source",
+    "open_source",
+    "open_tfds",
+]
 
 
 def _from_module(module: str) -> Callable[[DataConfig], ImageSource]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -274,11 +274,13 @@ def stored_source(
     name_of: Callable[[int], str],
     workers: int = 0,
     max_megapixels: float = MAX_MEGAPIXELS,
+    splits: Mapping[str, range] | None = None,
 ) -> ImageSource:
     """A source of images that are stored somewhere, decoded on several threads when they are read.
 
     Args:
-      name, labels, identity_names, image_size, fetch, name_of: attributes of :class:`ImageSource`.
+      name, labels, identity_names, image_size, fetch, name_of, splits: attributes of
+        :class:`ImageSource`.
       workers, max_megapixels: as for :func:`decode_lazily`.
     """
 
@@ -301,4 +303,5 @@ def stored_source(
         check=lambda images: check_lazily(**locate(images)),
         fetch=fetch,
         name_of=name_of,
+        splits=splits or {},
     )

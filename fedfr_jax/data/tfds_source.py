@@ -62,7 +62,8 @@ def open_tfds(
       max_megapixels: larger encoded images are refused before they are decoded.
 
     Returns:
-      The source; ``read`` raises InputError with split and number if an image is damaged.
+      The source, with the image numbers of its splits; ``read`` raises InputError with split and
+      number if an image is damaged.
 
     Raises:
       InputError: the data set is unknown or not prepared, or its features do not fit.
@@ -97,6 +98,10 @@ def open_tfds(
         name_of=name_of,
         workers=workers,
         max_megapixels=max_megapixels,
+        splits={
+            split: range(int(end) - len(splits[split]), int(end))
+            for split, end in zip(split_names, ends, strict=True)
+        },
     )
 
 

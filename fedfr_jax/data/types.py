@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -34,6 +34,8 @@ class ImageSource:
       fetch: maps an image number to the image as it is stored: a whole file, or an array of shape
         (H, W), (H, W, 1) or (H, W, 3) uint8; None if images are made when they are read.
       name_of: maps an image number to what messages call the image; None: "image 7 of ...".
+      splits: the image numbers of each split that the source has, by its name there, such as
+        ``train`` and ``test``; empty if it has none.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ImageSource:
     describe: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
     render: Callable[..., jax.Array] | None = None
     check: Callable[[np.ndarray], None] | None = None
+    splits: Mapping[str, range] = dataclasses.field(default_factory=dict)
     fetch: Callable[[int], bytes | np.ndarray] | None = None
     name_of: Callable[[int], str] | None = None
 
@@ -54,6 +57,13 @@ class ImageSource:
     @property
     def num_identities(self) -> int:
         return len(self.identity_names)
+
+    def examples(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        """``images`` (n, S, S, 3) and ``labels`` (n,) int32 of (n,) image numbers."""
+        return {
+            "images": self.read(numbers),
+            "labels": np.asarray(self.labels[numbers], np.int32),
+        }
 
 
 def as_images(images: object, image_size: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -78,24 +78,44 @@ ClientUpdate = Callable[
 ]
 
 
+class CohortResult(NamedTuple):
+    """What :func:`for_each_client` returns.
+
+    Attributes:
+      average: weighted average of what the clients sent, at least in float32; zero if the total
+        weight is zero.
+      weight: total weight, scalar.
+      state: the clients' new state, a leading axis C; that of an empty slot is as it was.
+      metrics: the clients' metrics, stacked over C; zero for an empty slot.
+    """
+
+    average: PyTree
+    weight: jax.Array
+    state: PyTree
+    metrics: PyTree
+
+
 def make_mesh(devices=None) -> Mesh:
     """One mesh axis, ``clients``, over the given devices (default: all)."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Copies a pytree of arrays to every device of the mesh."""
+def replicate(tree: PyTree, mesh: Mesh | None = None) -> PyTree:
+    """Copies a pytree of arrays to every device of the mesh (None: to all devices)."""
+    mesh = make_mesh() if mesh is None else mesh
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
-def spread(tree: PyTree, mesh: Mesh) -> PyTree:
+def spread(tree: PyTree, mesh: Mesh | None = None) -> PyTree:
     """Divides a pytree of arrays with a leading axis over the devices of the mesh.
 
     Args:
       tree: arrays with the entries of this process' devices, in their order (with one
         process: all entries). Every device takes the same number.
+      mesh: from :func:`make_mesh`; None: all devices.
     """
+    mesh = make_mesh() if mesh is None else mesh
     sharding = NamedSharding(mesh, P(AXIS))
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -182,39 +202,46 @@ def _all_of_one_device(side_by_side, lanes, shared, device, clients, state, work
 
 def for_each_client(
     update: ClientUpdate,
-    shared: PyTree,
-    device: PyTree,
-    clients: PyTree,
-    state: PyTree,
-    work: Int[Array, " C"],
-    taken: Bool[Array, " C"],
+    shared: PyTree = (),
+    device: PyTree = (),
+    clients: PyTree = (),
+    state: PyTree = (),
+    work: Int[Array, " C"] | None = None,
+    taken: Bool[Array, " C"] | None = None,
     *,
-    mesh: Mesh,
-    lanes: int,
-) -> tuple[PyTree, jax.Array, PyTree, PyTree]:
+    mesh: Mesh | None = None,
+    lanes: int = 1,
+) -> CohortResult:
     """Runs ``update`` for every client and averages what they send.
 
     Args:
       update: ``(lane, shared, device, client, state) -> (sent, weight, state, metrics)``:
         ``sent`` is averaged over clients with ``weight`` (scalar); the new ``state`` replaces
-        the old one, with the same shapes and types; ``metrics`` are small arrays.
+        the old one, with the same shapes and types; ``metrics`` are small arrays. Any of them
+        may be ``()``.
       shared: pytree, the same for all clients.
       device: pytree of arrays with a leading axis that is divided over the devices: data
         shared by the clients of one device.
       clients, state: pytrees of arrays with a leading axis C, the slots; device k has the
         k-th part of them. C is a multiple of the number of devices.
       work: (C,) int, work of each client, in any unit. Clients with similar work share
-        a chunk, so that little of it is padding.
+        a chunk, so that little of it is padding. None: all have the same.
       taken: (C,) bool, False for an empty slot. It sets the number of chunks: under an
-        outer vmap leave it unbatched, or every chunk would copy all ``state``.
-      mesh: from :func:`make_mesh`.
+        outer vmap leave it unbatched, or every chunk would copy all ``state``. None: all are.
+      mesh: from :func:`make_mesh`; None: all devices.
       lanes: clients side by side on one device.
 
     Returns:
-      (weighted average of ``sent``, at least in float32, total weight, new ``state``,
-      ``metrics`` stacked over C, zero for empty slots). The average is zero if the total weight
-      is zero.
+      The average, the total weight, the new state and the metrics; also as a tuple.
+
+    Raises:
+      ValueError: ``clients`` and the others have no common leading axis, or it cannot be
+        divided over the devices.
     """
+    mesh = make_mesh() if mesh is None else mesh
+    slots = _slots((clients, state, work, taken), mesh.size)
+    work = jnp.ones(slots, jnp.int32) if work is None else work
+    taken = jnp.ones(slots, bool) if taken is None else taken
     on_one_device = functools.partial(_all_of_one_device, _side_by_side(update, lanes), lanes)
     # check_vma=False: otherwise jax.grad inside would sum the gradient of the
     # replicated model over devices, and local training would no longer be local.
@@ -226,7 +253,24 @@ def for_each_client(
         check_vma=False,
     )(shared, device, clients, state, work, taken)
     average = jax.tree.map(lambda t: t / jnp.where(weight > 0, weight, 1), total)
-    return average, weight, state, metrics
+    return CohortResult(average, weight, state, metrics)
+
+
+def _slots(trees: PyTree, devices: int) -> int:
+    """C, the common leading axis of all arrays."""
+    found = {jnp.shape(x)[:1] for x in jax.tree.leaves(trees)}
+    if len(found) != 1 or () in found:
+        raise ValueError(
+            "clients, state, work and taken must be arrays with one common leading axis, the "
+            f"slots; theirs are {sorted(map(str, found)) or 'none'}"
+        )
+    [(slots,)] = found
+    if slots % devices:
+        raise ValueError(
+            f"{slots} slots cannot be divided over {devices} devices; add empty ones, with "
+            "taken=False, up to a multiple"
+        )
+    return slots
 
 
 def on_each_device(

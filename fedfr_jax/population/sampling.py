@@ -24,7 +24,7 @@ _STREAM = 0xC0_40_27  # separates these random streams from others of the same s
 def sample_cohorts(
     population: int,
     rounds: int,
-    settings: PopulationConfig,
+    settings: PopulationConfig | int,
     *,
     seed: int,
     weights: np.ndarray | None = None,
@@ -41,13 +41,16 @@ def sample_cohorts(
       population: number of clients.
       rounds: number of rounds; more rounds do not change the first ones.
       settings: ``cohort`` (0 = all), ``sampling``, ``schedule`` and ``availability``, the path of a
-        .npy bool array (T, population) whose row ``r % T`` says who is available in round r.
+        .npy bool array (T, population) whose row ``r % T`` says who is available in round r. A
+        number is that cohort, drawn uniformly.
       seed: whole number >= 0.
       weights: (population,) >= 0, for ``weighted``.
 
     Raises:
       InputError: a setting, a file or a weight cannot be used.
     """
+    if isinstance(settings, int):
+        settings = PopulationConfig(cohort=settings)
     if settings.cohort < 0 or settings.cohort > population:
         raise InputError(
             f"population.cohort: {settings.cohort}; must be between 0 (all) and the {population} "
@@ -105,7 +108,12 @@ def read_schedule(path: str | os.PathLike, population: int) -> list[np.ndarray]:
 
 
 def assign(
-    clients: np.ndarray, work: np.ndarray, *, devices: int, slots: int, processes: int = 1
+    clients: np.ndarray,
+    work: np.ndarray,
+    *,
+    devices: int,
+    slots: int | None = None,
+    processes: int = 1,
 ) -> np.ndarray:
     """Assigns the clients of one round to devices, so that all have about the same work.
 
@@ -118,7 +126,8 @@ def assign(
       clients: (n,) ids; -1 means none.
       work: (n,) of each client, such as its number of steps.
       devices: number of devices of all processes, a multiple of ``processes``.
-      slots: clients per device, see :func:`needed_slots`.
+      slots: clients per device, see :func:`needed_slots`. None: enough for (n,) clients of
+        one process, so that rounds of the same n have the same shapes.
       processes: number of processes.
 
     Returns:
@@ -132,6 +141,10 @@ def assign(
     if clients.ndim != 1 or clients.shape != work.shape:
         raise ValueError(f"clients {clients.shape} and work {work.shape} must both be (n,)")
     block = _block(devices, processes)
+    if slots is None:
+        if processes > 1:
+            raise ValueError("slots: with several processes, give needed_slots(...)")
+        slots = max(1, -(-len(clients) // devices))
     placed = np.full((devices, slots), -1, np.int64)
     filled = [0] * devices
     heaps = [[(0.0, p * block + k) for k in range(block)] for p in range(processes)]

@@ -144,7 +144,7 @@ def _work(plan: Forecast) -> ResultTable:
     for work in plan.work[:1] + plan.work[-1:]:
         rows |= _flops_rows(work)
     notes = (
-        "Images and steps, every epoch counted: of a client in the first round, then of all clients. "
+        "Images and steps, every epoch counted: of a client in the first round, then of all. "
         "Operations are those of the network, 3 forward passes per trained image.",
     )
     columns = ("fewest", "median", "most", "first round", "all rounds")

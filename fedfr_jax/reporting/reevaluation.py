@@ -9,6 +9,7 @@ from typing import Any
 from absl import logging
 
 from fedfr_jax.config import merged, resolve, to_dict
+from fedfr_jax.engine import use_cpu_devices
 from fedfr_jax.errors import DamagedError
 from fedfr_jax.reporting.results import describe_run, make_assessor, notes, write_results
 from fedfr_jax.runtime import resuming, workdir
@@ -17,7 +18,7 @@ from fedfr_jax.runtime.changes import check_changes
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
 from fedfr_jax.runtime.client_states import open_stores, personal_models
 from fedfr_jax.runtime.lock import WorkdirLock
-from fedfr_jax.runtime.simulation import build_simulation, use_cpu_devices
+from fedfr_jax.runtime.simulation import build_simulation
 
 
 def evaluate(folder: str | pathlib.Path, **changed: Any) -> dict[str, Any]:

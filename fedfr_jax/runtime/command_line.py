@@ -107,6 +107,11 @@ def run_parsed(
       arguments: those of the process by default.
     """
     given = parser.parse_args(arguments)
+    from absl import logging
+
+    from fedfr_jax.runtime import interrupts
+    from fedfr_jax.runtime.endings import reports_input_errors
+
     interrupts.install()
     with reports_input_errors():
         logging.set_verbosity(logging.WARNING)

@@ -10,12 +10,13 @@ import numpy as np
 
 from fedfr_jax.algorithm.plain import PlainRounds
 from fedfr_jax.config import Settings, merged, nested_settings, resolve
+from fedfr_jax.engine import use_cpu_devices
 from fedfr_jax.errors import InputError
 from fedfr_jax.models.parts import is_divided
 from fedfr_jax.population.packing import pack_clients, pack_public
 from fedfr_jax.runtime.autotune import settle
 from fedfr_jax.runtime.compilation_cache import use_compilation_cache
-from fedfr_jax.runtime.simulation import make_layout, make_spec, use_cpu_devices
+from fedfr_jax.runtime.simulation import make_layout, make_spec
 
 
 def plain_rounds(
