@@ -121,6 +121,7 @@ class ModelConfig:
     # running ones, or with the running ones as the server sends them. Pretraining has the former.
     batch_norm: str = "batch"  # batch | frozen
     weights: str = ""  # .safetensors, .npz or a checkpoint folder; "" = pretrain here
+    projection: bool = False  # two linear layers after the embedding, as in MOON
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Architecture:
     """What a model's function and the shapes of its weights follow from.
 
     Attributes:
-      name, depth, widths, embedding, dtype, batch_norm: as in
+      name, depth, widths, embedding, dtype, batch_norm, projection: as in
         :class:`fedfr_jax.settings.ModelConfig`.
       image_size: side S of the images, in pixels.
       transform: key of :data:`fedfr_jax.algorithm.transforms.TRANSFORMS`, applied to the
@@ -41,6 +41,7 @@ class Architecture:
     batch_norm: str
     image_size: int
     transform: str = "none"
+    projection: bool = False
 
     @classmethod
     def of(cls, model: ModelConfig, image_size: int, transform: str = "none") -> Architecture:
@@ -68,6 +69,7 @@ class Architecture:
             embedding=self.embedding,
             dtype=self.dtype,
             batch_norm=self.batch_norm,
+            projection=self.projection,
         )
         return build(model, self.image_size, default_strategy() if conv is None else conv)
 

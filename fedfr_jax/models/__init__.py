@@ -21,6 +21,7 @@ from flax import linen as nn
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.models import iresnet, mobilefacenet, mobilefacenet_arcface, spherenet
 from fedfr_jax.models.layers import MIN_IMAGE_SIZE, apply_module, parameter_count
+from fedfr_jax.models.projection import Projected
 from fedfr_jax.models.weights import Published, from_torch, load_weights, to_torch
 from fedfr_jax.settings import ModelConfig
 
@@ -69,6 +70,7 @@ class Backbone:
       batch_statistics: whether local training normalizes with the statistics of the mini-batch
         (``train`` = True), or with the running ones as they are.
       published: names and layouts of its published weights, if there are any.
+      base: the network without its projection head, whose weights can be loaded; None: it has none.
     """
 
     init: Callable[[jax.Array], dict[str, Any]]
@@ -81,6 +83,7 @@ class Backbone:
     published: Published | None = None
     input_shape: tuple[int, ...] = ()
     module: Any = None
+    base: Backbone | None = None
 
 
 def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
@@ -104,6 +107,11 @@ def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
     if config.embedding < 1:
         raise ConfigError(f"model.embedding is {config.embedding}; it must be positive")
     module, published = MODELS[config.name](config, image_size, conv)
+    if config.projection:
+        base = build(dataclasses.replace(config, projection=False), image_size, conv)
+        module, published = Projected(module), None
+    else:
+        base = None
     return Backbone(
         init=_init_function(module, image_size, config.dtype),
         apply=_apply_function(module, image_size),
@@ -115,6 +123,7 @@ def build(config: ModelConfig, image_size: int, conv: str = "auto") -> Backbone:
         published=published,
         input_shape=(image_size, image_size, 3),
         module=module,
+        base=base,
     )
 
 

@@ -44,14 +44,15 @@ def starting_weights(sim: Simulation) -> tuple[PyTree, jax.Array | None]:
       InputError: the weights are missing or do not fit the model.
     """
     path = sim.config.model.weights
-    if path and not pathlib.Path(path).is_dir():
-        file = read_weight_file(path)
-        loaded = weights_of(file, sim.network, path)
-        _say_once(assumptions(file, sim.network, path))
-        return loaded, None
     variables = sim.network.init(jax.random.key(sim.config.seed))
     if not path:
         return variables, None
+    if not pathlib.Path(path).is_dir():
+        file, published = read_weight_file(path), sim.network.base or sim.network
+        loaded = weights_of(file, published, path)
+        _say_once(assumptions(file, published, path))
+        # A projection head is not in the file; it starts as the identity.
+        return {kind: variables[kind] | loaded[kind] for kind in variables}, None
     _say_once(f"weights {path}: of a run, whose images are RGB, (x - 127.5) / 127.5")
     return load_pytree(folder_of_weights(path) / "backbone", variables), (
         None if sim.config.pretrain.epochs else saved_classifier(sim)
