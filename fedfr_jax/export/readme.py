@@ -17,7 +17,7 @@ model = fedfr_jax.load_model("this folder")
 features = model.embed(images)  # (n, {size}, {size}, 3) uint8 RGB -> (n, {d}) of length one
 ```
 """,
-    PROGRAM: """With JAX alone (`{file}`):
+    PROGRAM: """With JAX and flatbuffers alone (`{file}`):
 
 ```python
 import jax
