@@ -20,9 +20,9 @@ features = model.embed(images)  # (n, {size}, {size}, 3) uint8 RGB -> (n, {d}) o
     PROGRAM: """With JAX and flatbuffers alone (`{file}`):
 
 ```python
-import jax
+from jax import export
 
-program = jax.export.deserialize(open("{file}", "rb").read())
+program = export.deserialize(bytearray(open("{file}", "rb").read()))
 features = program.call(images)["features"]  # (n, {size}, {size}, 3) {dtype} -> (n, {d})
 ```
 """,

@@ -352,8 +352,12 @@ def test_an_export_is_kept_or_replaced_and_nothing_else_is(run, tmp_path):
             assert (folder / name).read_text() == "mine"
     with pytest.raises(InputError, match="one exported model"):
         fedfr_jax.load_model(tmp_path / "x", client=1)
+    assert fedfr_jax.load_model(tmp_path / "x" / WEIGHTS).card["model"]["client"] is None
     with pytest.raises(InputError, match="is not there"):
         fedfr_jax.load_model(tmp_path / "y")
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(InputError, match="is for onnxruntime"):
+        fedfr_jax.load_model(tmp_path / "model.onnx")
     with pytest.raises(InputError, match="and no run"):
         fedfr_jax.load_model(tmp_path)
 
