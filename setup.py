@@ -63,12 +63,14 @@ setup(
             "ruff>=0.17,<0.18",
             "mypy>=1.14,<3",
             "nbmake>=1.5,<2",
+            "flatbuffers>=24.3.25,<27",
             "setuptools>=77",  # builds the wheel that a test installs
             "ipykernel>=6,<8",
             "jupytext>=1.16,<2",
             "pandas>=2.2,<4",
         ],
         "bench": ["torch>=2.5"],
+        "export": ["flatbuffers>=24.3.25,<27"],  # files of jax.export
         # The converter needs jax 0.8.1 and orbax-checkpoint below 0.11.37.
         "onnx": ["jax2onnx>=0.17.1,<0.18", "onnx>=1.20.1,<2", "onnxruntime>=1.24.1,<2"],
     },
