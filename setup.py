@@ -65,6 +65,7 @@ setup(
             "ruff>=0.17,<0.18",
             "mypy>=1.14,<3",
             "nbmake>=1.5,<2",
+            "flatbuffers>=24.3.25,<27",
             "setuptools>=77",  # builds the wheel that a test installs
             "ipykernel>=6,<8",
             "jupytext>=1.16,<2",
@@ -72,6 +73,7 @@ setup(
         ],
         "bench": ["torch>=2.5"],
         "torch": ["torch>=2.6,<3"],  # .pth files; weights_only is safe from 2.6 on
+        "export": ["flatbuffers>=24.3.25,<27"],  # files of jax.export
         # The converter needs jax 0.8.1 and orbax-checkpoint below 0.11.37.
         "onnx": ["jax2onnx>=0.17.1,<0.18", "onnx>=1.20.1,<2", "onnxruntime>=1.24.1,<2"],
     },

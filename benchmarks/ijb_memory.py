@@ -3,8 +3,9 @@
     python -m benchmarks.ijb_memory --folder /tmp/ijb
 
 writes a release with IJB-C's numbers (469,375 images, 23,124 templates, 15.7 million pairs, two
-galleries) whose images are hard links to a few small files, then runs the command on it with a
-model of random features, and prints the peak of the resident memory. Needs 5 GB on the disk.
+galleries), whose images are hard links to a few small files. The same command again runs the
+protocol on it, with a model of random features, and prints the peak of the resident memory. Needs
+5 GB on the disk.
 """
 
 from __future__ import annotations

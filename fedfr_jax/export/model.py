@@ -75,7 +75,8 @@ def load_model(
     """Opens a model that ``fedfr_jax.export`` wrote, or one of a run.
 
     Args:
-      path: an exported folder, a ``.jaxexport`` file, or the work directory of a run.
+      path: an exported folder (or the weights in it), a ``.jaxexport`` file, or the work
+        directory of a run.
       client: of a work directory: whose personalized model; None: the global one.
       variant: of a work directory: another of a client's models, see docs/export.md.
 
@@ -100,6 +101,10 @@ def load_model(
 
 
 def _exported(path: pathlib.Path) -> FaceModel:
+    if path.suffix == ".onnx":
+        raise InputError(f"{path} is for onnxruntime; export the model with --format=folder")
+    if path.name == WEIGHTS:
+        path = path.parent
     folder = path if path.is_dir() else path.parent
     card = read_card(folder) if (folder / CARD).exists() else None
     if path.is_file():

@@ -6,6 +6,7 @@ TPU in one file. ``jax.export.deserialize`` opens it.
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,12 @@ from fedfr_jax.export.saved import Weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _ALLOWED = "custom_call @shape_assertion("  # that the number of images is positive
+
+
+def check_available() -> None:
+    """Raises InputError where JAX cannot write or read programs."""
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise InputError("programs of jax.export need flatbuffers: pip install 'fedfr_jax[export]'")
 
 
 def unit_features(model: Weights, conv: str) -> Callable:
@@ -50,6 +57,7 @@ def program_bytes(model: Weights, images: str) -> bytes:
     Raises:
       InputError: the network cannot be traced for any number of images.
     """
+    check_available()
     size = model.architecture.image_size
     (count,) = export.symbolic_shape("n")
     run = unit_features(model, _strategy(model))
@@ -86,8 +94,9 @@ def open_program(
     Raises:
       DamagedError: it cannot be read.
       InputError: it is another program, asks for code outside of itself, or is not for this
-        machine's platform.
+        machine's platform; or flatbuffers is missing.
     """
+    check_available()
     try:
         program = export.deserialize(bytearray(content))
         text = program.mlir_module()

@@ -17,12 +17,12 @@ model = fedfr_jax.load_model("this folder")
 features = model.embed(images)  # (n, {size}, {size}, 3) uint8 RGB -> (n, {d}) of length one
 ```
 """,
-    PROGRAM: """With JAX alone (`{file}`):
+    PROGRAM: """With JAX and flatbuffers alone (`{file}`):
 
 ```python
-import jax
+from jax import export
 
-program = jax.export.deserialize(open("{file}", "rb").read())
+program = export.deserialize(bytearray(open("{file}", "rb").read()))
 features = program.call(images)["features"]  # (n, {size}, {size}, 3) {dtype} -> (n, {d})
 ```
 """,

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from fedfr_jax.atomic import write_file, write_text
 from fedfr_jax.errors import InputError
+from fedfr_jax.export import onnx_file, program
 from fedfr_jax.export.card import (
     CARD,
     FILES,
@@ -22,8 +23,6 @@ from fedfr_jax.export.card import (
     read_card,
 )
 from fedfr_jax.export.folder import read_file, weights_bytes
-from fedfr_jax.export.onnx_file import check_available, onnx_bytes
-from fedfr_jax.export.program import program_bytes
 from fedfr_jax.export.readme import readme
 from fedfr_jax.export.saved import SavedRun, Weights
 from fedfr_jax.runtime.workdir import make_folder
@@ -31,8 +30,8 @@ from fedfr_jax.runtime.workdir import make_folder
 # format -> (file, what makes its content).
 FORMATS: dict[str, tuple[str, Callable[[Weights, str], bytes]]] = {
     "folder": (WEIGHTS, lambda model, images: weights_bytes(model.arrays)),
-    "jax": (PROGRAM, program_bytes),
-    "onnx": (ONNX, onnx_bytes),
+    "jax": (PROGRAM, program.program_bytes),
+    "onnx": (ONNX, onnx_file.onnx_bytes),
 }
 
 
@@ -43,8 +42,10 @@ def check_formats(formats: Sequence[str]) -> None:
     for name in formats:
         if name not in FORMATS:
             raise InputError(f"format {name!r}: there are {', '.join(FORMATS)}")
+    if "jax" in formats:
+        program.check_available()
     if "onnx" in formats:
-        check_available()
+        onnx_file.check_available()
 
 
 def check_folder(folder: pathlib.Path) -> None:

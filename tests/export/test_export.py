@@ -24,7 +24,11 @@ from fedfr_jax.export.write import write_model
 from fedfr_jax.runtime.embedding import make_transform
 from fedfr_jax.runtime.workdir import RunWriter
 
-HAS_ONNX = all(importlib.util.find_spec(n) for n in ("jax2onnx", "onnx", "onnxruntime"))
+HAS_FLATBUFFERS = importlib.util.find_spec("flatbuffers") is not None
+HAS_PROGRAMS = pytest.mark.skipif(not HAS_FLATBUFFERS, reason="flatbuffers is not installed")
+HAS_ONNX = HAS_FLATBUFFERS and all(
+    importlib.util.find_spec(n) for n in ("jax2onnx", "onnx", "onnxruntime")
+)
 SPHERENET = {"name": "spherenet", "depth": 4, "widths": (4, 4, 8, 8), "embedding": 8}
 IRESNET = {"name": "iresnet", "depth": 18, "widths": (4, 4, 6, 8), "embedding": 8}
 CLIENT = 1
@@ -55,6 +59,8 @@ def trained(folder, method="fedfr", model=None, **fed):
         if transform is not None:
             found[variants.GLOBAL_TRANSFORM] = transform(head, found["global"])
         variables = jax.device_get(own)
+        with open_saved(folder) as saved:  # while the run has its lock
+            assert saved.round == run.round
     features = {name: unit_rows(rows) for name, rows in found.items()}
     return SimpleNamespace(folder=folder, features=features, variables=variables)
 
@@ -68,7 +74,7 @@ def run(tmp_path_factory):
 def exported(run, tmp_path_factory):
     """Both models in the formats that can be written here, by the command."""
     out = tmp_path_factory.mktemp("exported")
-    formats = "folder,jax,onnx" if HAS_ONNX else "folder,jax"
+    formats = "folder" + ",jax" * HAS_FLATBUFFERS + ",onnx" * HAS_ONNX
     done = in_a_process(
         COMMAND, f"--workdir={run.folder}", f"--out={out}", f"--format={formats}", "--license=MIT",
         f"--clients=global,{CLIENT}",
@@ -143,7 +149,7 @@ OPEN_ONNX = (
 )
 FORMATS = [
     pytest.param(OPEN_FOLDER, 1e-5, id="folder"),
-    pytest.param(OPEN_PROGRAM, 1e-5, id="jax"),
+    pytest.param(OPEN_PROGRAM, 1e-5, id="jax", marks=HAS_PROGRAMS),
     pytest.param(
         OPEN_ONNX, 1e-4, id="onnx",
         marks=pytest.mark.skipif(not HAS_ONNX, reason="the extra 'onnx' is not installed"),
@@ -194,6 +200,7 @@ def test_embedding_any_number_of_images(exported):
         model.embed(IMAGES, batch_size=0)
 
 
+@HAS_PROGRAMS
 def test_a_program_opens_as_a_model_with_and_without_its_card(exported, tmp_path):
     folder, content = exported["personalized"], (exported["personalized"] / PROGRAM).read_bytes()
     (tmp_path / PROGRAM).write_bytes(content)
@@ -210,6 +217,26 @@ def test_a_program_opens_as_a_model_with_and_without_its_card(exported, tmp_path
     (tmp_path / PROGRAM).write_bytes(content[:-100])
     with pytest.raises(DamagedError, match="damaged"):
         fedfr_jax.load_model(tmp_path)
+
+
+def written(function, *shape, path):
+    like = jax.ShapeDtypeStruct(shape, np.float32)
+    path.write_bytes(jax.export.export(jax.jit(function))(like).serialize())
+
+
+@HAS_PROGRAMS
+def test_other_programs_are_refused(tmp_path):
+    path = tmp_path / "x.jaxexport"
+    written(lambda x: x + 1, 2, 16, 16, 3, path=path)
+    with pytest.raises(InputError, match="not a face model"):
+        fedfr_jax.load_model(path)
+    # Factorizations are code of the CPU's own, as a callback to Python would be.
+    written(lambda x: jax.numpy.linalg.qr(x)[0], 4, 4, path=path)
+    with pytest.raises(InputError, match="calls code outside of itself"):
+        fedfr_jax.load_model(path)
+    path.write_bytes(b"\0" * 1000)
+    with pytest.raises(DamagedError, match="cannot be read as a program"):
+        fedfr_jax.load_model(path)
 
 
 def test_the_card_says_what_the_model_is(exported):
@@ -325,8 +352,12 @@ def test_an_export_is_kept_or_replaced_and_nothing_else_is(run, tmp_path):
             assert (folder / name).read_text() == "mine"
     with pytest.raises(InputError, match="one exported model"):
         fedfr_jax.load_model(tmp_path / "x", client=1)
+    assert fedfr_jax.load_model(tmp_path / "x" / WEIGHTS).card["model"]["client"] is None
     with pytest.raises(InputError, match="is not there"):
         fedfr_jax.load_model(tmp_path / "y")
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(InputError, match="is for onnxruntime"):
+        fedfr_jax.load_model(tmp_path / "model.onnx")
     with pytest.raises(InputError, match="and no run"):
         fedfr_jax.load_model(tmp_path)
 
@@ -343,6 +374,16 @@ def test_a_network_of_which_a_part_trains_is_exported_whole(tmp_path):
         fedfr_jax.load_model(tmp_path / "run", client=1, variant="own backbone")
 
 
+@pytest.mark.slow
+def test_a_method_without_rounds_is_exported(tmp_path):
+    run = trained(tmp_path / "run", "pretrained")
+    with open_saved(tmp_path / "run") as saved:
+        assert saved.round == 0
+    for client, name in ((None, "global"), (None, PRETRAINED), (CLIENT, "personalized")):
+        model = fedfr_jax.load_model(tmp_path / "run", client=client, variant=name)
+        compare({64: model.embed(IMAGES, mirror=False)}, run.features[name], 1e-6)
+
+
 def test_a_run_that_goes_on_meanwhile_is_noticed(run, monkeypatch):
     from fedfr_jax.export import saved as module  # noqa: PLC0415
 
@@ -354,8 +395,12 @@ def test_a_run_that_goes_on_meanwhile_is_noticed(run, monkeypatch):
 
 def test_a_missing_converter_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with open_saved(run.folder) as saved, pytest.raises(InputError, match=r"fedfr_jax\[onnx\]"):
-        write_model(saved, saved.weights(), tmp_path / "x", formats=["onnx"])
+    for name, extra in (("onnx", "onnx"), ("jax", "export")):
+        with (
+            open_saved(run.folder) as saved,
+            pytest.raises(InputError, match=rf"fedfr_jax\[{extra}\]"),
+        ):
+            write_model(saved, saved.weights(), tmp_path / "x", formats=[name])
     assert not (tmp_path / "x").exists()
 
 
@@ -393,10 +438,10 @@ def test_every_network_in_every_format(tmp_path, model, trainable, method):
                 saved,
                 saved.weights(client),
                 tmp_path / name,
-                formats=("folder", "jax", *(["onnx"] if HAS_ONNX else [])),
+                formats=["folder", *["jax"] * HAS_FLATBUFFERS, *["onnx"] * HAS_ONNX],
             )
     for code, atol in ((OPEN_FOLDER, 1e-5), (OPEN_PROGRAM, 1e-5), (OPEN_ONNX, 1e-4)):
-        if code == OPEN_ONNX and not HAS_ONNX:
+        if (code == OPEN_ONNX and not HAS_ONNX) or (code == OPEN_PROGRAM and not HAS_FLATBUFFERS):
             continue
         found = features_of(code, *(tmp_path / name for name in folders), tmp_path=tmp_path)
         for name, rows in zip(folders, found, strict=True):
