@@ -75,7 +75,7 @@ def test_a_wheel_works_in_an_empty_folder(wheel, tmp_path):
     assert "fedfr_jax/py.typed" in names
     assert all(
         f"fedfr-{c}=fedfr_jax.{c}:command" in commands.replace(" ", "")
-        for c in ("train", "evaluate", "ablate")
+        for c in ("train", "evaluate", "ablate", "convert")
     )
     done = subprocess.run(
         [sys.executable, "-c", INSTALLED.format(site=str(site))],
