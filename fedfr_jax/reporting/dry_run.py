@@ -108,22 +108,20 @@ def _time(plan: Forecast) -> ResultTable:
             continue
         everything = plan.before + rounds.sum() + plan.after
         rows[work.name or "clients' own images"] = tuple(
-            _duration(flops, rate)
+            _flops(flops) if rate is None else _duration(flops, rate)
             for flops in (plan.before, rounds[0], rounds[-1], rounds.sum(), plan.after, everything)
         )
     columns = ("before", "first round", "last round", "all rounds", "evaluation", "in all")
     notes = [
         f"Speed {plan.rate_note}"
-        + (f"; {_flops(rate)}/s on all devices together." if rate else "."),
+        + (f"; {_flops(rate)}/s on all devices together." if rate else ". Shown: operations."),
         "Before: pretraining, or activations of frozen layers. Without reading images, compiling, "
         "scoring.",
     ]
     return _table("How long?", "hard negatives", columns, rows, notes)
 
 
-def _duration(flops: float, rate: float | None) -> str:
-    if rate is None:
-        return NONE
+def _duration(flops: float, rate: float) -> str:
     seconds = flops / rate
     for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
@@ -144,8 +142,8 @@ def _work(plan: Forecast) -> ResultTable:
     for work in plan.work[:1] + plan.work[-1:]:
         rows |= _flops_rows(work)
     notes = (
-        "Images and steps, every epoch counted: of a client in the first round, then of all. "
-        "Operations are those of the network, 3 forward passes per trained image.",
+        "Images and steps, every epoch counted: of a client in the first round, then of all clients."
+        " Operations are those of the network, 3 forward passes per trained image.",
     )
     columns = ("fewest", "median", "most", "first round", "all rounds")
     return _table("What is computed", "", columns, rows, notes)

@@ -70,38 +70,61 @@ def excess(situation: Situation) -> tuple[float, float]:
     return max(0.0, device), max(0.0, need.host - machine.host_bytes)
 
 
+def _missing(situation: Situation) -> float:
+    """Bytes that are missing in all phases together: 0 if it fits, less the nearer it comes."""
+    machine, total = situation.machine, 0.0
+    local = situation.counts.local_devices if machine.shared else 0
+    for device, host in peaks(situation.parts).values():
+        whole = machine.baseline + host + local * device
+        total += max(0.0, whole - machine.host_bytes)
+        if not machine.shared:
+            total += max(0.0, device - machine.device_bytes)
+    return total
+
+
 def remedies(situation: Situation) -> tuple[list[Remedy], Situation]:
     """Changes that together make a run fit, and the situation with them.
 
-    Each is taken only if it helps where memory is missing; in the end, those that turned out not to
-    be needed are left out. If nothing helps enough, the situation still does not fit.
+    Each is taken only if it helps where memory is missing. In the end, those that turn out not to
+    be needed are left out and the others made as small as possible, first those that change
+    results. If nothing helps enough, the situation still does not fit.
     """
-    start, taken = situation, []
+    taken: list[tuple[Callable[..., Iterator[Remedy]], Remedy]] = []
+    now = situation
     for offer in _OFFERS:
-        if not any(excess(situation)):
+        missing = _missing(now)
+        if not missing:
             break
         best = None
-        for remedy in offer(situation):
-            after = remedy.apply(situation)
-            if sum(excess(after)) < sum(excess(situation)):
-                best = remedy, after
-                if not any(excess(after)):
+        for remedy in offer(now):
+            after = remedy.apply(now)
+            if _missing(after) < missing:
+                best = remedy
+                missing = _missing(after)
+                if not missing:
                     break
         if best is not None:
-            taken.append(best[0])
-            situation = best[1]
-    for remedy in list(taken):
-        others = [r for r in taken if r is not remedy]
-        without = _after(start, others)
-        if sum(excess(without)) <= sum(excess(situation)):
-            taken, situation = others, without
-    return taken, situation
+            taken.append((offer, best))
+            now = best.apply(now)
+    for i in reversed(range(len(taken))):
+        others = [r for _, r in taken[:i]], [r for _, r in taken[i + 1 :]]
+        before = _after(situation, others[0])
+        for remedy in [None, *taken[i][0](before)]:
+            changed = _after(before, [remedy, *others[1]] if remedy else others[1])
+            if _missing(changed) <= _missing(now):
+                now = changed
+                taken[i] = (taken[i][0], remedy or _NOTHING)
+                break
+    return [remedy for _, remedy in taken if remedy is not _NOTHING], now
 
 
 def _after(situation: Situation, taken: list[Remedy]) -> Situation:
     for remedy in taken:
         situation = remedy.apply(situation)
     return situation
+
+
+_NOTHING = Remedy("", False, lambda situation: situation)
 
 
 def _set(situation: Situation, group: str, **values: Any) -> Situation:
@@ -215,7 +238,8 @@ def _smaller_cohort(situation: Situation) -> Iterator[Remedy]:
         cohort = value * counts.devices
         return _set(dataclasses.replace(s, counts=counts), "population", cohort=cohort)
 
-    for slots in _thinner(before.slots, 1):
+    # At least a tenth: a round of one client is another method.
+    for slots in _thinner(before.slots, -(-before.slots // 10)):
         cohort = slots * before.devices
         if cohort < before.clients:
             yield Remedy(f"population.cohort={cohort}", True, functools.partial(apply, value=slots))
@@ -230,7 +254,7 @@ def _fewer_public(situation: Situation) -> Iterator[Remedy]:
         split = dataclasses.replace(s.config.data.split, public_identities=value)
         return _set(dataclasses.replace(s, counts=counts), "data", split=split)
 
-    for identities in _thinner(now, 100):
+    for identities in _thinner(now, -(-now // 10)):
         yield Remedy(
             f"data.split.public_identities={identities}",
             True,
