@@ -8,13 +8,12 @@ are (x, y) in pixels, and a whole number is the centre of a pixel, as detectors 
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from fedfr_jax.data.decode import FORMATS, MAX_MEGAPIXELS
+from fedfr_jax.data.decode import MAX_MEGAPIXELS, decode_image
 from fedfr_jax.errors import InputError
 
 # The points of an aligned face of 112 x 112 pixels (insightface, ``arcface_dst``).
@@ -185,19 +184,14 @@ def decode_aligned(
 ) -> np.ndarray:
     """Decodes an image (JPEG, PNG, BMP, WebP) and cuts the face out: (S, S, 3) uint8 RGB.
 
-    A picture that is stored turned is set upright first, as its EXIF data say; landmarks are
-    those of the upright picture, as OpenCV reads it.
+    Pixels become RGB and pictures that are stored turned are set upright as by
+    :func:`fedfr_jax.data.decode.decode_image`; landmarks are those of the upright picture, as OpenCV
+    reads it.
 
     Raises:
       InputError: as :func:`align`.
-      ValueError: the picture is larger than ``max_megapixels``, or has more than 8 bits.
+      ValueError: as ``decode_image``.
       Any error of Pillow if the file is damaged.
     """
-    with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
-        if image.width * image.height > 1e6 * max_megapixels:
-            raise ValueError(
-                f"{image.width} x {image.height} pixels; {max_megapixels:g} megapixels are allowed"
-            )
-        if image.mode.startswith("I") or image.mode == "F":
-            raise ValueError(f"pixels of mode {image.mode}; convert the image to 8 bits")
-        return align(ImageOps.exif_transpose(image), points, image_size)
+    upright = decode_image(blob, None, max_megapixels)
+    return align(Image.fromarray(upright), points, image_size)

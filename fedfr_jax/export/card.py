@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedfr_jax.algorithm.transforms import TRANSFORMS
+from fedfr_jax.data.alignment import template
 from fedfr_jax.errors import ConfigError, DamagedError, InputError
 from fedfr_jax.export.network import Architecture
 from fedfr_jax.export.saved import SavedRun, Weights
@@ -25,26 +26,12 @@ FILES = (WEIGHTS, PROGRAM, ONNX)
 INPUTS = ("uint8", "float32")  # types of the images that programs take
 FORMAT, VERSION = "fedfr_jax model", 1
 MEAN, SCALE = 127.5, 1 / 127.5  # network input: (x - MEAN) * SCALE of grey levels x
-# Eyes, nose, corners of the mouth (x, y) in a 112 x 112 image: what insightface's sets, such as
-# LFW and MS1M, are aligned to (SphereFace's points, widened by 8 pixels on both sides).
-_POINTS = (
-    (38.2946, 51.6963),
-    (73.5318, 51.5014),
-    (56.0252, 71.7366),
-    (41.5493, 92.3655),
-    (70.7299, 92.2041),
-)
 _MOST_BYTES = 1 << 24
 _CHECK, _LICENSE = "check", "license"
 # Inclusive limits of whole numbers.
 _LIMITS = {"depth": (1, 1000), "embedding": (1, 1 << 16), "image_size": (1, 1024)}
 _MOST_WIDTHS, _WIDEST = 16, 1 << 14
 _SHA256 = re.compile("[0-9a-f]{64}")
-
-
-def template(image_size: int) -> list[list[float]]:
-    """The five points (x, y) in an image of this size, in pixels."""
-    return [[round(v * image_size / 112, 4) for v in point] for point in _POINTS]
 
 
 def preprocessing(image_size: int) -> dict[str, Any]:
@@ -55,7 +42,7 @@ def preprocessing(image_size: int) -> dict[str, Any]:
         "mean": MEAN,
         "scale": SCALE,
         "size": image_size,
-        "template": template(image_size),
+        "template": template(image_size).round(4).tolist(),
     }
 
 
