@@ -8,6 +8,6 @@ From Python, :func:`fedfr_jax.convert.files.read_weights` and
 
 from __future__ import annotations
 
-from fedfr_jax.convert.command import command
+from fedfr_jax.convert.command_line import command
 
 __all__ = ["command"]

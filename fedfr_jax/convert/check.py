@@ -40,7 +40,8 @@ def check(weights: Weights, pairs_file: str) -> dict[str, PairResult]:
     """
     size = weights.preprocessing.image_size
     pairs = scorable(read_bin(pairs_file, size))
-    with track(f"{pairs.name} in RGB and BGR", 4 * len(pairs.images), "image") as bar:
+    whole = _BATCH * math.ceil(len(pairs.images) / _BATCH)  # with the filling of the last batch
+    with track(f"{pairs.name} in RGB and BGR", 4 * whole, "image") as bar:
         return {order: _accuracy(weights, pairs, order, bar) for order in CHANNELS}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from networks import images
 
-from fedfr_jax.convert.command import command
+from fedfr_jax.convert.command_line import command
 from fedfr_jax.convert.files import Given, read_weights, write_weights
 from fedfr_jax.errors import InputError
 from fedfr_jax.models import build, load_weights
@@ -94,7 +94,9 @@ def test_round_trip_is_bit_equal(tmp_path, published, name, capsys):
     assert set(found) == set(expected)
     assert all(torch.equal(found[k], v) and found[k].dtype == v.dtype for k, v in expected.items())
     NETWORKS[name]().load_state_dict(found)
-    assert f"found: {name}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"found: {name}" in out
+    assert f"--config.model.name={name} " in out and "--config.data.image_size=32" in out
     assert json.loads(sidecar(first).read_text())["preprocessing"] == (
         read_weight_file(tmp_path / "a.safetensors").preprocessing.to_dict()
     )

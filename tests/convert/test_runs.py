@@ -10,7 +10,7 @@ import pytest
 from small import settings
 
 from fedfr_jax.algorithm.transforms import TRANSFORMS
-from fedfr_jax.convert.command import command
+from fedfr_jax.convert.command_line import command
 from fedfr_jax.convert.files import (
     Given,
     read_client,

@@ -16,6 +16,7 @@ from fedfr_jax.models.preprocessing import CHANNELS
 from fedfr_jax.models.weight_file import WeightFile
 from fedfr_jax.runtime import interrupts
 from fedfr_jax.runtime.endings import reports_input_errors
+from fedfr_jax.settings import DataConfig
 
 _ABOUT = """Converts weights of face recognition networks: PyTorch's .pth, .safetensors, .npz, and
 the models of a run's work directory. Architecture, depth, widths and size of the embedding are
@@ -78,9 +79,10 @@ def run(options: argparse.Namespace) -> None:
         files.write_weights(options.target, weights.file)
         print(f"written: {options.target}")
         if pathlib.Path(options.target).suffix.lower() in (".safetensors", ".npz"):
-            print(
-                f"use it with --config.model.weights={options.target} {weights.structure.flags()}"
-            )
+            size = weights.preprocessing.image_size
+            other = "" if size == DataConfig().image_size else f" --config.data.image_size={size}"
+            flags = f"--config.model.weights={options.target} {weights.structure.flags()}{other}"
+            print(f"use it with {flags}")
     if options.check:
         results = check(weights, options.check)
         print("\n".join(verdict(results, weights.preprocessing.channels)))
