@@ -18,7 +18,7 @@ from fedfr_jax.models.weight_file import read_weight_file, sidecar
 
 torch = pytest.importorskip("torch")
 
-import torch_networks as nets  # noqa: E402 - needs torch
+from benchmarks import torch_networks as nets  # noqa: E402 - needs torch
 
 WIDTHS = (4, 6, 8, 10)
 BLOCKS = (2, 2, 2, 2)

@@ -1,6 +1,6 @@
 """The published networks in PyTorch, written from their structure, as small as one likes.
 
-Their parameters have the published names, which is what the tests are about.
+Their parameters have the published names, which is what tests and benchmarks are about.
 """
 
 import torch
