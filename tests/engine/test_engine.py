@@ -89,11 +89,11 @@ def test_clients_alone_are_enough():
     """All slots taken, equal work, all devices, one lane; nothing else is given."""
 
     def update(lane, shared, device, client, state):
-        return client, 1.0, state, ()
+        return (client, 3), 1, state, 4.0
 
     result = engine.for_each_client(update, clients=jnp.arange(6.0))
-    assert float(result.average) == 2.5 and float(result.weight) == 6
-    assert tuple(result)[2:] == ((), ())
+    assert result.average == (2.5, 3.0) and float(result.weight) == 6
+    assert result.state == () and result.metrics.tolist() == [4.0] * 6
     only_state = engine.for_each_client(
         lambda lane, shared, device, client, state: ((), 1.0, state + shared, ()),
         jnp.float32(2),
