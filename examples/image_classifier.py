@@ -73,7 +73,7 @@ def compile_round(network, local, server, batch, mesh):
     return jax.jit(run)
 
 
-parser = argparse.ArgumentParser()
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 for name, value in (DATA | TRAINING).items():
     parser.add_argument(f"--{name}", type=type(value), default=value)
 o = parser.parse_args()

@@ -152,7 +152,9 @@ def _side_by_side(update: ClientUpdate, lanes: int) -> Callable[..., tuple]:
     """``update`` for ``lanes`` clients: arguments and results with a leading axis."""
 
     def one(shared, device, client, state, active):
-        sent, weight, state, metrics = update(Lane(active, lanes), shared, device, client, state)
+        sent, weight, state, metrics = jax.tree.map(  # numbers are fine, too
+            jnp.asarray, update(Lane(active, lanes), shared, device, client, state)
+        )
         return sent, jnp.where(active, weight, 0).astype(sum_type(sent)), state, metrics
 
     def alone(shared, device, *rows):

@@ -57,8 +57,7 @@ class RowStore:
         Args:
           example: one client's row, a pytree of arrays or ``jax.ShapeDtypeStruct``.
           population: number of clients; their ids are 0 to population - 1.
-          path: the file of the rows; the others are beside it. Its folder is made if it is
-            missing. None: in memory.
+          path: the file of the rows; the others are beside it. None: in memory.
           read_only: the files are never changed.
 
         Raises:
@@ -267,7 +266,6 @@ class RowStore:
                 return read_journal(journal, self._describe())
             if self._read_only or any(file.exists() for file in files):
                 raise InputError(f"{journal} is missing; restore it from a copy")
-            journal.parent.mkdir(parents=True, exist_ok=True)
             write_journal(journal, self._describe(), [])
         except OSError as error:
             raise InputError(f"{self._name}: cannot be opened as a row store: {error}") from error

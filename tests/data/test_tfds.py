@@ -88,6 +88,7 @@ def test_written_and_read_for_real(folder):
     numbers = numbers_of(source)
     assert sorted(numbers[:6]) == list(range(6))
     assert sorted(numbers[6:]) == [6, 7, 8]
+    assert source.splits == {"train": range(6), "test": range(6, 9)}
     assert source.labels.dtype == np.int64
     assert source.labels.tolist() == [[1, 0, 2][number % 3] for number in numbers]
     some = np.array([8, 0, 7, 0])

@@ -85,6 +85,34 @@ def test_the_average_of_nobody_is_zero():
     assert float(weight) == 0 and float(average["x"]) == 0
 
 
+def test_clients_alone_are_enough():
+    """All slots taken, equal work, all devices, one lane; nothing else is given."""
+
+    def update(lane, shared, device, client, state):
+        return (client, 3), 1, state, 4.0
+
+    result = engine.for_each_client(update, clients=jnp.arange(6.0))
+    assert result.average == (2.5, 3.0) and float(result.weight) == 6
+    assert result.state == () and result.metrics.tolist() == [4.0] * 6
+    only_state = engine.for_each_client(
+        lambda lane, shared, device, client, state: ((), 1.0, state + shared, ()),
+        jnp.float32(2),
+        state=jnp.arange(4.0),
+    )
+    np.testing.assert_array_equal(only_state.state, np.arange(4.0) + 2)
+
+
+def test_slots_that_do_not_fit_are_one_error():
+    def update(lane, shared, device, client, state):
+        return client, 1.0, state, ()
+
+    with pytest.raises(ValueError, match="5 slots cannot be divided over 2 devices"):
+        engine.for_each_client(update, clients=jnp.arange(5.0))
+    for clients, state in ((jnp.arange(4), jnp.arange(2)), ((), ()), (jnp.ones(()), ())):
+        with pytest.raises(ValueError, match="one common leading axis"):
+            engine.for_each_client(update, clients=clients, state=state)
+
+
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_gradients_of_the_shared_model_stay_local(lanes):
     """Every client descends on its own target; nothing is summed over devices."""

@@ -92,7 +92,7 @@ def test_every_convolution_uses_the_given_strategy(conv, monkeypatch):
         seen.append(options["strategy"])
         return conv2d(x, kernel, **options)
 
-    monkeypatch.setattr("fedfr_jax.models.layers.conv2d", spy)
+    monkeypatch.setattr("fedfr_jax.engine.layers.conv2d", spy)
     backbone = small("iresnet", conv=conv)
     jax.eval_shape(backbone.init, jax.random.key(0))
     assert set(seen) == {conv}

@@ -234,8 +234,7 @@ WAITS = """
 import time
 import jax, jax.numpy as jnp
 from fedfr_jax import engine
-from fedfr_jax.engine import use_cpu_devices
-use_cpu_devices(2)
+engine.use_cpu_devices(2)
 mesh = engine.make_mesh(jax.devices())
 assert mesh.size == 2
 
