@@ -108,13 +108,17 @@ def _time(plan: Forecast) -> ResultTable:
             continue
         everything = plan.before + rounds.sum() + plan.after
         rows[work.name or "clients' own images"] = tuple(
-            _flops(flops) if rate is None else _duration(flops, rate)
+            _flops(flops).removesuffix("FLOP") if rate is None else _duration(flops, rate)
             for flops in (plan.before, rounds[0], rounds[-1], rounds.sum(), plan.after, everything)
         )
     columns = ("before", "first round", "last round", "all rounds", "evaluation", "in all")
     notes = [
         f"Speed {plan.rate_note}"
-        + (f"; {_flops(rate)}/s on all devices together." if rate else ". Shown: operations."),
+        + (
+            f"; {_flops(rate)}/s on all devices together."
+            if rate
+            else ". Shown: floating-point operations."
+        ),
         "Before: pretraining, or activations of frozen layers. Without reading images, compiling, "
         "scoring.",
     ]
@@ -142,7 +146,7 @@ def _work(plan: Forecast) -> ResultTable:
     for work in plan.work[:1] + plan.work[-1:]:
         rows |= _flops_rows(work)
     notes = (
-        "Images and steps, every epoch counted: of a client in the first round, then of all clients."
+        "Images and steps, every epoch counted: of a client in the first round, then of them all."
         " Operations are those of the network, 3 forward passes per trained image.",
     )
     columns = ("fewest", "median", "most", "first round", "all rounds")

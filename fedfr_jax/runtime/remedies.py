@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedfr_jax.config import Config
-from fedfr_jax.runtime.footprint import Counts, Part, Units, memory_parts, peaks
+from fedfr_jax.runtime.counts import Counts
+from fedfr_jax.runtime.footprint import Part, Units, memory_parts, peaks
 from fedfr_jax.runtime.machine import Machine
 
 
@@ -109,11 +110,11 @@ def remedies(situation: Situation) -> tuple[list[Remedy], Situation]:
     for i in reversed(range(len(taken))):
         others = [r for _, r in taken[:i]], [r for _, r in taken[i + 1 :]]
         before = _after(situation, others[0])
-        for remedy in [None, *taken[i][0](before)]:
-            changed = _after(before, [remedy, *others[1]] if remedy else others[1])
+        for milder in [_NOTHING, *taken[i][0](before)]:
+            changed = _after(before, [milder, *others[1]])
             if _missing(changed) <= _missing(now):
                 now = changed
-                taken[i] = (taken[i][0], remedy or _NOTHING)
+                taken[i] = (taken[i][0], milder)
                 break
     return [remedy for _, remedy in taken if remedy is not _NOTHING], now
 
