@@ -44,8 +44,9 @@ def _fits(plan: Forecast) -> ResultTable:
     hosts = f", {machine.hosts} hosts" if machine.hosts > 1 else ""
     notes = [
         f"For {devices}{hosts}. Layout: {plan.layout}.",
-        f"The host's memory includes {_gib(machine.baseline)} of Python, JAX and programs so far"
-        + ("; the devices are its cores, and their memory is in it." if machine.shared else "."),
+        f"The host's memory includes {_gib(machine.baseline)} of Python, JAX and programs so far; "
+        "a run's own programs take 0.1 (from the cache) to 1 GiB (compiled) more."
+        + (" The devices are its cores: their memory is in it." if machine.shared else ""),
     ]
     if plan.units.step is None:
         notes.append(
@@ -205,6 +206,8 @@ def _memory(plan: Forecast) -> ResultTable:
 def _when(part: Part) -> str:
     if part.phases == PHASES:
         return "always"
+    if part.phases == (PRETRAINING, ROUNDS):
+        return "training"
     names = {READING: "reading", PRETRAINING: "pretraining", EVALUATION: "evaluation"}
     first = names.get(part.phases[0], "rounds")
     return f"{first} on" if part.phases == (ROUNDS, EVALUATION) else first
@@ -284,6 +287,7 @@ def _flops(count: float) -> str:
 
 
 def _count(value: float) -> str:
-    if value >= 1e7:
-        return f"{value / 1e6:,.4g} M"
+    for unit, name in ((1e9, "G"), (1e6, "M")):
+        if value >= 10 * unit:
+            return f"{value / unit:,.4g} {name}"
     return f"{value:,.0f}"
