@@ -12,11 +12,13 @@ from small import ROOT, settings
 
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import ConfigError, InputError
-from fedfr_jax.runtime import costs
+from fedfr_jax.population.schedule import make_schedule
+from fedfr_jax.runtime import costs, memory
 from fedfr_jax.runtime.footprint import peaks
 from fedfr_jax.runtime.forecast import forecast
 from fedfr_jax.runtime.machine import Machine, find_machine
-from fedfr_jax.runtime.remedies import Situation, excess, needed, remedies
+from fedfr_jax.runtime.remedies import Situation, excess, missing, needed, remedies
+from fedfr_jax.runtime.simulation import make_spec, split_of
 from fedfr_jax.runtime.stand_in import stand_in_source
 
 HERE = Machine("cpu", "cpu", 2, 1, math.inf, 2.0**40, True, False, 0.0)
@@ -162,7 +164,7 @@ def test_remedies_make_it_fit_with_as_little_as_possible():
         for change in changes:
             if change is not left_out:
                 rest = change.apply(rest)
-        assert any(excess(rest))
+        assert missing(rest)
     # What they promise is what a forecast with these settings finds.
     given = {"engine": {"plan_seconds": 0.0, "lanes": 1, "conv": "custom"}}
     for change in changes:
@@ -230,6 +232,19 @@ def test_the_command_reads_no_images_and_prints_within_100_columns(tmp_path):
     first = done.stdout.index("Does it fit?")
     assert first < done.stdout.index("How long?") < done.stdout.index("Memory by part")
     assert "too little" in done.stdout and "assumed: 1 TFLOP/s" in done.stdout
+
+
+def test_what_would_not_fit_is_refused_before_images_are_read(monkeypatch):
+    config = tiny()
+    source = source_of(counts_of_tiny(config))
+    split = split_of(config, source)
+    schedule = make_schedule(config.population, 3, 0, split.clients, 2)
+    arguments = config, source.labels, split, "resident", schedule, make_spec(config)
+    memory.check_images(*arguments)
+    images = (35 + 48) * 768 * 2 + 48 * 768  # on two devices, and the clients' on their way
+    monkeypatch.setattr(memory, "available", lambda: float(images))
+    with pytest.raises(ConfigError, match=r"^data\.images.*--dry_run"):
+        memory.check_images(*arguments)
 
 
 RUN = """
