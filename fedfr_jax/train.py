@@ -60,6 +60,7 @@ def _dry_run() -> None:
         host_gib=given.host_gib,
         devices=given.devices,
         hosts=given.hosts,
+        platform=given.device_platform,
     )
     source = stand_in_source(config) if given.stand_in else None
     render(plan_tables(forecast(config, machine, source=source, tflops=given.device_tflops)))
@@ -69,6 +70,7 @@ def _define_dry_run_flags() -> None:
     flags.DEFINE_bool("dry_run", False, "Show what a run would take, and whether it fits.")
     flags.DEFINE_bool("stand_in", False, "With --dry_run: the data set is not there; make labels.")
     flags.DEFINE_float("device_gib", None, "With --dry_run: memory of each accelerator, in GiB.")
+    flags.DEFINE_enum("device_platform", "gpu", ["gpu", "tpu"], "With --device_gib: its kind.")
     flags.DEFINE_float("host_gib", None, "With --dry_run: memory of each host, in GiB.")
     flags.DEFINE_integer("devices", None, "With --dry_run: accelerators of all hosts together.")
     flags.DEFINE_integer("hosts", 1, "With --dry_run: number of hosts.")

@@ -44,8 +44,9 @@ def _fits(plan: Forecast) -> ResultTable:
     hosts = f", {machine.hosts} hosts" if machine.hosts > 1 else ""
     notes = [
         f"For {devices}{hosts}. Layout: {plan.layout}.",
-        f"The host's memory includes {_gib(machine.baseline)} of Python, JAX and programs so far"
-        + ("; the devices are its cores, and their memory is in it." if machine.shared else "."),
+        f"The host's memory includes {_gib(machine.baseline)} of Python, JAX and programs so far; "
+        "a run's own programs take 0.1 (from the cache) to 1 GiB (compiled) more."
+        + (" The devices are its cores: their memory is in it." if machine.shared else ""),
     ]
     if plan.units.step is None:
         notes.append(
@@ -108,13 +109,17 @@ def _time(plan: Forecast) -> ResultTable:
             continue
         everything = plan.before + rounds.sum() + plan.after
         rows[work.name or "clients' own images"] = tuple(
-            _flops(flops) if rate is None else _duration(flops, rate)
+            _flops(flops).removesuffix("FLOP") if rate is None else _duration(flops, rate)
             for flops in (plan.before, rounds[0], rounds[-1], rounds.sum(), plan.after, everything)
         )
     columns = ("before", "first round", "last round", "all rounds", "evaluation", "in all")
     notes = [
         f"Speed {plan.rate_note}"
-        + (f"; {_flops(rate)}/s on all devices together." if rate else ". Shown: operations."),
+        + (
+            f"; {_flops(rate)}/s on all devices together."
+            if rate
+            else ". Shown: floating-point operations."
+        ),
         "Before: pretraining, or activations of frozen layers. Without reading images, compiling, "
         "scoring.",
     ]
@@ -142,7 +147,7 @@ def _work(plan: Forecast) -> ResultTable:
     for work in plan.work[:1] + plan.work[-1:]:
         rows |= _flops_rows(work)
     notes = (
-        "Images and steps, every epoch counted: of a client in the first round, then of all clients."
+        "Images and steps, every epoch counted: of a client in the first round, then of them all."
         " Operations are those of the network, 3 forward passes per trained image.",
     )
     columns = ("fewest", "median", "most", "first round", "all rounds")
@@ -201,6 +206,8 @@ def _memory(plan: Forecast) -> ResultTable:
 def _when(part: Part) -> str:
     if part.phases == PHASES:
         return "always"
+    if part.phases == (PRETRAINING, ROUNDS):
+        return "training"
     names = {READING: "reading", PRETRAINING: "pretraining", EVALUATION: "evaluation"}
     first = names.get(part.phases[0], "rounds")
     return f"{first} on" if part.phases == (ROUNDS, EVALUATION) else first
@@ -280,6 +287,7 @@ def _flops(count: float) -> str:
 
 
 def _count(value: float) -> str:
-    if value >= 1e7:
-        return f"{value / 1e6:,.4g} M"
+    for unit, name in ((1e9, "G"), (1e6, "M")):
+        if value >= 10 * unit:
+            return f"{value / unit:,.4g} {name}"
     return f"{value:,.0f}"

@@ -123,7 +123,8 @@ def define_distributed_flags() -> None:
     flags.DEFINE_bool(
         "distributed",
         False,
-        "Join the processes given by the cluster's environment (TPU pod, SLURM, Open MPI).",
+        "Join the processes given by the cluster's environment (TPU pod, SLURM, Open MPI, "
+        "Kubernetes).",
     )
     flags.DEFINE_string(
         "coordinator",

@@ -25,7 +25,14 @@ from fedfr_jax.population.schedule import Schedule, make_schedule
 from fedfr_jax.runtime import costs
 from fedfr_jax.runtime.autotune import is_automatic, seconds_per_step, settle
 from fedfr_jax.runtime.compilation_cache import use_compilation_cache
-from fedfr_jax.runtime.footprint import Counts, Part, Units, memory_parts, records_of, units_of
+from fedfr_jax.runtime.counts import Counts, counts_of
+from fedfr_jax.runtime.footprint import (
+    Part,
+    Units,
+    memory_parts,
+    records_of,
+    units_of,
+)
 from fedfr_jax.runtime.layouts import Candidate, by_rule, most_lanes
 from fedfr_jax.runtime.machine import Machine
 from fedfr_jax.runtime.progress import track
@@ -123,12 +130,14 @@ def forecast(
     )
     spec = make_spec(config)
     pairs, notes = _pairs(config, split)
-    counts = counts_of(config, source, split, schedule, machine.hosts, pairs)
+    counts = counts_of(config, source.labels, split, schedule, machine.hosts, pairs)
     step = None
     if config.engine.plan_seconds:
         public = counts.public_images, counts.public_identities
         step = step_memory(config, spec, public, counts.most_identities, devices=machine.devices)
-    units = units_of(config, spec, counts.public_identities, counts.most_identities, step)
+    units = units_of(
+        config, spec, counts.public_identities, counts.most_identities, step, machine.backend
+    )
     kind = choose_kind(config.data, source, split.clients)
     rate, rate_note = _rate(config, machine, counts, units, tflops)
     present = (schedule.cohorts >= 0).sum(1)[: config.rounds]
@@ -180,41 +189,6 @@ def _pairs(config: Config, split: FederatedSplit) -> tuple[int, tuple[str, ...]]
     found, missing = images_in_sets(config.data)
     note = f"not there, so not counted: {', '.join(missing)}" if missing else ""
     return split.pairs.size + found, (note,) if note else ()
-
-
-def counts_of(
-    config: Config,
-    source: ImageSource,
-    split: FederatedSplit,
-    schedule: Schedule,
-    hosts: int = 1,
-    pair_images: int | None = None,
-) -> Counts:
-    """How much there is of everything.
-
-    Args:
-      pair_images: of verification sets; None: only those of the split.
-    """
-    clients, cohorts = split.clients, schedule.cohorts
-    evaluated = evaluated_clients(len(clients), config.eval.clients, config.data.seed)
-    probes = int(clients.verification_counts[evaluated].sum())
-    arrays = [source.labels, cohorts, *split_arrays(split).values()]
-    return Counts(
-        public_images=len(split.public_images),
-        public_identities=len(split.public_identities),
-        training_images=int(clients.sizes.sum()),
-        probes=probes + (split.pairs.size if pair_images is None else pair_images),
-        clients=len(schedule.clients),
-        touched=len(np.unique(cohorts[cohorts >= 0])),
-        devices=schedule.devices,
-        hosts=hosts,
-        slots=schedule.slots,
-        capacity=schedule.capacity,
-        most_images=schedule.most_images,
-        most_identities=schedule.most_identities,
-        one_cohort=bool((cohorts == cohorts[0]).all()),
-        tables=sum(np.asarray(a).nbytes for a in arrays),
-    )
 
 
 def _cases(config: Config) -> dict[str, float | str]:

@@ -23,7 +23,7 @@ class Machine:
 
     Attributes:
       kind: in words.
-      backend: cpu | gpu | tpu; an accelerator of unknown kind counts as gpu.
+      backend: cpu | gpu | tpu.
       devices: of all hosts; ``hosts``.
       device_bytes: memory of each device; ``host_bytes``: of each host. Infinite if unknown.
       shared: the devices are those of a CPU, and have their memory in the host's.
@@ -58,6 +58,7 @@ def find_machine(
     host_gib: float | None = None,
     devices: int | None = None,
     hosts: int = 1,
+    platform: str = "gpu",
 ) -> Machine:
     """This machine, or the one that is described; not given: as here.
 
@@ -66,6 +67,7 @@ def find_machine(
       device_gib: memory of an accelerator, per device.
       host_gib: memory of each host.
       devices: of all hosts together; ``hosts``.
+      platform: of that accelerator, gpu or tpu.
 
     Raises:
       InputError: a number is not above 0, or devices and hosts do not go together.
@@ -81,8 +83,8 @@ def find_machine(
     found = devices or (hosts if other_kind or hosts > 1 else len(jax.devices()))
     baseline = resident_bytes()
     return Machine(
-        kind="accelerator" if other_kind else here.device_kind,
-        backend="gpu" if other_kind else here.platform,
+        kind=platform.upper() if other_kind else here.device_kind,
+        backend=platform if other_kind else here.platform,
         devices=found if hosts > 1 else min(found, cohort_size(config)),
         hosts=hosts,
         device_bytes=device_gib * _GIB if device_gib else limit,

@@ -11,14 +11,15 @@ import pathlib
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 
-from fedfr_jax.algorithm.initialize import head_shapes
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import Config
 from fedfr_jax.data.types import FederatedSplit
 from fedfr_jax.errors import ConfigError
-from fedfr_jax.models.parts import activation_bytes, is_divided
 from fedfr_jax.population.schedule import Schedule
+from fedfr_jax.runtime.counts import counts_of
+from fedfr_jax.runtime.footprint import PHASES, TABLES, memory_parts, units_of
 
 
 def available() -> float:
@@ -56,7 +57,8 @@ def check_fits(parts: Mapping[str, float], free: float | None = None) -> None:
         name = max(parts, key=parts.__getitem__)
         raise ConfigError(
             f"{name}: {_gib(parts[name])} of memory would be needed for it, "
-            f"{_gib(needed)} together, but {_gib(free)} are free; lower it"
+            f"{_gib(needed)} together, but {_gib(free)} are free; lower it "
+            "(--dry_run shows all parts, and what would make them fit)"
         )
 
 
@@ -81,32 +83,40 @@ def check_plan(config: Config) -> None:
 
 
 def check_images(
-    config: Config, split: FederatedSplit, kind: str, schedule: Schedule, spec: RoundSpec
+    config: Config,
+    labels: np.ndarray,
+    split: FederatedSplit,
+    kind: str,
+    schedule: Schedule,
+    spec: RoundSpec,
 ) -> None:
     """Refuses images and clients' states that do not fit; before they are created.
 
+    Working memory of the programs, which only the compiler knows, is not counted.
+
     Args:
+      labels: of the source.
       kind: where training images are, from :func:`fedfr_jax.population.images.choose_kind`.
     """
-    image = config.data.image_size**2 * 3
-    divided = is_divided(config.model, config.data.image_size, config.fed.trainable)
-    trained_on = activation_bytes(spec.backbone, config.fed.mirror) if divided else image
-    # On a CPU every device has a copy in this memory.
-    copies = schedule.devices if jax.default_backend() == "cpu" else 1
-    heads = jax.tree.leaves(head_shapes(spec, schedule.most_identities, config.population.previous))
-    row = sum(math.prod(x.shape) * x.dtype.itemsize for x in heads)
-    check_fits(
-        {
-            "data.split.public_identities": len(split.public_images)
-            * (image + copies * trained_on),
-            "data.images='resident'": copies
-            * image
-            * int(split.clients.sizes.sum())
-            * (kind == "resident" and not divided),
-            "population.cohort": 2 * schedule.devices * schedule.slots * row // schedule.processes,
-            "eval.batch_size": config.eval.batch_size * image,
-        }
-    )
+    # Verification sets, labels and the split are in memory already.
+    counts = counts_of(config, labels, split, schedule, schedule.processes, pair_images=0)
+    units = units_of(config, spec, counts.public_identities, counts.most_identities)
+    # On a CPU every device has its memory in the host's.
+    local = counts.local_devices if jax.default_backend() == "cpu" else 0
+    parts = [
+        part
+        for part in memory_parts(config, kind, counts, units, shared=local > 0)
+        if not part.returned and part.name != TABLES
+    ]
+    by_phase = []
+    for phase in PHASES:
+        sizes: dict[str, float] = {}
+        for part in parts:
+            if phase in part.phases:
+                size = part.host + local * part.device
+                sizes[part.setting] = sizes.get(part.setting, 0.0) + size
+        by_phase.append(sizes)
+    check_fits(max(by_phase, key=lambda sizes: sum(sizes.values())))
 
 
 def _gib(size: float) -> str:

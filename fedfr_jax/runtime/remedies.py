@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedfr_jax.config import Config
-from fedfr_jax.runtime.footprint import Counts, Part, Units, memory_parts, peaks
+from fedfr_jax.runtime.counts import Counts
+from fedfr_jax.runtime.footprint import Part, Units, memory_parts, peaks
 from fedfr_jax.runtime.machine import Machine
+
+_USED = 0.95  # share of the memory that may be planned for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +73,15 @@ def excess(situation: Situation) -> tuple[float, float]:
     return max(0.0, device), max(0.0, need.host - machine.host_bytes)
 
 
-def _missing(situation: Situation) -> float:
-    """Bytes that are missing in all phases together: 0 if it fits, less the nearer it comes."""
+def missing(situation: Situation) -> float:
+    """Bytes that are missing in all phases together, of 95 % of the memory: 0 if it fits easily."""
     machine, total = situation.machine, 0.0
     local = situation.counts.local_devices if machine.shared else 0
     for device, host in peaks(situation.parts).values():
         whole = machine.baseline + host + local * device
-        total += max(0.0, whole - machine.host_bytes)
+        total += max(0.0, whole - _USED * machine.host_bytes)
         if not machine.shared:
-            total += max(0.0, device - machine.device_bytes)
+            total += max(0.0, device - _USED * machine.device_bytes)
     return total
 
 
@@ -92,16 +95,16 @@ def remedies(situation: Situation) -> tuple[list[Remedy], Situation]:
     taken: list[tuple[Callable[..., Iterator[Remedy]], Remedy]] = []
     now = situation
     for offer in _OFFERS:
-        missing = _missing(now)
-        if not missing:
+        left = missing(now)
+        if not left:
             break
         best = None
         for remedy in offer(now):
             after = remedy.apply(now)
-            if _missing(after) < missing:
+            if missing(after) < left:
                 best = remedy
-                missing = _missing(after)
-                if not missing:
+                left = missing(after)
+                if not left:
                     break
         if best is not None:
             taken.append((offer, best))
@@ -109,11 +112,11 @@ def remedies(situation: Situation) -> tuple[list[Remedy], Situation]:
     for i in reversed(range(len(taken))):
         others = [r for _, r in taken[:i]], [r for _, r in taken[i + 1 :]]
         before = _after(situation, others[0])
-        for remedy in [None, *taken[i][0](before)]:
-            changed = _after(before, [remedy, *others[1]] if remedy else others[1])
-            if _missing(changed) <= _missing(now):
+        for milder in [_NOTHING, *taken[i][0](before)]:
+            changed = _after(before, [milder, *others[1]])
+            if missing(changed) <= missing(now):
                 now = changed
-                taken[i] = (taken[i][0], remedy or _NOTHING)
+                taken[i] = (taken[i][0], milder)
                 break
     return [remedy for _, remedy in taken if remedy is not _NOTHING], now
 

@@ -196,9 +196,8 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     spec = make_spec(config)
     network = build(config.model, config.data.image_size, default_strategy())
     parts = divide(network, config.fed.trainable)
-    memory.check_images(
-        config, split, choose_kind(config.data, source, split.clients), schedule, spec
-    )
+    kind = choose_kind(config.data, source, split.clients)
+    memory.check_images(config, source.labels, split, kind, schedule, spec)
     with track("reading images", None, "", keep=False):
         public, client_images, held_out = _read_images(config, source, split, layout, parts)
     return Simulation(
@@ -225,16 +224,19 @@ def _read_images(
     parts: Parts | None,
 ) -> tuple[PublicData, ClientImages, HeldOut]:
     """Images of the public people, of the clients, and of the clients' probes."""
-    public = PublicData(
-        source.read(split.public_images),
-        split.public_labels.astype(np.int32),
-        len(split.public_identities),
+    public = engine.replicate(  # the host's copy is released before the clients' images are read
+        PublicData(
+            source.read(split.public_images),
+            split.public_labels.astype(np.int32),
+            len(split.public_identities),
+        ),
+        layout.mesh,
     )
     # Where the network is divided, activations replace the clients' images before the first round.
     images = config.data if parts is None else dataclasses.replace(config.data, images="stream")
     evaluated = evaluated_clients(len(split.clients), config.eval.clients, config.data.seed)
     return (
-        engine.replicate(public, layout.mesh),
+        public,
         open_client_images(images, source, split.clients, layout.mesh),
         read_held_out(source, split, evaluated),
     )

@@ -12,10 +12,13 @@ from small import ROOT, settings
 
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import ConfigError, InputError
-from fedfr_jax.runtime import costs
+from fedfr_jax.population.schedule import make_schedule
+from fedfr_jax.runtime import costs, memory
+from fedfr_jax.runtime.footprint import peaks
 from fedfr_jax.runtime.forecast import forecast
 from fedfr_jax.runtime.machine import Machine, find_machine
-from fedfr_jax.runtime.remedies import Situation, excess, needed, remedies
+from fedfr_jax.runtime.remedies import Situation, excess, missing, needed, remedies
+from fedfr_jax.runtime.simulation import make_spec, split_of
 from fedfr_jax.runtime.stand_in import stand_in_source
 
 HERE = Machine("cpu", "cpu", 2, 1, math.inf, 2.0**40, True, False, 0.0)
@@ -161,7 +164,7 @@ def test_remedies_make_it_fit_with_as_little_as_possible():
         for change in changes:
             if change is not left_out:
                 rest = change.apply(rest)
-        assert any(excess(rest))
+        assert missing(rest)
     # What they promise is what a forecast with these settings finds.
     given = {"engine": {"plan_seconds": 0.0, "lanes": 1, "conv": "custom"}}
     for change in changes:
@@ -229,3 +232,86 @@ def test_the_command_reads_no_images_and_prints_within_100_columns(tmp_path):
     first = done.stdout.index("Does it fit?")
     assert first < done.stdout.index("How long?") < done.stdout.index("Memory by part")
     assert "too little" in done.stdout and "assumed: 1 TFLOP/s" in done.stdout
+
+
+def test_what_would_not_fit_is_refused_before_images_are_read(monkeypatch):
+    config = tiny()
+    source = source_of(counts_of_tiny(config))
+    split = split_of(config, source)
+    schedule = make_schedule(config.population, 3, 0, split.clients, 2)
+    arguments = config, source.labels, split, "resident", schedule, make_spec(config)
+    memory.check_images(*arguments)
+    images = (35 + 48) * 768 * 2 + 48 * 768  # on two devices, and the clients' on their way
+    monkeypatch.setattr(memory, "available", lambda: float(images))
+    with pytest.raises(ConfigError, match=r"^data\.images.*--dry_run"):
+        memory.check_images(*arguments)
+
+
+RUN = """
+import json, resource, sys
+import numpy as np
+sys.path.insert(0, {tests!r})
+from test_forecast import big, source_of
+from fedfr_jax.experiment import Experiment
+from fedfr_jax.runtime.simulation import use_cpu_devices
+config, counts = big({public})
+use_cpu_devices(2)
+def read(numbers):
+    return np.random.default_rng(0).integers(0, 256, (len(numbers), 16, 16, 3), np.uint8)
+import dataclasses
+with Experiment(config, source=dataclasses.replace(source_of(counts), read=read)) as experiment:
+    experiment.run()
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def big(public):
+    """4 clients, and 100 public people with so many images each, on a tiny network."""
+    split = SPLIT | {"client_fraction": 0.5, "public_images": [public, public]}
+    config = unmeasured(
+        data={"image_size": 16, "split": split},
+        model={"name": "spherenet", "depth": 4, "widths": [4, 4, 8, 8], "embedding": 32},
+        pretrain={"epochs": 0},
+        fed={"num_clients": 4, "rounds": 2, "batch_size": 4, "local_epochs": [1]},
+    )
+    fed = dataclasses.replace(config.fed, hard_threshold=0.999999)
+    order = np.random.default_rng(np.random.SeedSequence(config.data.seed, spawn_key=(0,)))
+    counts = np.full(200, public)
+    counts[order.permutation(np.arange(200))[:100]] = 10
+    return dataclasses.replace(config, fed=fed), counts
+
+
+def measured_peak(public):
+    """Most memory of a process that runs it, in bytes."""
+    code = RUN.format(tests=str(ROOT / "tests" / "runtime"), public=public)
+    # glibc keeps what is freed below a limit that it raises by itself.
+    extra = {"JAX_PLATFORMS": "cpu", "MALLOC_MMAP_THRESHOLD_": "262144", "XLA_FLAGS": ""}
+    extra["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    runs = []
+    for _ in range(2):  # the first one compiles, which takes memory, too
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | extra,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        runs.append(float(done.stdout.split("peak")[1]))
+    return runs[-1]
+
+
+def predicted_peak(public):
+    config, counts = big(public)
+    plan = forecast(config, HERE, source=source_of(counts))
+    return max(host + 2 * device for device, host in peaks(plan.parts, returned=True).values())
+
+
+@pytest.mark.slow
+def test_the_peak_of_memory_is_as_told():
+    """What Python, JAX and the programs take is measured with few public images."""
+    few, many = 20, 3000
+    baseline = measured_peak(few) - predicted_peak(few)
+    told = predicted_peak(many)
+    assert told > 300e6
+    assert measured_peak(many) - baseline == pytest.approx(told, rel=0.15)
