@@ -138,9 +138,8 @@ class Experiment:
         self.server: ServerState = starting_server(self.sim, pretrained, embeddings, saved)
         if self.round > self.config.rounds:
             raise InputError(
-                f"{self.folder} has done {self.round} rounds, more than "
-                f"fed.rounds={self.config.fed.rounds}; raise it, or choose another "
-                "work directory"
+                f"{self.folder} has done {self.round} rounds, more than fed.rounds="
+                f"{self.config.fed.rounds}; raise it, or choose another work directory"
             )
         resuming.drop_later_rows(self._writer, self.round)
         self.pretrained: PyTree = jax.device_get(pretrained)

@@ -185,8 +185,8 @@ def decode_aligned(
     """Decodes an image (JPEG, PNG, BMP, WebP) and cuts the face out: (S, S, 3) uint8 RGB.
 
     Pixels become RGB and pictures that are stored turned are set upright as by
-    :func:`fedfr_jax.data.decode.decode_image`; landmarks are those of the upright picture, as OpenCV
-    reads it.
+    :func:`fedfr_jax.data.decode.decode_image`; landmarks are those of the upright picture, as
+    OpenCV reads it.
 
     Raises:
       InputError: as :func:`align`.
