@@ -73,10 +73,10 @@ def test_a_wheel_works_in_an_empty_folder(wheel, tmp_path):
         CONFIGURATIONS
     )
     assert "fedfr_jax/py.typed" in names
-    assert all(
-        f"fedfr-{c}=fedfr_jax.{c}:command" in commands.replace(" ", "")
-        for c in ("train", "evaluate", "ablate", "convert")
-    )
+    for c in ("train", "evaluate", "ablate"):
+        assert f"fedfr-{c}=fedfr_jax.{c}:command" in commands.replace(" ", "")
+    for c in ("convert", "export", "identify", "prepare", "protocols"):
+        assert f"fedfr-{c}=fedfr_jax.{c}.__main__:command" in commands.replace(" ", "")
     done = subprocess.run(
         [sys.executable, "-c", INSTALLED.format(site=str(site))],
         cwd=tmp_path,

@@ -329,7 +329,7 @@ def test_settings(tmp_path):
         open_source(DataConfig(source="mxnet"))
     with pytest.raises(InputError, match=r"data\.workers"):
         decode.decode_images([png()], 16, workers=-1)
-    assert set(SOURCES) == {"generated", "recordio", "folder", "tfds"}
+    assert set(SOURCES) == {"generated", "recordio", "folder", "tfds", "prepared"}
 
 
 def test_writer_refuses_and_leaves_nothing_behind(tmp_path):

@@ -29,11 +29,11 @@ def settings(**engine):
 
 def test_a_plan_is_measured_once_and_told():
     lines = []
-    first = plan.settle(settings(), report=lines.append)
+    first = plan.settle(settings(plan_seconds=600.0), report=lines.append)
     assert not plan.is_automatic(first)
     assert first.engine.lanes in (1, 3, 4) and first.engine.conv in ("custom", "patches")
     assert "measured" in lines[0] and "against" in lines[0]
-    again = plan.settle(settings(), report=lines.append)
+    again = plan.settle(settings(plan_seconds=600.0), report=lines.append)
     assert again == first and "measured before" in lines[1]
 
 
