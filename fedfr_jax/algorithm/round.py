@@ -22,19 +22,16 @@ import jax.numpy as jnp
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm import losses
+from fedfr_jax.algorithm.aggregate import combine
 from fedfr_jax.algorithm.directions import contrastive_directions
 from fedfr_jax.algorithm.features import Device, Shared, to_input, type_of, where_images_are
 from fedfr_jax.algorithm.gradient import gradient_in_parts
 from fedfr_jax.algorithm.hard_negatives import all_or_nothing, compare_with_public
+from fedfr_jax.algorithm.hostile import labels_of
 from fedfr_jax.algorithm.local_state import (
-    LocalState,
-    against_received,
-    hand_back,
-    initial_copy,
-    initial_state,
-    local_optimizer,
-    take_turns,
-)
+    LocalState, against_received, hand_back, initial_copy, initial_state, local_optimizer,
+    take_turns)
+from fedfr_jax.algorithm.messages import protect
 from fedfr_jax.algorithm.pool import Batch, Client, make_pool
 from fedfr_jax.algorithm.server import embeddings_at_server, server_step
 from fedfr_jax.algorithm.spec import RoundSpec, epochs_of_round
@@ -64,13 +61,14 @@ def run_round(spec: RoundSpec, layout: Layout, server: ServerState, heads: Heads
     """
     shared, device = where_images_are(server, public, cohort, key)
     kept_public = hard_negatives(spec, layout, shared, device, cohort)
-    clients = Client(number=cohort.clients, rows=cohort.rows, labels=cohort.labels,
+    clients = Client(number=cohort.clients, rows=cohort.rows, labels=labels_of(spec, cohort),
                      size=cohort.sizes, identities=cohort.identities, kept_public=kept_public)
     steps = spec.steps(cohort.sizes + kept_public.sum(1))
     average, weight, heads, metrics = engine.for_each_client(
         functools.partial(local_update, spec, layout), shared, device, clients, heads,
         steps, cohort.clients >= 0, mesh=layout.mesh, lanes=layout.lanes)
     heads = embeddings_at_server(spec, heads, cohort)
+    server, average, weight, metrics = combine(spec, shared, cohort, average, weight, metrics)
     return server_average(spec, server, average, weight), heads, metrics
 
 
@@ -123,7 +121,8 @@ def local_update(spec: RoundSpec, layout: Layout, lane: engine.Lane, shared: Sha
     state, copy = train(initial_state(spec, server, head), spec.recipe.penalty), None
     if spec.recipe.copy_penalty is not None:
         copy = train(initial_copy(spec, server, head), spec.recipe.copy_penalty)
-    return hand_back(spec, server, client, head, state, copy, pool.size, epochs * steps)
+    results = hand_back(spec, server, client, head, state, copy, pool.size, epochs * steps)
+    return protect(spec, shared, client, head, *results)  # what leaves the client
 
 
 def local_step(spec: RoundSpec, state: LocalState, batch: Batch, lr, is_own, has_previous,
@@ -195,6 +194,6 @@ def server_average(spec: RoundSpec, server: ServerState, average: PyTree, weight
     backbone = jax.tree.map(lambda private, a, old: old if private else a,
                             spec.private(server.backbone), average["backbone"], server.backbone)
     backbone, public, state = server_step(spec.fed, server, backbone, average["public_embeddings"])
-    new = ServerState(server.round, backbone, public, state)
+    new = server.replace(backbone=backbone, public_embeddings=public, optimizer=state)
     new = jax.tree.map(lambda n, o: jnp.where(takes, n, o), new, server)
     return new.replace(round=server.round + 1)

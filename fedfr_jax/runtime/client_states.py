@@ -81,7 +81,12 @@ def open_stores(sim: Simulation, workdir: str | pathlib.Path) -> list[RowStore]:
 
 
 def _shapes(sim: Simulation) -> PyTree:
-    return head_shapes(sim.spec, sim.schedule.most_identities, sim.config.population.previous)
+    return head_shapes(
+        sim.spec,
+        sim.schedule.most_identities,
+        sim.config.population.previous,
+        sim.public.identities,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
