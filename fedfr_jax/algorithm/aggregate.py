@@ -17,6 +17,7 @@ from fedfr_jax.algorithm.messages import (
     clip_bound,
     difference,
     flatten,
+    remembered,
     unflatten,
     with_difference,
 )
@@ -89,14 +90,14 @@ def _of_all(spec: RoundSpec, shared: Shared, cohort: CohortData, metrics: Metric
         total = secure_sum(messages, invited, arrived, key(MASKS), bound)
         flat = total / jnp.maximum(arrived.sum(), 1)
     else:
-        center = shared.server.message["center"] if spec.fed.aggregator == "centered_clip" else 0.0
+        center = remembered(shared.server).get("center", 0.0)
         flat = robust.aggregate(spec.fed, messages, arrived, key(BUCKETS), center)
     return flat, arrived.sum().astype(flat.dtype), metrics
 
 
 def _remember(spec: RoundSpec, shared: Shared, cohort: CohortData, parts, weight, metrics):
     """(the server with its memory after this round, metrics with the bound of this round)."""
-    server, memory = shared.server, dict(shared.server.message or {})
+    server, memory = shared.server, remembered(shared.server)
     privacy = spec.message.privacy
     if spec.fed.aggregator == "centered_clip":
         memory["center"] = jnp.where(weight > 0, flatten(parts), memory["center"])

@@ -23,7 +23,7 @@ _STREAM = 0x40_57_11_E0  # separates this random stream from others of the same 
 
 
 def hostile_clients(settings: HostileConfig, population: int) -> tuple[int, ...]:
-    """The numbers of the hostile clients, ascending: those named, or a share drawn with the seed."""
+    """The numbers of the hostile clients, ascending: those named, or a share, drawn."""
     if settings.clients:
         return tuple(sorted(set(settings.clients)))
     count = round(settings.fraction * population)

@@ -88,10 +88,15 @@ def initial_memory(spec: RoundSpec, size: int, dtype: Any) -> PyTree:
     return memory or None
 
 
+def remembered(server: ServerState) -> dict[str, jax.Array]:
+    """What :func:`initial_memory` made, as it is now."""
+    return dict(server.message or {})
+
+
 def clip_bound(spec: RoundSpec, server: ServerState) -> jax.Array | float:
     """The L2 bound of a message in this round; 0 = none."""
     if spec.message.privacy.clip_quantile:
-        return server.message["clip_norm"]
+        return remembered(server)["clip_norm"]
     return spec.message.privacy.clip_norm
 
 
@@ -126,7 +131,9 @@ def clip(parts: Parts, bound) -> tuple[Parts, jax.Array]:
 def add_noise(parts: Parts, std, key: jax.Array) -> Parts:
     """The message with independent normal noise."""
     return [
-        p + jnp.asarray(std, p.dtype) * jax.random.normal(jax.random.fold_in(key, i), p.shape, p.dtype)
+        p
+        + jnp.asarray(std, p.dtype)
+        * jax.random.normal(jax.random.fold_in(key, i), p.shape, p.dtype)
         for i, p in enumerate(parts)
     ]
 
@@ -272,7 +279,7 @@ def streamed_rule(spec: RoundSpec, server: ServerState, parts: Parts) -> Parts:
     if spec.fed.aggregator == "norm_clip":
         return clip(parts, spec.fed.clip_radius)[0]
     if spec.fed.aggregator == "centered_clip":
-        center = unflatten(server.message["center"], parts)
+        center = unflatten(remembered(server)["center"], parts)
         apart = [p - c for p, c in zip(parts, center, strict=True)]
         near = clip(apart, spec.fed.clip_radius)[0]
         return [c + n for c, n in zip(center, near, strict=True)]

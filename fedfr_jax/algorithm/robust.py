@@ -32,7 +32,7 @@ def _sorted(messages, there):
 
 
 def trimmed_mean(messages: jax.Array, there: jax.Array, share: float) -> jax.Array:
-    """(P,) the mean in each coordinate without the f largest and the f smallest (Yin et al., 2018)."""
+    """(P,) each coordinate's mean without the f largest and f smallest (Yin et al., 2018)."""
     count, f = there.sum(), assumed(there, share)
     rank = jnp.arange(len(messages))
     kept = (rank >= f) & (rank < count - f)
@@ -58,7 +58,7 @@ def _squared_distances(messages, there):
 
 
 def krum_scores(messages: jax.Array, there: jax.Array, share: float) -> jax.Array:
-    """(n,) sum of the squared distances to the n - f - 2 nearest others (Blanchard et al., 2017)."""
+    """(n,) sum of squared distances to the n - f - 2 nearest others (Blanchard et al., 2017)."""
     count, f = there.sum(), assumed(there, share)
     found = _squared_distances(messages, there)
     found = jnp.where(jnp.eye(len(messages), dtype=bool), jnp.inf, found)

@@ -33,8 +33,8 @@ class MessageSpec:
       cohort: clients that are expected in a round: the denominator of private averages.
     """
 
-    privacy: PrivacyConfig = PrivacyConfig()
-    hostile: HostileConfig = HostileConfig()
+    privacy: PrivacyConfig = dataclasses.field(default_factory=PrivacyConfig)
+    hostile: HostileConfig = dataclasses.field(default_factory=HostileConfig)
     hostile_clients: tuple[int, ...] = ()
     late_dropout: float = 0.0
     cohort: int = 0

@@ -57,4 +57,4 @@ class Heads(struct.PyTreeNode):
     previous: PyTree | None
     has_trained: Array
     copy_embeddings: Array | None = None
-    unsent: Array | None = None
+    unsent: Any = None  # an array, or None

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import jax
 
 from fedfr_jax.algorithm.initialize import head_shapes
+from fedfr_jax.algorithm.messages import message_size
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import Config
 from fedfr_jax.data.types import FederatedSplit
@@ -93,7 +94,10 @@ def check_images(
     trained_on = activation_bytes(spec.backbone, config.fed.mirror) if divided else image
     # On a CPU every device has a copy in this memory.
     copies = schedule.devices if jax.default_backend() == "cpu" else 1
-    heads = jax.tree.leaves(head_shapes(spec, schedule.most_identities, config.population.previous))
+    public = len(split.public_identities)
+    heads = jax.tree.leaves(
+        head_shapes(spec, schedule.most_identities, config.population.previous, public)
+    )
     row = sum(math.prod(x.shape) * x.dtype.itemsize for x in heads)
     check_fits(
         {
@@ -103,10 +107,33 @@ def check_images(
             * image
             * int(split.clients.sizes.sum())
             * (kind == "resident" and not divided),
-            "population.cohort": 2 * schedule.devices * schedule.slots * row // schedule.processes,
+            "population.cohort": 2 * schedule.devices * schedule.slots * row // schedule.processes
+            + message_bytes(config, spec, schedule, public),
             "eval.batch_size": config.eval.batch_size * image,
         }
     )
+
+
+def message_bytes(
+    config: Config, spec: RoundSpec, schedule: Schedule, public_identities: int
+) -> int:
+    """Bytes of a round's stacked messages, and of one copy in the order of an aggregation rule."""
+    if not spec.stacks_messages:
+        return 0
+    number = 8 if config.model.dtype == "float64" else 4
+    clients = schedule.devices * schedule.slots
+    return 2 * number * clients * message_size(spec, public_identities)
+
+
+def say_messages(
+    config: Config, spec: RoundSpec, schedule: Schedule, public_identities: int
+) -> None:
+    """Says what it takes to hold the messages of all clients at once, where that is done."""
+    if size := message_bytes(config, spec, schedule, public_identities):
+        print(
+            f"messages: all differences of a round are held at once, {_gib(size)} for "
+            f"{schedule.devices * schedule.slots} clients with a copy"
+        )
 
 
 def _gib(size: float) -> str:
