@@ -64,6 +64,7 @@ setup(
             "jupytext>=1.16,<2",
             "pandas>=2.2,<4",
         ],
+        "privacy": ["dp-accounting>=0.6,<0.7"],  # epsilon of sampled clients
         "bench": ["torch>=2.5"],
     },
 )

@@ -145,7 +145,7 @@ def _library() -> Any:
     except ImportError as error:
         raise ConfigError(
             "privacy.noise_multiplier: epsilon of sampled clients needs the package "
-            "dp-accounting, which is not installed: pip install 'dp-accounting>=0.4.4,<0.7', or "
+            "dp-accounting, which is not installed: pip install 'dp-accounting>=0.6,<0.7', or "
             "pip install 'fedfr_jax[privacy]'"
         ) from error
     return dp_accounting
