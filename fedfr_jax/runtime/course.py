@@ -255,7 +255,7 @@ class Course:
         if fed.on_bad_update == "stop" and bad is not None:
             message_rows.refuse_bad(done, inputs.assigned, bad)
             bad = None
-        refuse_non_finite(done, inputs.assigned, metrics["loss"], *finite, quarantined=bad)
+        refuse_non_finite(done, inputs.assigned, metrics["loss"], finite[0], finite[1], bad)
         self.server = server
         due = stops or self._is_due(done)
         stays = following is inputs  # the same cohort again, see read_ahead()
