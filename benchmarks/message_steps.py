@@ -2,7 +2,7 @@
 
     python -m benchmarks.message_steps
 
-One warm round of FedAvg with a SphereNet-20 of random weights, with and without the steps, in turn;
+One warm round of FedAvg with a SphereNet-10 of random weights, with and without the steps, in turn;
 the median of the repeats. Only the ratio means something on a shared machine.
 """
 
@@ -41,8 +41,8 @@ def problem(clients: int, images: int, size: int):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--size", type=int, default=48)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     fed = FedConfig(
@@ -53,7 +53,7 @@ def main() -> None:
         public_data="off",
         aggregation="uniform",
     )
-    backbone = build(ModelConfig(widths=(16, 32, 64, 128)), arguments.size, "custom")
+    backbone = build(ModelConfig(depth=10, widths=(16, 32, 64, 128)), arguments.size, "custom")
     recipe = METHODS["fedavg"]
     plain = RoundSpec(backbone, fed, LossConfig(), recipe, recipe.options())
     steps = dataclasses.replace(
@@ -73,13 +73,12 @@ def main() -> None:
         server, heads = rounds.start(variables, jax.random.key(1))
         runs[name] = rounds, *rounds.step(server, heads, jax.random.key(2))[:2]
     for _ in range(arguments.repeats):
-        for name, (rounds, server, heads) in runs.items():
-            jax.block_until_ready((server, heads))
+        for name, (rounds, *state) in runs.items():
+            jax.block_until_ready(state)
             started = time.process_time()
-            server, heads, _ = rounds.step(server, heads, jax.random.key(2))
-            jax.block_until_ready((server, heads))
+            result = jax.block_until_ready(rounds.step(*state, jax.random.key(2)))
             seconds[name].append(time.process_time() - started)
-            runs[name] = rounds, server, heads
+            runs[name] = rounds, *result[:2]
     without, with_steps = (statistics.median(seconds[name]) for name in ("without", "with"))
     numbers = sum(x.size for x in jax.tree.leaves(variables))
     print(

@@ -147,7 +147,8 @@ def refuse_non_finite(
     """
     advice = (
         "Lower fed.lr, or another rate or decay of the optimizers, and continue with --resume: "
-        "the last checkpoint is from before this round"
+        "the last checkpoint is from before this round. fed.on_bad_update='quarantine' leaves such "
+        "clients out"
     )
     left_out = np.zeros(len(clients), bool) if quarantined is None else quarantined
     if left_out.any() and left_out[clients >= 0].all():

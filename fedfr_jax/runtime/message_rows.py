@@ -98,6 +98,6 @@ def refuse_bad(round_index: int, clients: np.ndarray, bad: np.ndarray) -> None:
         raise FloatingPointError(
             f"round {round_index}: the difference of client {named[0]} is not finite, or longer "
             f"than fed.quarantine_norm ({len(named)} such clients). Lower fed.lr, or set "
-            "fed.on_bad_update to 'quarantine' in a new run, and continue with --resume: the last "
-            "checkpoint is from before this round"
+            "fed.on_bad_update to 'quarantine', and continue with --resume: the last checkpoint is "
+            "from before this round"
         )

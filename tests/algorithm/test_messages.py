@@ -375,6 +375,10 @@ def test_a_bad_client_in_a_whole_round(lanes, devices, rule):
     before, server, heads, metrics, clients = after(spec, -1, lanes, devices)
     _, without, kept, _, others = after(spec, 2, lanes, devices)
     same(server, without)
+    if devices > 1:  # where clients are does not matter
+        alone = after(spec, -1, 1, 1)[1]
+        for a, b in zip(jax.tree.leaves(server), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
     assert by_client(metrics["quarantined"], clients) == {0: 0, 1: 0, 2: 1, 3: 0}
     assert np.abs(moved(spec, before, server)).max() > 1e-3
     where = {int(c): i for i, c in enumerate(clients) if c >= 0}

@@ -5,14 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 from quick import SETTINGS, compiled_once, quick  # noqa: F401
+from small import final_state
 
 from fedfr_jax.config import resolve
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.experiment import Experiment
 from fedfr_jax.population.sampling import drop_out, sample_cohorts
 from fedfr_jax.reporting.privacy_table import privacy_table
-from fedfr_jax.runtime import accounting, workdir
+from fedfr_jax.runtime import accounting, costs, workdir
 from fedfr_jax.runtime.accounting import Mechanism, gaussian_epsilon
+from fedfr_jax.runtime.simulation import make_spec
 from fedfr_jax.settings import PopulationConfig
 
 PRIVATE = {"clip_norm": 0.5, "noise_multiplier": 2.0}
@@ -82,9 +84,15 @@ def private(**changes):
     return quick(fed=fed, population={"cohort": 0}, privacy=PRIVATE | changes)
 
 
+def summary_costs(config):
+    """Bytes that a client sends."""
+    return sum(costs.communication(make_spec(config), 4, 2.0)["up"].values())
+
+
 @pytest.mark.usefixtures("compiled_once")
 def test_a_resumed_run_spends_the_same(tmp_path):
-    config = private(clip_quantile=0.5, clip_count_noise=2.0)
+    steps = {"clip_quantile": 0.5, "clip_count_noise": 2.0, "top_k": 0.5, "quantize_bits": 8}
+    config = private(**steps)
     with Experiment(config, tmp_path / "whole") as run:
         run.run()
         whole, bound = run.history, float(run.server.message["clip_norm"])
@@ -103,7 +111,14 @@ def test_a_resumed_run_spends_the_same(tmp_path):
     text = str(privacy_table(summary))
     assert f"{spent[-1]:.3g}" in text and "1e-05" in text and "client" in text
     assert privacy_table({"run": {}}) is None
-    other = private(noise_multiplier=3.0, clip_quantile=0.5, clip_count_noise=2.0)
+    first, second = (final_state(tmp_path / name, config) for name in ("whole", "parts"))
+    for a, b in zip(_leaves(first), _leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert first[2].unsent.any()  # what was held back is kept with the heads
+    up = summary_costs(config)
+    assert up == 8 / 32 * summary_costs(private())  # half, with positions, would be more
+    assert summary_costs(private(top_k=0.1)) == pytest.approx(0.2 * summary_costs(private()))
+    other = private(**steps | {"noise_multiplier": 3.0})
     with pytest.raises(Exception, match=r"privacy\.noise_multiplier"):
         Experiment(other, tmp_path / "parts", resume=True)
 
@@ -150,7 +165,8 @@ def test_noise_of_a_production_cohort_is_marked():
 def test_quarantined_clients_are_named_and_the_run_goes_on(tmp_path, capsys):
     def config(action, **hostile):
         return quick(
-            fed=SETTINGS["fed"] | {"on_bad_update": action},
+            fed=SETTINGS["fed"]
+            | {"on_bad_update": action, "aggregator": "median", "aggregation": "uniform"},
             population={"cohort": 0, "dropout": 0.3},
             hostile={"attack": "nan", **hostile},
         )
@@ -161,6 +177,8 @@ def test_quarantined_clients_are_named_and_the_run_goes_on(tmp_path, capsys):
         assert np.isfinite(
             np.concatenate([np.ravel(x) for x in _leaves(run.server.backbone)])
         ).all()
+    said = capsys.readouterr().out
+    assert "messages: all differences of a round are held at once" in said
     assert {c for row in rows for c in row["quarantined_clients"]} == {1}
     assert all(np.isfinite(row["loss"]) for row in rows)
     assert summary["hostile"]["clients"] == [1] and summary["quarantined"]["clients"] == [1]
