@@ -71,6 +71,7 @@ setup(
             "jupytext>=1.16,<2",
             "pandas>=2.2,<4",
         ],
+        "privacy": ["dp-accounting>=0.6,<0.7"],  # epsilon of sampled clients
         "bench": ["torch>=2.5"],
         "torch": ["torch>=2.6,<3"],  # .pth files; weights_only is safe from 2.6 on
         "export": ["flatbuffers>=24.3.25,<27"],  # files of jax.export

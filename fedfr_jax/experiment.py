@@ -264,9 +264,9 @@ class Experiment:
         return personal_models(self.sim, [self._store], self.server.backbone)
 
     def _run(self) -> dict[str, Any]:
-        return results.describe_run(self.config, self.folder.resolve().name, self.round) | (
-            self._figures | {"seconds": dict(self._seconds)} | results.notes(self.history)
-        )
+        run = results.describe_run(self.config, self.folder.resolve().name, self.round)
+        notes = results.notes(self.history, self.sim, self.round)
+        return run | self._figures | {"seconds": dict(self._seconds)} | notes
 
     def write_run(self) -> dict[str, Any]:
         """Writes a summary without results, to be filled in later; returns it."""

@@ -183,6 +183,18 @@ class FedConfig:
     server_momentum: float = 0.9  # of momentum; beta_1 of the others
     server_beta2: float = 0.99
     server_epsilon: float = 1e-3  # tau: the least scale of a step, and the start of v
+    # How the clients' differences become one; all but the first three need every client's
+    # difference in memory at once, and count every client alike. See docs/robustness.md.
+    # mean | norm_clip | centered_clip | median | trimmed_mean | krum | multi_krum |
+    # geometric_median
+    aggregator: str = "mean"
+    clip_radius: float = 0.0  # of norm_clip and centered_clip, an L2 norm
+    assumed_hostile: float = 0.2  # share that trimmed_mean, krum and multi_krum withstand
+    bucketing: int = 0  # average random groups of so many clients first; 0, 1 = no
+    # A difference is bad if it is not finite or, where quarantine_norm is set, longer than that.
+    # stop: the run ends with an error; quarantine: the round goes on without that client.
+    on_bad_update: str = "stop"
+    quarantine_norm: float = 0.0  # L2; 0 = any length
 
     @property
     def least_images(self) -> int:
@@ -195,11 +207,67 @@ class PopulationConfig:
     """Who of ``fed.num_clients`` clients takes part in a round, and how their state rests."""
 
     cohort: int = 0  # clients per round; 0 = all
-    sampling: str = "uniform"  # uniform | weighted (by training images) | schedule
+    # uniform: exactly so many | poisson: so many on average, each client independently of the
+    # others | weighted (by training images) | schedule
+    sampling: str = "uniform"
     schedule: str = ""  # file with the clients of every round, for sampling = schedule
     availability: str = ""  # .npy, bool (period, clients): who can take part in which round
     # The clients' previous backbones are stored in full precision, as bfloat16, or not at all.
     previous: str = "full"  # full | bfloat16 | off
+    # Shares of a round's clients that are lost: before they train, and after it, before their
+    # difference has arrived. Drawn anew in every round.
+    dropout: float = 0.0
+    late_dropout: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivacyConfig:
+    """What a client's difference passes before it is averaged, and what that proves.
+
+    See docs/privacy.md. Everything is off by default.
+    """
+
+    clip_norm: float = 0.0  # L2 bound of a client's difference; 0 = none
+    # The bound follows this quantile of the differences' norms (Andrew et al., NeurIPS 2021),
+    # and clip_norm is where it begins; 0 = it stays.
+    clip_quantile: float = 0.0
+    clip_lr: float = 0.2  # of its logarithm
+    clip_count_noise: float = 0.0  # std of the count of clients within it; 0 = clients / 20
+    # Central noise: std of the sum of the differences, in units of the bound.
+    noise_multiplier: float = 0.0
+    target_epsilon: float = 0.0  # finds the noise multiplier before the run; 0 = as set
+    delta: float = 1e-5
+    accountant: str = "pld"  # pld | rdp; where pld has no bound, rdp is used
+    # What population.sampling = uniform counts as: without_replacement, which it is; or poisson,
+    # an approximation that most papers make, and that gives a smaller epsilon.
+    sampling: str = "without_replacement"
+    production_cohort: int = 0  # the noise of an average over so many clients; 0 = of this run
+    local_noise: float = 0.0  # std that each client adds to its own difference, in bounds
+    top_k: float = 0.0  # share of the numbers that are sent, the largest; 0 = all
+    quantize_bits: int = 0  # of a number that is sent; 0 = as it is
+    secure_aggregation: bool = False  # the server sees only the sum of masked integers
+
+
+@dataclasses.dataclass(frozen=True)
+class HostileConfig:
+    """Simulated clients that try to spoil the model; see docs/robustness.md."""
+
+    fraction: float = 0.0  # share of the clients, drawn with ``seed``
+    clients: tuple[int, ...] = ()  # or these
+    attack: str = "sign_flip"  # one of ATTACKS
+    strength: float = 1.0
+    seed: int = 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there are any."""
+        return self.fraction > 0 or bool(self.clients)
+
+
+ATTACKS = ("label_flip", "sign_flip", "scale", "random", "nan", "alie", "inner_product")
+STACKED_ATTACKS = ("alie", "inner_product")  # they look at all honest differences
+AGGREGATORS = ("mean", "norm_clip", "centered_clip")  # these need no more than a running sum
+STACKED_AGGREGATORS = ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm.features import list_features, public_features, type_of, where_images_are
+from fedfr_jax.algorithm.messages import initial_memory, message_size
 from fedfr_jax.algorithm.server import server_optimizer, server_trained
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
@@ -51,7 +52,12 @@ def initial_server(
         backbone,
         public_embeddings,
         _optimizer_state(spec, backbone, public_embeddings),
+        _memory(spec, backbone, len(public_embeddings)),
     )
+
+
+def _memory(spec, backbone, public_identities):
+    return initial_memory(spec, message_size(spec, public_identities), type_of(backbone))
 
 
 def _optimizer_state(spec, backbone, public_embeddings):
@@ -121,9 +127,12 @@ def initial_heads(
         (device, cohort.replace(images=None, table_rows=None)),
         mesh=layout.mesh,
     )
+    slots = cohort.sizes.shape[0]
+    if spec.message.privacy.top_k:
+        size = message_size(spec, public.identities)
+        heads = heads.replace(unsent=jnp.zeros((slots, size), type_of(pretrained)))
     if previous == "off":
         return heads
-    slots = cohort.sizes.shape[0]
     return heads.replace(
         previous=jax.tree.map(
             lambda v: jnp.broadcast_to(
@@ -166,7 +175,9 @@ def fill_in_new(stored: Heads, known: jax.Array, initial: Heads) -> Heads:
     )
 
 
-def head_shapes(spec: RoundSpec, most_identities: int, previous: str) -> Heads:
+def head_shapes(
+    spec: RoundSpec, most_identities: int, previous: str, public_identities: int
+) -> Heads:
     """Shapes and types of one client's head, without a leading axis."""
     d, k = spec.backbone.embedding, most_identities
     array = jax.ShapeDtypeStruct
@@ -187,6 +198,11 @@ def head_shapes(spec: RoundSpec, most_identities: int, previous: str) -> Heads:
         previous=backbone,
         has_trained=array((), jnp.bool_),
         copy_embeddings=(array((k, d), dtype) if spec.recipe.copy_penalty is not None else None),
+        unsent=(
+            array((message_size(spec, public_identities),), dtype)
+            if spec.message.privacy.top_k
+            else None
+        ),
     )
 
 
@@ -201,4 +217,5 @@ def server_shapes(spec: RoundSpec, public_identities: int) -> ServerState:
         backbone,
         embeddings,
         jax.eval_shape(functools.partial(_optimizer_state, spec), backbone, embeddings),
+        jax.eval_shape(lambda: _memory(spec, backbone, public_identities)),
     )

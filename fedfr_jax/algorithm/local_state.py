@@ -176,6 +176,7 @@ def hand_back(
         binary_bias=trained.get("binary_bias", head.binary_bias),
         previous=previous,
         has_trained=jnp.array(True),
+        unsent=head.unsent,
     )
     means = {term: total / jnp.maximum(steps, 1) for term, total in state.losses.items()}
     metrics = means | dict(hard_negatives=client.kept_public.sum(), images=images, steps=steps)

@@ -21,20 +21,15 @@ import jax
 import jax.numpy as jnp
 
 from fedfr_jax import engine
-from fedfr_jax.algorithm import losses
+from fedfr_jax.algorithm import local_state, losses
+from fedfr_jax.algorithm.aggregate import combine
 from fedfr_jax.algorithm.directions import contrastive_directions
 from fedfr_jax.algorithm.features import Device, Shared, to_input, type_of, where_images_are
 from fedfr_jax.algorithm.gradient import gradient_in_parts
 from fedfr_jax.algorithm.hard_negatives import all_or_nothing, compare_with_public
-from fedfr_jax.algorithm.local_state import (
-    LocalState,
-    against_received,
-    hand_back,
-    initial_copy,
-    initial_state,
-    local_optimizer,
-    take_turns,
-)
+from fedfr_jax.algorithm.hostile import labels_of
+from fedfr_jax.algorithm.local_state import LocalState, hand_back, local_optimizer
+from fedfr_jax.algorithm.messages import protect
 from fedfr_jax.algorithm.pool import Batch, Client, make_pool
 from fedfr_jax.algorithm.server import embeddings_at_server, server_step
 from fedfr_jax.algorithm.spec import RoundSpec, epochs_of_round
@@ -64,13 +59,14 @@ def run_round(spec: RoundSpec, layout: Layout, server: ServerState, heads: Heads
     """
     shared, device = where_images_are(server, public, cohort, key)
     kept_public = hard_negatives(spec, layout, shared, device, cohort)
-    clients = Client(number=cohort.clients, rows=cohort.rows, labels=cohort.labels,
+    clients = Client(number=cohort.clients, rows=cohort.rows, labels=labels_of(spec, cohort),
                      size=cohort.sizes, identities=cohort.identities, kept_public=kept_public)
     steps = spec.steps(cohort.sizes + kept_public.sum(1))
     average, weight, heads, metrics = engine.for_each_client(
         functools.partial(local_update, spec, layout), shared, device, clients, heads,
         steps, cohort.clients >= 0, mesh=layout.mesh, lanes=layout.lanes)
     heads = embeddings_at_server(spec, heads, cohort)
+    server, average, weight, metrics = combine(spec, shared, cohort, average, weight, metrics)
     return server_average(spec, server, average, weight), heads, metrics
 
 
@@ -102,7 +98,7 @@ def local_update(spec: RoundSpec, layout: Layout, lane: engine.Lane, shared: Sha
     directions = contrastive_directions(spec, layout, lane, shared, head, pool, epochs)
 
     def train(start: LocalState, penalty) -> LocalState:
-        penalty = against_received(spec, server, penalty)
+        penalty = local_state.against_received(spec, server, penalty)
         def one_epoch(epoch, state):
             order, flips = pool.order(epoch), pool.flips(epoch)
             lr = fed.lr * jnp.where(epoch < decay_epoch, 1.0, fed.lr_decay)
@@ -114,16 +110,17 @@ def local_update(spec: RoundSpec, layout: Layout, lane: engine.Lane, shared: Sha
                               pool.weights_of(at, step), pool.present(step))
                 new = local_step(spec, state, batch, lr, is_own, head.has_trained,
                                  layout.gradient_batch, penalty)
-                return take_turns(spec, epoch, epochs, state, new)
+                return local_state.take_turns(spec, epoch, epochs, state, new)
 
             return lane.repeat(steps, one_step, state)
 
         return lane.repeat(epochs, one_epoch, start)
 
-    state, copy = train(initial_state(spec, server, head), spec.recipe.penalty), None
+    state, copy = train(local_state.initial_state(spec, server, head), spec.recipe.penalty), None
     if spec.recipe.copy_penalty is not None:
-        copy = train(initial_copy(spec, server, head), spec.recipe.copy_penalty)
-    return hand_back(spec, server, client, head, state, copy, pool.size, epochs * steps)
+        copy = train(local_state.initial_copy(spec, server, head), spec.recipe.copy_penalty)
+    results = hand_back(spec, server, client, head, state, copy, pool.size, epochs * steps)
+    return protect(spec, shared, client, head, *results)  # what leaves the client
 
 
 def local_step(spec: RoundSpec, state: LocalState, batch: Batch, lr, is_own, has_previous,
@@ -195,6 +192,6 @@ def server_average(spec: RoundSpec, server: ServerState, average: PyTree, weight
     backbone = jax.tree.map(lambda private, a, old: old if private else a,
                             spec.private(server.backbone), average["backbone"], server.backbone)
     backbone, public, state = server_step(spec.fed, server, backbone, average["public_embeddings"])
-    new = ServerState(server.round, backbone, public, state)
+    new = server.replace(backbone=backbone, public_embeddings=public, optimizer=state)
     new = jax.tree.map(lambda n, o: jnp.where(takes, n, o), new, server)
     return new.replace(round=server.round + 1)

@@ -10,9 +10,34 @@ import jax.numpy as jnp
 
 from fedfr_jax.methods import METHODS, Recipe, Terms
 from fedfr_jax.models import Backbone
-from fedfr_jax.settings import FedConfig, LossConfig
+from fedfr_jax.settings import (
+    STACKED_AGGREGATORS,
+    STACKED_ATTACKS,
+    FedConfig,
+    HostileConfig,
+    LossConfig,
+    PrivacyConfig,
+)
 
 PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class MessageSpec:
+    """What happens to a client's message on its way to the average; by default nothing.
+
+    Attributes:
+      privacy: the steps that a difference passes.
+      hostile: the attack; ``hostile_clients``: the numbers of those who carry it out, ascending.
+      late_dropout: share of the clients that are lost after training.
+      cohort: clients that are expected in a round: the denominator of private averages.
+    """
+
+    privacy: PrivacyConfig = dataclasses.field(default_factory=PrivacyConfig)
+    hostile: HostileConfig = dataclasses.field(default_factory=HostileConfig)
+    hostile_clients: tuple[int, ...] = ()
+    late_dropout: float = 0.0
+    cohort: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +50,7 @@ class RoundSpec:
       loss: identification; the other terms are the method's.
       recipe: where the method differs from federated averaging.
       options: of the recipe.
+      message: what a client's message passes.
     """
 
     backbone: Backbone
@@ -32,6 +58,7 @@ class RoundSpec:
     loss: LossConfig
     recipe: Recipe = METHODS["fedfr"]
     options: Any = dataclasses.field(default_factory=METHODS["fedfr"].options)
+    message: MessageSpec = MessageSpec()
 
     @property
     def terms(self) -> Terms:
@@ -58,6 +85,33 @@ class RoundSpec:
     @property
     def uses_binary(self) -> bool:
         return self.terms.binary_weight > 0
+
+    @property
+    def stacks_messages(self) -> bool:
+        """Whether all differences of a round are needed at once."""
+        attack = self.message.hostile.attack
+        return (
+            self.fed.aggregator in STACKED_AGGREGATORS
+            or self.fed.bucketing > 1
+            or self.message.privacy.secure_aggregation
+            or (bool(self.message.hostile_clients) and attack in STACKED_ATTACKS)
+        )
+
+    @property
+    def looks_at_messages(self) -> bool:
+        """Whether anything is done to messages but to average them."""
+        message, privacy = self.message, self.message.privacy
+        return (
+            self.stacks_messages
+            or self.fed.aggregator != "mean"
+            or self.fed.on_bad_update == "quarantine"
+            or self.fed.quarantine_norm > 0
+            or bool(message.hostile_clients)
+            or message.late_dropout > 0
+            or privacy.clip_norm > 0
+            or privacy.top_k > 0
+            or privacy.quantize_bits > 0
+        )
 
     def trained_features(self, variables: PyTree, inputs: jax.Array) -> tuple[jax.Array, PyTree]:
         """(features (B, d), new running statistics) of inputs in local training."""

@@ -23,12 +23,15 @@ class ServerState(struct.PyTreeNode):
       backbone: variables of the backbone, ``{"params", "batch_stats"}``.
       public_embeddings: (K_0, d) class embeddings of the public identities.
       optimizer: state of the server's optimizer; None for plain averaging.
+      message: what the treatment of messages remembers, see
+        :func:`fedfr_jax.algorithm.messages.initial_memory`; None where it remembers nothing.
     """
 
     round: Array
     backbone: PyTree
     public_embeddings: Array
     optimizer: PyTree | None = None
+    message: PyTree | None = None
 
 
 class Heads(struct.PyTreeNode):
@@ -44,6 +47,7 @@ class Heads(struct.PyTreeNode):
       has_trained: (C,) bool, False until ``previous`` is set.
       copy_embeddings: (C, K, d) class embeddings that go with a personal copy of the backbone,
         which is then what ``previous`` holds; None in methods without one.
+      unsent: (C, P) what ``privacy.top_k`` has held back so far; None without it.
     """
 
     class_embeddings: Array
@@ -53,3 +57,4 @@ class Heads(struct.PyTreeNode):
     previous: PyTree | None
     has_trained: Array
     copy_embeddings: Array | None = None
+    unsent: Any = None  # an array, or None

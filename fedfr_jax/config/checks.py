@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from fedfr_jax.config.message_checks import check_messages
 from fedfr_jax.config.whole import Config
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.methods import METHODS, Terms
-from fedfr_jax.settings import DEGRADATIONS
+from fedfr_jax.settings import AGGREGATORS, ATTACKS, DEGRADATIONS, STACKED_AGGREGATORS
 
 TRANSFORM_NAMES = ("linear", "bottleneck", "none")  # keys of algorithm.transforms.TRANSFORMS
 _CHOICES = {
@@ -22,8 +23,13 @@ _CHOICES = {
     "fed.class_embedding_init": ("mean_feature", "random"),
     "fed.aggregation": ("images", "uniform"),
     "fed.server_optimizer": ("average", "momentum", "adagrad", "yogi", "adam"),
+    "fed.aggregator": AGGREGATORS + STACKED_AGGREGATORS,
+    "fed.on_bad_update": ("stop", "quarantine"),
+    "hostile.attack": ATTACKS,
+    "privacy.accountant": ("pld", "rdp"),
+    "privacy.sampling": ("without_replacement", "poisson"),
     "data.images": ("auto", "resident", "stream", "render"),
-    "population.sampling": ("uniform", "weighted", "schedule"),
+    "population.sampling": ("uniform", "poisson", "weighted", "schedule"),
     "population.previous": ("full", "bfloat16", "off"),
     "engine.conv": ("auto", "grouped", "patches", "custom"),
 }
@@ -63,6 +69,15 @@ _NOT_NEGATIVE = (
     "fed.server_lr",
     "data.resident_gib",
     "population.cohort",
+    "fed.clip_radius",
+    "fed.quarantine_norm",
+    "hostile.strength",
+    "privacy.clip_norm",
+    "privacy.clip_lr",
+    "privacy.clip_count_noise",
+    "privacy.noise_multiplier",
+    "privacy.target_epsilon",
+    "privacy.local_noise",
     "eval.clients",
     "eval.examples",
     "engine.lanes",
@@ -110,6 +125,7 @@ def check(config: Config) -> None:
             raise ConfigError(f"{name} is {_get(config, name)}; it must not be negative")
     _check_ranges(config)
     _check_contradictions(config)
+    check_messages(config)
 
 
 def _check_ranges(config: Config) -> None:

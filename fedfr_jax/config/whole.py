@@ -15,10 +15,12 @@ from fedfr_jax.settings import (
     EngineConfig,
     EvalConfig,
     FedConfig,
+    HostileConfig,
     LossConfig,
     ModelConfig,
     PopulationConfig,
     PretrainConfig,
+    PrivacyConfig,
 )
 
 _FEW_CLIENTS = 64  # up to so many are evaluated between rounds unless eval.every says otherwise
@@ -60,6 +62,8 @@ class Config:
     fed: FedConfig = dataclasses.field(default_factory=FedConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     population: PopulationConfig = dataclasses.field(default_factory=PopulationConfig)
+    privacy: PrivacyConfig = dataclasses.field(default_factory=PrivacyConfig)
+    hostile: HostileConfig = dataclasses.field(default_factory=HostileConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)

@@ -226,8 +226,9 @@ def _open(folder: pathlib.Path, config: Config, files: contextlib.ExitStack) -> 
     parts = divide(build(config.model, config.data.image_size, "grouped"), config.fed.trainable)
     split = load_split(folder / SPLIT)
     clients = split.clients.union() if config.recipe.union else split.clients
-    heads = head_shapes(spec, int(clients.identity_counts.max()), config.population.previous)
-    server = server_shapes(spec, len(split.public_identities))
+    most, public = int(clients.identity_counts.max()), len(split.public_identities)
+    heads = head_shapes(spec, most, config.population.previous, public)
+    server = server_shapes(spec, public)
     checkpoints = files.enter_context(RoundCheckpoints(folder))
     if not checkpoints.rounds():
         raise InputError(

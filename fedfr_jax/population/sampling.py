@@ -19,6 +19,7 @@ from fedfr_jax.errors import InputError
 from fedfr_jax.settings import PopulationConfig
 
 _STREAM = 0xC0_40_27  # separates these random streams from others of the same seed
+_DROPOUT = 0xD2_0B
 
 
 def sample_cohorts(
@@ -33,9 +34,11 @@ def sample_cohorts(
 
     ``uniform`` draws without replacement. ``weighted`` draws one client after the other, each with
     probability proportional to its weight among those not yet drawn; clients of weight 0 never
-    take part. ``schedule`` reads a file, see :func:`read_schedule`, and starts over at its end;
-    ``cohort`` 0 then means the largest round of the file. If fewer clients than ``cohort`` can take
-    part, the rest of the round is -1; so are scheduled clients that are not available.
+    take part. ``poisson`` draws each client independently of the others, ``cohort`` of them on
+    average; rounds are then as wide as the largest. ``schedule`` reads a file, see
+    :func:`read_schedule`, and starts over at its end; ``cohort`` 0 then means the largest round of
+    the file. If fewer clients than ``cohort`` can take part, the rest of the round is -1; so are
+    scheduled clients that are not available.
 
     Args:
       population: number of clients.
@@ -59,19 +62,47 @@ def sample_cohorts(
     available = _read_availability(settings.availability, population)
     if settings.sampling == "schedule":
         return _scheduled(population, rounds, settings, available)
-    if settings.sampling not in {"uniform", "weighted"}:
+    if settings.sampling not in {"uniform", "poisson", "weighted"}:
         raise InputError(
-            f"population.sampling: {settings.sampling!r}; must be uniform, weighted or schedule"
+            f"population.sampling: {settings.sampling!r}; must be uniform, poisson, weighted "
+            "or schedule"
         )
     rates = _weights(weights, population) if settings.sampling == "weighted" else None
     size = settings.cohort or population
-    cohorts = np.full((rounds, size), -1, np.int64)
-    for r, row in enumerate(cohorts):
+    drawn = []
+    for r in range(rounds):
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM, r)))
         mask = None if available is None else available[r % len(available)]
-        drawn = np.sort(_draw(population, size, rates, mask, rng))
-        row[: len(drawn)] = drawn
+        count = size
+        if settings.sampling == "poisson":
+            # So many of those who can take part, and then any of them: the same distribution.
+            count = rng.binomial(population if mask is None else mask.sum(), size / population)
+        drawn.append(np.sort(_draw(population, count, rates, mask, rng)))
+    if settings.sampling == "poisson":
+        size = max(1, *map(len, drawn))
+    cohorts = np.full((rounds, size), -1, np.int64)
+    for row, ids in zip(cohorts, drawn, strict=True):
+        row[: len(ids)] = ids
     return cohorts
+
+
+def drop_out(cohorts: np.ndarray, share: float, *, seed: int) -> np.ndarray:
+    """(rounds, cohort) the cohorts without the clients that fail before they train.
+
+    Args:
+      cohorts: from :func:`sample_cohorts`.
+      share: probability that a client fails, anew in every round.
+      seed: whole number >= 0; more rounds do not change the first ones.
+    """
+    if not share:
+        return cohorts
+    left = np.full_like(cohorts, -1)
+    for r, (row, new) in enumerate(zip(cohorts, left, strict=True)):
+        ids = row[row >= 0]
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_DROPOUT, r)))
+        ids = ids[rng.random(len(ids)) >= share]
+        new[: len(ids)] = ids
+    return left
 
 
 def read_schedule(path: str | os.PathLike, population: int) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedfr_jax.data.types import Clients
 from fedfr_jax.population.feed import CohortRows, cohort_rows, needed_capacity
-from fedfr_jax.population.sampling import assign, needed_slots, sample_cohorts
+from fedfr_jax.population.sampling import assign, drop_out, needed_slots, sample_cohorts
 from fedfr_jax.settings import PopulationConfig
 
 _SEED_PURPOSE = 4  # of the cohorts' random stream
@@ -29,6 +29,7 @@ class Schedule:
       devices: of all processes; ``processes``.
       slots: clients per device, ``capacity``: training images per device.
       most_images, most_identities: of a client of the population.
+      dropped: (rounds,) clients that were drawn and failed before they trained.
     """
 
     cohorts: np.ndarray
@@ -39,6 +40,7 @@ class Schedule:
     capacity: int
     most_images: int
     most_identities: int
+    dropped: np.ndarray
 
     def assigned(self, round_index: int) -> np.ndarray:
         """(devices * slots,) client in each slot, -1 = empty."""
@@ -87,6 +89,8 @@ def make_schedule(
         seed=seed * 1000 + _SEED_PURPOSE,
         weights=clients.sizes,
     )
+    drawn = cohorts
+    cohorts = drop_out(drawn, settings.dropout, seed=seed * 1000 + _SEED_PURPOSE)
     slots = needed_slots(cohorts, devices, processes)
     # Equal rounds (all clients take part) are processed only once.
     different = np.unique(cohorts, axis=0)
@@ -102,4 +106,5 @@ def make_schedule(
         max(1, capacity),
         int(clients.sizes.max()),
         int(clients.identity_counts.max()),
+        (drawn >= 0).sum(1) - (cohorts >= 0).sum(1),
     )

@@ -59,7 +59,7 @@ def evaluate(folder: str | pathlib.Path, **changed: Any) -> dict[str, Any]:
                     folder / workdir.SUMMARY,
                     error,
                 )
-        run |= notes(workdir.read_metrics(folder))
+        run |= notes(workdir.read_metrics(folder), sim, run["rounds"])
         writer = files.enter_context(workdir.RunWriter(folder))
         return write_results(
             sim,

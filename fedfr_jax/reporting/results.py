@@ -24,7 +24,7 @@ from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.reporting import tables
 from fedfr_jax.reporting.headline import headline
 from fedfr_jax.reporting.result_table import render
-from fedfr_jax.runtime import costs, workdir
+from fedfr_jax.runtime import accounting, costs, message_rows, workdir
 from fedfr_jax.runtime.activations import remembered
 from fedfr_jax.runtime.embedding import make_embed, make_transform
 from fedfr_jax.runtime.progress import track
@@ -176,11 +176,14 @@ def describe_run(config: Config, name: str, rounds_done: int) -> dict[str, Any]:
     }
 
 
-def notes(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def notes(
+    rows: list[dict[str, Any]], sim: Simulation | None = None, done: int = 0
+) -> dict[str, Any]:
     """What a run's rows tell beside its results, for the summary.
 
     Args:
       rows: of ``metrics.jsonl``.
+      sim: the simulation, for :func:`about_messages`; done: rounds done.
 
     Returns:
       ``changes``: per change of settings when the run was resumed the ``round`` after which it
@@ -193,7 +196,29 @@ def notes(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if row.get("kind") == "change"
     ]
     text = first_remark(rows)
-    return {"changes": changed} | ({"remark": text} if text else {})
+    about = {} if sim is None else about_messages(sim, done, rows)
+    return {"changes": changed} | ({"remark": text} if text else {}) | about
+
+
+def about_messages(sim: Simulation, done: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Privacy, hostile and lost clients of a run, for the summary; {} where there are none.
+
+    Args:
+      done: rounds done.
+      rows: of ``metrics.jsonl``.
+    """
+    found: dict[str, Any] = {}
+    if privacy := accounting.describe(sim.config, sim.schedule, done):
+        found["privacy"] = privacy
+    if sim.config.fed.aggregator != "mean":
+        found["aggregator"] = sim.config.fed.aggregator
+    if sim.spec.message.hostile_clients:
+        found["hostile"] = {
+            "attack": sim.config.hostile.attack,
+            "strength": sim.config.hostile.strength,
+            "clients": list(sim.spec.message.hostile_clients),
+        }
+    return found | message_rows.in_all(rows)
 
 
 def describe_costs(sim: Simulation, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR, HEADLINE_MODELS
+from fedfr_jax.reporting.privacy_table import privacy_table
 from fedfr_jax.reporting.result_table import MARK, NONE, Cell, ResultTable
 
 _UNRESOLVED = (
@@ -231,7 +232,7 @@ def closing_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
             unresolved = _UNRESOLVED_PAIRS if key == "identification_pair" else _UNRESOLVED
             said = (_RULES[key], *notes)
             tables.append(_table(title, personal[title], names, said, unresolved))
-    more = (fairness_table(summary), cost_table(summary))
+    more = (fairness_table(summary), cost_table(summary), privacy_table(summary))
     return tables + [table for table in more if table is not None]
 
 

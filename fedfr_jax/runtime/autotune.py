@@ -213,7 +213,7 @@ def _program(config: Config, candidate: Candidate, mesh):
     spec = RoundSpec(backbone, fed, LossConfig())
     classes = 64  # realistic, but too few to affect the time
     identities = config.data.split.identities_per_client[1]
-    head = head_shapes(spec, identities, "off").replace(previous=None)
+    head = head_shapes(spec, identities, "off", 0).replace(previous=None)
     head = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), head)
     server = ServerState(
         jnp.int32(0),

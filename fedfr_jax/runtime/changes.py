@@ -22,6 +22,8 @@ MAY_CHANGE = (
     "fed.server_momentum",
     "fed.server_beta2",
     "fed.server_epsilon",
+    "fed.on_bad_update",
+    "fed.quarantine_norm",
     "eval.",
     "engine.",
     "checkpoint.",

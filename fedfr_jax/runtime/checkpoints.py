@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PyTree = Any
 FOLDER = "checkpoints"
 _SET_ASIDE = "set-aside"
+_LATER = ("message",)  # of ServerState
 _CHECK = "sha256"  # beside the tree, so that Orbax writes it in the same transaction
 
 
@@ -70,7 +71,7 @@ class RoundCheckpoints:
             options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         if round_index not in self._manager.all_steps():
-            tree = serialization.to_state_dict(jax.device_get(state))
+            tree = _state_dict(jax.device_get(state))
             self._manager.save(
                 round_index,
                 args=_orbax().args.StandardSave({"tree": tree, _CHECK: _digest(tree, round_index)}),
@@ -153,7 +154,7 @@ def _orbax() -> Any:
 
 def save_pytree(folder, tree: PyTree) -> None:
     """Writes one pytree into a folder, replacing what was there."""
-    tree = serialization.to_state_dict(jax.device_get(tree))
+    tree = _state_dict(jax.device_get(tree))
     with _orbax().StandardCheckpointer() as checkpointer:
         checkpointer.save(
             pathlib.Path(folder).absolute(), {"tree": tree, _CHECK: _digest(tree)}, force=True
@@ -179,7 +180,18 @@ def load_pytree(folder, example: PyTree) -> PyTree:
 
 def digest_of(tree: PyTree) -> str:
     """SHA-256 of a pytree's content, as text."""
-    return _digest(serialization.to_state_dict(jax.device_get(tree))).tobytes().hex()
+    return _digest(_state_dict(jax.device_get(tree))).tobytes().hex()
+
+
+def _state_dict(tree: PyTree) -> PyTree:
+    """Nested dicts of arrays, without later parts of a state that it does not have.
+
+    Where these are None, checkpoints from before they existed fit.
+    """
+    found = serialization.to_state_dict(tree)
+    if not isinstance(found, dict):
+        return found
+    return {key: value for key, value in found.items() if key not in _LATER or value is not None}
 
 
 def _digest(tree: PyTree, round_index: int | None = None) -> np.ndarray:
@@ -194,7 +206,7 @@ def _digest(tree: PyTree, round_index: int | None = None) -> np.ndarray:
 
 def _restored(example: PyTree, folder: pathlib.Path, round_index: int | None = None) -> PyTree:
     ocp = _orbax()
-    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, serialization.to_state_dict(example))
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, _state_dict(example))
     like = {"tree": like, _CHECK: jax.ShapeDtypeStruct((32,), np.uint8)}
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -206,7 +218,12 @@ def _restored(example: PyTree, folder: pathlib.Path, round_index: int | None = N
         ) from error
     if not np.array_equal(_digest(found["tree"], round_index), found[_CHECK]):
         raise DamagedError(f"{folder} is damaged: its content does not match its checksum")
-    return serialization.from_state_dict(example, found["tree"])
+    later = {
+        key: None
+        for key in _LATER
+        if isinstance(found["tree"], dict) and hasattr(example, key) and key not in found["tree"]
+    }
+    return serialization.from_state_dict(example, found["tree"] | later if later else found["tree"])
 
 
 def _first_line(error: Exception) -> str:

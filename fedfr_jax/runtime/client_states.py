@@ -92,7 +92,12 @@ def saved_stores(example: PyTree, population: int, workdir: str | pathlib.Path) 
 
 
 def _shapes(sim: Simulation) -> PyTree:
-    return head_shapes(sim.spec, sim.schedule.most_identities, sim.config.population.previous)
+    return head_shapes(
+        sim.spec,
+        sim.schedule.most_identities,
+        sim.config.population.previous,
+        sim.public.identities,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fedfr_jax.config import Config
 from fedfr_jax.engine.flops import multiply_adds
 from fedfr_jax.models import build
 from fedfr_jax.models.parts import ALL, trained_part
+from fedfr_jax.settings import PrivacyConfig
 
 PyTree = Any
 
@@ -29,7 +30,8 @@ def communication(
 ) -> dict[str, dict[str, float]]:
     """Bytes that a client receives and sends in a round, by content; mean over rounds.
 
-    Counted as float32 tensors, without compression. Public images, which are the same for all
+    Counted as float32 tensors, sent ones as ``privacy.top_k`` (with a position of 32 bits for each
+    number) and ``privacy.quantize_bits`` make them. Public images, which are the same for all
     clients and never change, are not counted.
 
     Args:
@@ -63,7 +65,14 @@ def communication(
         if averages is None
         else float(np.mean([bool(averages(spec.options, r, rounds)) for r in range(rounds)]))
     )
-    return {"down": parts, "up": {what: taken * size for what, size in parts.items()}}
+    share = taken * _sent_share(spec.message.privacy)
+    return {"down": parts, "up": {what: share * size for what, size in parts.items()}}
+
+
+def _sent_share(privacy: PrivacyConfig) -> float:
+    """Bits sent per bit of a float32 message."""
+    bits = privacy.quantize_bits or 32
+    return min(privacy.top_k * (bits + 32), bits) / 32 if privacy.top_k else bits / 32
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from fedfr_jax.algorithm.local_state import LOSS_TERMS
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.population.cohort_data import CohortData
 from fedfr_jax.population.store import RowStore
-from fedfr_jax.runtime import costs, workdir
+from fedfr_jax.runtime import costs, message_rows, workdir
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
 from fedfr_jax.runtime.client_states import ClientStates
 from fedfr_jax.runtime.remarks import remark
@@ -80,14 +80,18 @@ def round_row(
     config, public = sim.config, len(sim.split.public_images)
     present = clients >= 0
     clients, metrics = clients[present], {k: v[present] for k, v in metrics.items()}
-    row = {
+    about = message_rows.about_messages(sim, round_index, clients, metrics)
+    good = message_rows.trained_well(metrics)
+    metrics = {k: v[good] for k, v in metrics.items()}
+    row: dict[str, Any] = {
         "kind": "round",
         "round": round_index,
         "clients": len(clients),
         "public_images": public,
         "seconds": seconds,
+        **about,
     }
-    if not len(clients):
+    if not len(clients) or not good.any():
         return row | {"images": 0, "images_per_second": 0.0}
     hard = metrics["hard_negatives"]
     threshold = (
@@ -128,21 +132,31 @@ def refuse_non_finite(
     loss: np.ndarray,
     server_is_finite: np.ndarray,
     slots_are_finite: np.ndarray,
+    quarantined: np.ndarray | None = None,
 ) -> None:
     """Raises an error if a loss, a client's state or the averaged model is not finite.
 
     Args:
       clients: (C,) numbers of the clients, -1 for an empty slot; loss: (C,) of each.
       server_is_finite, slots_are_finite: from :func:`compile_finite`.
+      quarantined: (C,) bool, clients that are left out of the average: their loss may be
+        anything, but not all clients of a round may be such.
 
     Raises:
       FloatingPointError: one of them is not finite.
     """
     advice = (
         "Lower fed.lr, or another rate or decay of the optimizers, and continue with --resume: "
-        "the last checkpoint is from before this round"
+        "the last checkpoint is from before this round. fed.on_bad_update='quarantine' leaves such "
+        "clients out"
     )
-    for what, good in (("loss", np.isfinite(loss)), ("state", slots_are_finite)):
+    left_out = np.zeros(len(clients), bool) if quarantined is None else quarantined
+    if left_out.any() and left_out[clients >= 0].all():
+        raise FloatingPointError(
+            f"round {round_index}: the difference of every client is quarantined (not finite, or "
+            f"longer than fed.quarantine_norm). {advice}"
+        )
+    for what, good in (("loss", np.isfinite(loss) | left_out), ("state", slots_are_finite)):
         bad = clients[(clients >= 0) & ~good]
         if len(bad):
             raise FloatingPointError(
@@ -238,7 +252,11 @@ class Course:
         Raises:
           FloatingPointError: a result is not finite; the run must not continue.
         """
-        refuse_non_finite(done, inputs.assigned, metrics["loss"], *finite)
+        fed, bad = self._run.sim.config.fed, metrics.get("quarantined")
+        if fed.on_bad_update == "stop" and bad is not None:
+            message_rows.refuse_bad(done, inputs.assigned, bad)
+            bad = None
+        refuse_non_finite(done, inputs.assigned, metrics["loss"], finite[0], finite[1], bad)
         self.server = server
         due = stops or self._is_due(done)
         stays = following is inputs  # the same cohort again, see read_ahead()

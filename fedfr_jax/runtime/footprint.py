@@ -112,8 +112,8 @@ def units_of(
     divided = is_divided(config.model, config.data.image_size, config.fed.trainable)
     network = build(config.model, config.data.image_size, "grouped")
     server = server_shapes(spec, public_identities)
-    head = head_shapes(spec, most_identities, config.population.previous)
-    full = head_shapes(spec, most_identities, "full")
+    head = head_shapes(spec, most_identities, config.population.previous, public_identities)
+    full = head_shapes(spec, most_identities, "full", public_identities)
     state = jax.eval_shape(lambda s, h: initial_state(spec, s, h), server, full)
     return Units(
         image=image,

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from fedfr_jax.algorithm.messages import message_size
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import Config
 from fedfr_jax.data.types import FederatedSplit
@@ -116,7 +117,31 @@ def check_images(
                 size = part.host + local * part.device
                 sizes[part.setting] = sizes.get(part.setting, 0.0) + size
         by_phase.append(sizes)
-    check_fits(max(by_phase, key=lambda sizes: sum(sizes.values())))
+    largest = max(by_phase, key=lambda sizes: sum(sizes.values()))
+    messages = message_bytes(config, spec, schedule, len(split.public_identities))
+    check_fits(largest | {"fed.aggregator": messages})
+
+
+def message_bytes(
+    config: Config, spec: RoundSpec, schedule: Schedule, public_identities: int
+) -> int:
+    """Bytes of a round's stacked messages, and of one copy in the order of an aggregation rule."""
+    if not spec.stacks_messages:
+        return 0
+    number = 8 if config.model.dtype == "float64" else 4
+    clients = schedule.devices * schedule.slots
+    return 2 * number * clients * message_size(spec, public_identities)
+
+
+def say_messages(
+    config: Config, spec: RoundSpec, schedule: Schedule, public_identities: int
+) -> None:
+    """Says what it takes to hold the messages of all clients at once, where that is done."""
+    if size := message_bytes(config, spec, schedule, public_identities):
+        print(
+            f"messages: all differences of a round are held at once, {_gib(size)} for "
+            f"{schedule.devices * schedule.slots} clients with a copy"
+        )
 
 
 def _gib(size: float) -> str:

@@ -22,7 +22,7 @@ from fedfr_jax.engine.compilations import compilations
 from fedfr_jax.errors import InputError
 from fedfr_jax.models.weight_file import read_weight_file
 from fedfr_jax.models.weights import assumptions, weights_of
-from fedfr_jax.runtime import interrupts, workdir
+from fedfr_jax.runtime import accounting, interrupts, message_rows, workdir
 from fedfr_jax.runtime.checkpoints import load_pytree, save_pytree
 from fedfr_jax.runtime.course import Course, Programs, RoundInputs, Run, compile_finite
 from fedfr_jax.runtime.pretrained import folder_of_weights, saved_classifier
@@ -226,7 +226,8 @@ def run_rounds(
                 rows, inputs = _one_round(sim, programs, courses, keys, r, r + 1 < last, inputs)
                 compiled["first round" if r == first else "later rounds"] += compilations() - before
                 loss = {"loss": rows[0]["loss"]} if "loss" in rows[0] else {}
-                bar.update(1, images=sum(row["images"] for row in rows), **loss)
+                about = loss | message_rows.shown(rows[0])
+                bar.update(1, images=sum(row["images"] for row in rows), **about)
             finished = [course.finish(compiled) for course in courses]
             interrupts.release()
             return finished
@@ -263,6 +264,7 @@ def _one_round(
     if all([course.save() for course in courses]):
         interrupts.release()
     following = read_ahead(sim, r + 1, inputs) if goes_on else None
+    accounting.spent(sim.config, sim.schedule, r + 1)  # takes a while, and is remembered
     for course in courses:
         course.read_ahead(inputs, following)
     _wait([result[2:] for result in results])

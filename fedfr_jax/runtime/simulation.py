@@ -18,9 +18,10 @@ from jax.sharding import PartitionSpec as P
 
 from fedfr_jax import data as data_sources
 from fedfr_jax import engine
+from fedfr_jax.algorithm.hostile import hostile_clients
 from fedfr_jax.algorithm.initialize import fill_in_new, initial_heads
 from fedfr_jax.algorithm.plain import compile_round, round_function
-from fedfr_jax.algorithm.spec import RoundSpec
+from fedfr_jax.algorithm.spec import MessageSpec, RoundSpec
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config
 from fedfr_jax.data.attributes import features_of
@@ -37,7 +38,7 @@ from fedfr_jax.models.parts import Parts, divide, trained_part
 from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.population.images import ClientImages, choose_kind, open_client_images
 from fedfr_jax.population.schedule import Schedule, make_schedule
-from fedfr_jax.runtime import memory
+from fedfr_jax.runtime import accounting, memory
 from fedfr_jax.runtime.autotune import settle
 from fedfr_jax.runtime.compilation_cache import use_compilation_cache
 from fedfr_jax.runtime.layouts import cohort_size, most_lanes
@@ -113,7 +114,14 @@ def spec_of(config: Config, backbone: Backbone) -> RoundSpec:
     Raises:
       InputError: the method needs something that the network does not have.
     """
-    spec = RoundSpec(backbone, config.fed, config.loss, config.recipe, config.options)
+    message = MessageSpec(
+        config.privacy,
+        config.hostile,
+        hostile_clients(config.hostile, config.fed.num_clients),
+        config.population.late_dropout,
+        config.population.cohort or config.fed.num_clients,
+    )
+    spec = RoundSpec(backbone, config.fed, config.loss, config.recipe, config.options, message)
     variables = jax.eval_shape(backbone.init, jax.random.key(0))
     spec.private(variables)
     _check_turns(spec)
@@ -193,11 +201,14 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     schedule = make_schedule(
         config.population, config.rounds, config.seed, clients, layout.mesh.size
     )
+    config = accounting.settled(config, schedule)
+    accounting.spent(config, schedule, 1)  # fails now where a package is missing
     spec = make_spec(config)
     network = build(config.model, config.data.image_size, default_strategy())
     parts = divide(network, config.fed.trainable)
     kind = choose_kind(config.data, source, split.clients)
     memory.check_images(config, source.labels, split, kind, schedule, spec)
+    memory.say_messages(config, spec, schedule, len(split.public_identities))
     with track("reading images", None, "", keep=False):
         public, client_images, held_out = _read_images(config, source, split, layout, parts)
     return Simulation(
@@ -290,7 +301,7 @@ def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:
             one(servers[0], heads[0], public, cohort, keys[0])
         ]
     one_round, shardings = round_function(sim.spec, sim.layout)
-    stacked = ServerState(round=None, backbone=0, public_embeddings=0, optimizer=0)
+    stacked = ServerState(round=None, backbone=0, public_embeddings=0, optimizer=0, message=0)
     each = jax.vmap(one_round, in_axes=(stacked, 0, None, None, 0), out_axes=(stacked, 0, 0))
 
     def run(servers, heads, public, cohort, keys):

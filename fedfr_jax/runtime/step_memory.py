@@ -84,7 +84,7 @@ def _local_step(config: Config, spec: RoundSpec, public_identities: int, most: i
     """(one client's step, shapes of its arguments)."""
     batch, inputs = config.fed.batch_size, _inputs(config, spec)
     server = server_shapes(spec, public_identities)
-    head = head_shapes(spec, most, config.population.previous)
+    head = head_shapes(spec, most, config.population.previous, public_identities)
     state = jax.eval_shape(lambda s, h: initial_state(spec, s, h), server, head)
     dtype = head.class_embeddings.dtype
     array: Any = jax.ShapeDtypeStruct
