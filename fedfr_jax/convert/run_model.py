@@ -5,25 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
-from fedfr_jax.algorithm.initialize import server_shapes
+from fedfr_jax.algorithm.initialize import head_shapes, server_shapes
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import Config, resolve
 from fedfr_jax.convert.head import Head
 from fedfr_jax.data.split_file import load_split
-from fedfr_jax.data.types import Clients
 from fedfr_jax.errors import InputError
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.models.parts import divide
 from fedfr_jax.runtime import fingerprints, workdir
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree, newest_whole
-from fedfr_jax.runtime.client_states import head_of, open_stores
-from fedfr_jax.runtime.simulation import Simulation, make_spec
+from fedfr_jax.runtime.client_states import head_of, saved_stores
+from fedfr_jax.runtime.simulation import make_spec
 
 PyTree = Any
 
@@ -96,9 +95,9 @@ def _newest(
         stores = []
         if client is not None:
             _check_client(config, client, len(split.clients))
-            # Only sizes are needed here, not the data.
-            sizes = _Sizes(spec, _Population.of(split.clients), config)
-            opened = open_stores(cast(Simulation, sizes), folder)
+            most, public = int(split.clients.identity_counts.max()), len(split.public_identities)
+            heads = head_shapes(spec, most, config.population.previous, public)
+            opened = saved_stores(heads, len(split.clients), folder)
             stores = [files.enter_context(store) for store in opened]
 
         def check(round_index: int) -> None:
@@ -142,22 +141,3 @@ def _own(
         return variables, None
     weight, bias = (row[f"binary_{name}"][:identities] for name in ("weight", "bias"))
     return variables, Head(kind, row["transform"], weight, bias)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Population:
-    clients: Clients
-    most_identities: int
-
-    @classmethod
-    def of(cls, clients: Clients) -> _Population:
-        return cls(clients, int(clients.identity_counts.max()))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sizes:
-    """The part of a simulation that the clients' files depend on."""
-
-    spec: RoundSpec
-    schedule: _Population
-    config: Config
