@@ -33,6 +33,7 @@ from fedfr_jax.algorithm import losses
 from fedfr_jax.engine import flops
 from fedfr_jax.models import build as build_model
 from fedfr_jax.models import from_torch, to_torch
+from fedfr_jax.models.preprocessing import Preprocessing
 from fedfr_jax.settings import ModelConfig
 
 CONTRASTIVE, TEMPERATURE, BINARY, BALANCE, BINARY_SCALE = 5.0, 0.5, 10.0, 0.7, 30.0
@@ -44,10 +45,9 @@ def backbone_of(case: Case, dtype: str = "float32", conv: str = "grouped"):
     chosen = dict(depth=case.depth, widths=case.widths) if case.model == "spherenet" else {}
     config = ModelConfig(name=case.model, embedding=case.embedding, dtype=dtype, **chosen)
     backbone = build_model(config, case.size, conv)
-    # Images here have our scale; the published factor would change the SGD steps.
-    return dataclasses.replace(
-        backbone, published=dataclasses.replace(backbone.published, input_scale=1.0)
-    )
+    # Images here have our scale; the published one would change the SGD steps.
+    ours = dataclasses.replace(backbone.published, preprocessing=Preprocessing())
+    return dataclasses.replace(backbone, published=ours)
 
 
 def variables_of(case: Case, arrays):

@@ -253,7 +253,7 @@ import numpy as np
 sys.path.insert(0, {tests!r})
 from test_forecast import big, source_of
 from fedfr_jax.experiment import Experiment
-from fedfr_jax.runtime.simulation import use_cpu_devices
+from fedfr_jax.engine.devices import use_cpu_devices
 config, counts = big({public})
 use_cpu_devices(2)
 def read(numbers):
