@@ -101,6 +101,7 @@ def test_mobilefacenet_with_batch_norm_is_the_same_in_pytorch(tmp_path):
         arrays,
         after_one_round(torch_fedfr.build(case, arrays, threads=1)),
         after_one_round(ours.build(case, arrays)),
+        tolerance=2e-3,  # 8 images: batch norm makes more of differences in rounding
     )
 
 

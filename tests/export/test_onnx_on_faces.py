@@ -1,4 +1,9 @@
-"""A published MobileFaceNet as ONNX, on real faces."""
+"""A published MobileFaceNet as ONNX, on real faces.
+
+On a tenth of the pairs; with FEDFR_ALL_PAIRS=1 on all of them, which takes some ten minutes.
+"""
+
+import os
 
 import numpy as np
 import pytest
@@ -34,8 +39,11 @@ def test_onnx_has_the_published_accuracy_on_lfw():
         return unit * norms[:, None]
 
     pairs = read_bin(PAIRS, 112)
+    step = 1 if os.environ.get("FEDFR_ALL_PAIRS") else 10  # each fold keeps some of its pairs
+    some = np.arange(0, len(pairs.is_same), step)
+    images = pairs.images[np.stack([2 * some, 2 * some + 1], axis=1).reshape(-1)]
     result = evaluate_pairs(
-        embed_with_mirror(features, pairs.images, BATCH), pairs.is_same, (1e-3,)
+        embed_with_mirror(features, images, BATCH), pairs.is_same[some], (1e-3,)
     )
     print(f"accuracy {result.accuracy:.4f} +- {result.accuracy_std:.4f}")
-    assert abs(result.accuracy - 0.9945) <= 0.0005
+    assert abs(result.accuracy - 0.9945) <= (0.0005 if step == 1 else 0.01)
