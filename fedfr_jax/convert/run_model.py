@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from fedfr_jax.algorithm.initialize import head_shapes, server_shapes
 from fedfr_jax.algorithm.spec import RoundSpec
@@ -20,8 +19,9 @@ from fedfr_jax.errors import InputError
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.models.parts import divide
 from fedfr_jax.runtime import fingerprints, workdir
-from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree, newest_whole
+from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree
 from fedfr_jax.runtime.client_states import head_of, saved_stores
+from fedfr_jax.runtime.resuming import state_to_read
 from fedfr_jax.runtime.simulation import make_spec
 
 PyTree = Any
@@ -99,21 +99,13 @@ def _newest(
             heads = head_shapes(spec, most, config.population.previous, public)
             opened = saved_stores(heads, len(split.clients), folder)
             stores = [files.enter_context(store) for store in opened]
-
-        def check(round_index: int) -> None:
-            for store in stores:
-                store.check(round_index)
-
         example = server_shapes(spec, len(split.public_identities))
-        found = newest_whole(checkpoints, example, check)
+        found = state_to_read(checkpoints, example, stores)
         assert found is not None  # there are checkpoints
-        rounds, server, damaged = found
-        for number, reason in damaged.items():
-            logging.warning("the checkpoint of round %d is not used: %s", number, reason)
+        rounds, server = found
         if client is None:
             return rounds, server.backbone, None
         store = stores[client % len(stores)]
-        store.rewind(rounds)
         try:
             row = head_of(store, client)
         except KeyError as error:

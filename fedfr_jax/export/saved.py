@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 import fedfr_jax
 from fedfr_jax.algorithm.initialize import head_shapes, server_shapes
@@ -25,11 +24,11 @@ from fedfr_jax.export.network import TRANSFORM, Architecture, on_host
 from fedfr_jax.models import build
 from fedfr_jax.models.parts import Parts, divide
 from fedfr_jax.runtime import workdir
-from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree, newest_whole, saved_rounds
+from fedfr_jax.runtime.checkpoints import RoundCheckpoints, load_pytree, saved_rounds
 from fedfr_jax.runtime.client_states import models_of, saved_stores
 from fedfr_jax.runtime.fingerprints import SPLIT
 from fedfr_jax.runtime.json_file import json_text
-from fedfr_jax.runtime.resuming import check_pretrained
+from fedfr_jax.runtime.resuming import check_pretrained, state_to_read
 from fedfr_jax.runtime.simulation import make_spec
 
 PyTree = Any
@@ -236,19 +235,10 @@ def _open(folder: pathlib.Path, config: Config, files: contextlib.ExitStack) -> 
             "train with --resume"
         )
     stores = [files.enter_context(s) for s in saved_stores(heads, len(clients), folder)]
-
-    def check(round_index: int) -> None:
-        for store in stores:
-            store.check(round_index)
-
-    found = newest_whole(checkpoints, server, check)
+    found = state_to_read(checkpoints, server, stores)
     if found is None:
         raise InputError(f"{folder} holds no checkpoint; train with --resume")
-    round_index, state, damaged = found
-    for newer, wrong in damaged.items():
-        logging.warning("the checkpoint of round %d cannot be used: %s", newer, wrong)
-    for store in stores:
-        store.rewind(round_index)
+    round_index, state = found
     return SavedRun(
         folder,
         config,

@@ -27,10 +27,10 @@ from fedfr_jax.identify.report import (
 )
 from fedfr_jax.identify.thresholds import Thresholds
 from fedfr_jax.protocols import model_arguments
-from fedfr_jax.protocols.output import make_folder
 from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime.command_line import run_parsed
 from fedfr_jax.runtime.json_file import write_json
+from fedfr_jax.runtime.workdir import make_folder
 
 FAR = 1e-3
 _ABOUT = """Enrols people from folders of face images and identifies other images (1:N), or verifies

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from fedfr_jax.data.landmarks import read_landmarks
 from fedfr_jax.protocols import bins, ijb, model_arguments, tinyface
-from fedfr_jax.protocols.output import make_folder, publish
+from fedfr_jax.protocols.output import publish
 from fedfr_jax.runtime.command_line import run_parsed
 from fedfr_jax.runtime.interrupts import Stopped
 from fedfr_jax.runtime.lock import WorkdirLock
+from fedfr_jax.runtime.workdir import make_folder
 
 
 def make_parser() -> argparse.ArgumentParser:

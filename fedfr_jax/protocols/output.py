@@ -9,23 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedfr_jax.atomic import write_text
-from fedfr_jax.errors import InputError
 from fedfr_jax.reporting.result_table import MARK, ResultTable, markdown, render
 from fedfr_jax.runtime.json_file import write_json
-
-
-def make_folder(folder: str | pathlib.Path) -> pathlib.Path:
-    """Makes the folder for results, so that a wrong one is noticed before long work.
-
-    Raises:
-      InputError: it cannot be made.
-    """
-    path = pathlib.Path(folder).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
-    return path
 
 
 def csv_text(rows: Sequence[Sequence[Any]]) -> str:

@@ -209,24 +209,48 @@ def state_to_evaluate(
       InputError: no state can be used.
     """
 
-    def check(round_index):
-        for store in stores:
-            store.check(round_index)
-
-    found = _newest(sim, checkpoints, check)
+    example = server_shapes(sim.spec, sim.public.identities)
+    found = state_to_read(checkpoints, example, stores)
     if found is None:
         raise InputError(
             "there is no checkpoint of the server: train with --resume, or restore "
             "checkpoints/ if it is lost"
         )
+    round_index, server = found
+    if round_index != checkpoints.rounds()[-1]:
+        logging.warning("evaluating round %d", round_index)
+    return server
+
+
+def state_to_read(
+    checkpoints: RoundCheckpoints, example: ServerState, stores: Sequence[RowStore]
+) -> tuple[int, ServerState] | None:
+    """The newest round that is not damaged, for reading only; warns of newer ones that are.
+
+    Args:
+      example: as for :meth:`RoundCheckpoints.restore`.
+      stores: opened to be read only; afterwards they give the rows of that round.
+
+    Returns:
+      (round, server); None if there is no checkpoint.
+
+    Raises:
+      InputError: no state can be used.
+    """
+
+    def check(round_index):
+        for store in stores:
+            store.check(round_index)
+
+    found = newest_whole(checkpoints, example, _together(check))
+    if found is None:
+        return None
     round_index, server, damaged = found
     for newer, wrong in damaged.items():
         logging.warning("the checkpoint of round %d cannot be used: %s", newer, wrong)
-    if damaged:
-        logging.warning("evaluating round %d", round_index)
     for store in stores:
         store.rewind(round_index)
-    return server
+    return round_index, server
 
 
 def _newest(

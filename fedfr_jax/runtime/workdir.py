@@ -151,7 +151,7 @@ def open_run(
 
 
 def make_folder(folder: str | os.PathLike) -> pathlib.Path:
-    """Makes a work directory; ``~`` is the home directory.
+    """Makes a work directory, or another folder for results; ``~`` is the home directory.
 
     Raises:
       InputError: it cannot be made.
@@ -160,7 +160,7 @@ def make_folder(folder: str | os.PathLike) -> pathlib.Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"the work directory {folder} cannot be made: {error}") from error
+        raise InputError(f"the folder {folder} cannot be made: {error}") from error
     return folder
 
 
