@@ -251,13 +251,12 @@ def _of_run(path: pathlib.Path, given: Given, client: int | None = None) -> Weig
         raise InputError("--eps says what a file's network has; a run's has that of the program")
     who = "global model" if client is None else f"model of client {client}"
     usual = Preprocessing(
+        scale=network.published.preprocessing.scale,
         image_size=network.image_size,
         source=f"{who} after {model.rounds} rounds of {model.config.method.name}"
         if model.rounds
         else "the pretrained model of a run",
     )
-    if network.published is not None and settings.name == "mobilefacenet":
-        usual = dataclasses.replace(usual, scale=network.published.preprocessing.scale)
     preprocessing = _changed(usual, given)
     arrays = to_torch(model.variables, network, preprocessing=preprocessing)
     structure = structure_of(network, settings)
