@@ -15,7 +15,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import resource
 import time
 from collections.abc import Callable
 
@@ -25,6 +24,7 @@ from PIL import Image
 from fedfr_jax.data.alignment import TEMPLATE
 from fedfr_jax.protocols import model_arguments
 from fedfr_jax.protocols.__main__ import command
+from fedfr_jax.runtime.process_memory import peak_bytes
 
 IMAGES, TEMPLATES, SUBJECTS, PAIRS, GENUINE = 469_375, 23_124, 3_531, 15_658_489, 19_557
 _LINKS = 1000  # per file: file systems have a limit
@@ -114,7 +114,7 @@ def main() -> None:
             f"--workdir={given.folder / 'out'}",
         ]
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_bytes() / 2**30
     print(json.dumps({"seconds": round(time.monotonic() - start, 1), "peak GiB": round(peak, 2)}))
 
 

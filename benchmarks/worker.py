@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.problem import Built, clients_of
+from fedfr_jax.runtime.process_memory import peak_bytes
 
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would share JAX's threads
 LONGEST = 3600.0  # seconds that one request may take
@@ -32,9 +33,7 @@ def resolve(target: str):
 
 def memory() -> dict[str, int]:
     """Peak memory of this process in bytes, and on its GPU if it has one."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    found = {"host": peak * 1024}
+    found = {"host": int(peak_bytes())}
     if "torch" in sys.modules:
         cuda = importlib.import_module("torch").cuda
         if cuda.is_available():

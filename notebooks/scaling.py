@@ -34,7 +34,6 @@ if not getattr(importlib.util.find_spec("fedfr_jax"), "origin", None):  # a mere
 
 # %%
 import os
-import resource
 import time
 
 import jax
@@ -42,6 +41,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import fedfr_jax
+from fedfr_jax.runtime.process_memory import peak_bytes
 
 fedfr_jax.use_cpu_devices(0)  # on a CPU: one device per core
 SMALL = os.environ.get("FEDFR_NOTEBOOK") == "small"
@@ -86,7 +86,7 @@ def measure(population, cohort, rounds):
             "round (s)": warm["seconds"].median(), "images of a round": warm["images"].median(),
             "held-out people (%)": 100 * models["global"]["generic"]["held-out people"]["accuracy"],
             "own people, rank-1 (%)": 100 * rank1, "heads (MB)": used / 1e6,
-            "memory so far (GB)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+            "memory so far (GB)": peak_bytes() / 1e9}
 
 
 # %% [markdown]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
-import resource
 
 import jax
 
@@ -13,6 +11,7 @@ from fedfr_jax.config import Config
 from fedfr_jax.errors import InputError
 from fedfr_jax.runtime import memory
 from fedfr_jax.runtime.layouts import cohort_size
+from fedfr_jax.runtime.process_memory import resident_bytes
 
 _GIB = 2**30
 
@@ -40,15 +39,6 @@ class Machine:
     shared: bool
     is_here: bool
     baseline: float
-
-
-def resident_bytes() -> float:
-    """Memory that this process has at the moment."""
-    try:
-        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-        return float(pages * resource.getpagesize())
-    except OSError:  # not Linux: the most that it ever had
-        return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def find_machine(

@@ -248,12 +248,13 @@ def test_what_would_not_fit_is_refused_before_images_are_read(monkeypatch):
 
 
 RUN = """
-import json, resource, sys
+import sys
 import numpy as np
 sys.path.insert(0, {tests!r})
 from test_forecast import big, source_of
 from fedfr_jax.experiment import Experiment
 from fedfr_jax.engine.devices import use_cpu_devices
+from fedfr_jax.runtime.process_memory import peak_bytes
 config, counts = big({public})
 use_cpu_devices(2)
 def read(numbers):
@@ -261,7 +262,7 @@ def read(numbers):
 import dataclasses
 with Experiment(config, source=dataclasses.replace(source_of(counts), read=read)) as experiment:
     experiment.run()
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print("peak", peak_bytes())
 """
 
 
