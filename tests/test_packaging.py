@@ -1,5 +1,6 @@
 """What an installed package holds, and what importing it costs."""
 
+import configparser
 import dataclasses
 import os
 import pathlib
@@ -121,6 +122,39 @@ def test_a_source_distribution_is_complete(tmp_path):
         if path.is_file()
     }
     assert len(here) > 200 and not here - packed
+
+
+COMMANDS = ("train", "evaluate", "ablate", "convert", "export", "identify", "prepare", "protocols")
+HELP = """
+import runpy, sys
+sys.modules["jax"] = None  # importing it fails
+sys.argv = [{name!r}, "--help"]
+runpy.run_module("fedfr_jax." + {name!r}, run_name="__main__", alter_sys=True)
+"""
+
+
+def test_no_command_is_left_out(wheel):
+    """Every console script is among those that are asked for help below."""
+    with zipfile.ZipFile(wheel) as file:
+        text = file.read(next(n for n in file.namelist() if n.endswith("entry_points.txt")))
+    scripts = configparser.ConfigParser()
+    scripts.read_string(text.decode())
+    assert set(scripts["console_scripts"]) == {f"fedfr-{name}" for name in COMMANDS}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_does_not_wait_for_jax(name):
+    done = subprocess.run(
+        [sys.executable, "-c", HELP.format(name=name)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.returncode and not done.stderr, done.stderr
+    assert "python -m fedfr_jax" in done.stdout or "usage: fedfr-" in done.stdout
+    expected = {"convert": "OUT", "protocols": "tinyface", "prepare": "--shard_images"}
+    assert expected.get(name, "--workdir" if name != "identify" else "--gallery") in done.stdout
 
 
 def test_importing_the_package_starts_nothing():

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+# ruff: noqa: PLC0415 (--help does not wait for JAX)
 import argparse
 import pathlib
 from collections.abc import Sequence
 
-from absl import logging
-
-from fedfr_jax.convert import files
-from fedfr_jax.convert.check import check, verdict
-from fedfr_jax.convert.head import head_from_torch
 from fedfr_jax.errors import InputError
-from fedfr_jax.models.preprocessing import CHANNELS
-from fedfr_jax.models.weight_file import WeightFile
-from fedfr_jax.runtime import interrupts
-from fedfr_jax.runtime.endings import reports_input_errors
+from fedfr_jax.runtime.command_line import run_parsed
 from fedfr_jax.settings import DataConfig
 
 _ABOUT = """Converts weights of face recognition networks: PyTorch's .pth, .safetensors, .npz, and
@@ -25,11 +18,7 @@ found from the names and shapes of the arrays. See docs/weights.md."""
 
 def command(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and converts, checks, or both."""
-    options = _parser().parse_args(arguments)
-    interrupts.install()
-    logging.set_verbosity(logging.WARNING)
-    with reports_input_errors():
-        run(options)
+    run_parsed(_parser(), run, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", metavar="IN", help="file, or work directory of a run")
     parser.add_argument("target", metavar="OUT", nargs="?", help=".safetensors, .npz or .pth")
     parser.add_argument("--model", default="", help="the architecture, if it is not found")
-    parser.add_argument("--channels", choices=CHANNELS, help="order that the network expects")
+    parser.add_argument("--channels", metavar="RGB|BGR", help="order that the network expects")
     parser.add_argument(
         "--scale", help="factor per grey level that the network expects, such as 1/127.5"
     )
@@ -59,6 +48,9 @@ def run(options: argparse.Namespace) -> None:
     Raises:
       InputError: a file or an option cannot be used.
     """
+    from fedfr_jax.convert import files
+    from fedfr_jax.convert.check import check, verdict
+
     if options.target is None and not options.check:
         raise InputError("nothing to do: give OUT, or --check=lfw.bin")
     if options.target is not None:
@@ -89,6 +81,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _convert_head(options: argparse.Namespace) -> None:
+    from fedfr_jax.convert import files
+    from fedfr_jax.convert.head import head_from_torch
+    from fedfr_jax.models.weight_file import WeightFile
+
     if options.target is None or options.check:
         raise InputError("--head converts only: give OUT, and no --check")
     arrays = files.read_head_arrays(options.source, options.client)

@@ -6,11 +6,14 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
 from fedfr_jax.errors import InputError
+
+if TYPE_CHECKING:  # reading data does not start JAX
+    import jax
 
 
 @dataclasses.dataclass(frozen=True)

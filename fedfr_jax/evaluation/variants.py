@@ -21,15 +21,17 @@ from fedfr_jax.evaluation.assess import (
     client_results,
     gallery,
 )
+from fedfr_jax.evaluation.names import (
+    GLOBAL,
+    GLOBAL_TRANSFORM,
+    MEAN,
+    OWN_BACKBONE,
+    PERSONALIZED,
+    SELECTED,
+)
 from fedfr_jax.evaluation.personalized import personal_verification
 
 PyTree = Any
-PERSONALIZED = "personalized"
-OWN_BACKBONE = "own backbone"  # without transform
-GLOBAL_TRANSFORM = "global + transform"
-MEAN = "own/global mean"  # of the weights, without transform
-SELECTED = "selected"  # per client, on its validation images
-GLOBAL = "global"
 
 
 @dataclasses.dataclass(frozen=True)

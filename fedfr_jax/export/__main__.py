@@ -9,22 +9,29 @@ The run may still be training: its newest complete round is taken. See docs/expo
 
 from __future__ import annotations
 
+# ruff: noqa: PLC0415 (--help does not wait for JAX)
 import pathlib
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from fedfr_jax.errors import InputError
-from fedfr_jax.export.card import INPUTS
-from fedfr_jax.export.saved import OF_CLIENTS, SHARED, SavedRun, open_saved
-from fedfr_jax.export.write import FORMATS, check_folder, check_formats, write_model
+from fedfr_jax.evaluation.names import OF_CLIENTS, SHARED
+from fedfr_jax.export.options import FORMATS, INPUTS
 from fedfr_jax.runtime.command_line import run_command
 from fedfr_jax.runtime.progress import track
+
+if TYPE_CHECKING:
+    from fedfr_jax.export.saved import SavedRun
 
 _MODELS = "Which clients' models, as 0,3 or all (also: global); each gets a folder below --out."
 
 
 def main() -> None:
     """Exports what the flags ask for."""
+    from fedfr_jax.export.saved import open_saved
+    from fedfr_jax.export.write import check_folder, check_formats, write_model
+
     given = flags.FLAGS
     formats = list(dict.fromkeys(given.format))
     check_formats(formats)

@@ -17,13 +17,13 @@ from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.data.alignment import template
 from fedfr_jax.errors import ConfigError, DamagedError, InputError
 from fedfr_jax.export.network import Architecture
+from fedfr_jax.export.options import INPUTS
 from fedfr_jax.export.saved import SavedRun, Weights
 from fedfr_jax.runtime.json_file import json_text, plain, read_json
 
 CARD, README = "card.json", "README.md"
 WEIGHTS, PROGRAM, ONNX = "model.safetensors", "model.jaxexport", "model.onnx"
 FILES = (WEIGHTS, PROGRAM, ONNX)
-INPUTS = ("uint8", "float32")  # types of the images that programs take
 FORMAT, VERSION = "fedfr_jax model", 1
 MEAN, SCALE = 127.5, 1 / 127.5  # network input: (x - MEAN) * SCALE of grey levels x
 _MOST_BYTES = 1 << 24

@@ -19,7 +19,7 @@ from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import Config, resolve
 from fedfr_jax.data.split_file import load_split
 from fedfr_jax.errors import DamagedError, InputError
-from fedfr_jax.evaluation import variants
+from fedfr_jax.evaluation import names
 from fedfr_jax.export.network import TRANSFORM, Architecture, on_host
 from fedfr_jax.models import build
 from fedfr_jax.models.parts import Parts, divide
@@ -32,14 +32,6 @@ from fedfr_jax.runtime.resuming import check_pretrained, state_to_read
 from fedfr_jax.runtime.simulation import make_spec
 
 PyTree = Any
-PRETRAINED = "pretrained"
-SHARED = (variants.GLOBAL, PRETRAINED)  # the same for all clients
-OF_CLIENTS = (
-    variants.PERSONALIZED,
-    variants.OWN_BACKBONE,
-    variants.GLOBAL_TRANSFORM,
-    variants.MEAN,
-)
 _TRIES = 3  # to read a run that goes on meanwhile
 
 
@@ -51,7 +43,7 @@ class Weights:
       architecture: its settings.
       arrays: name -> array, those of :meth:`Architecture.shapes`.
       client: whose it is; None: everybody's.
-      variant: one of ``SHARED``, or with a client of ``OF_CLIENTS``.
+      variant: one of ``names.SHARED``, or with a client of ``names.OF_CLIENTS``.
     """
 
     architecture: Architecture
@@ -95,15 +87,15 @@ class SavedRun:
         spec = self._spec
         transform = spec.terms.transform if spec.uses_binary else "none"
         if client is None:
-            if variant == PRETRAINED:
+            if variant == names.PRETRAINED:
                 return self._made(self._pretrained, {}, "none", client, variant)
             return self._made(self._whole(self._backbone), {}, "none", client, variant)
         own, head = self._read(client)
-        if variant == variants.MEAN:
+        if variant == names.MEAN:
             own = jax.tree.map(lambda a, b: (a + b) / 2, own, self._backbone)
-        if variant == variants.GLOBAL_TRANSFORM:
+        if variant == names.GLOBAL_TRANSFORM:
             own = self._backbone
-        if variant in (variants.MEAN, variants.OWN_BACKBONE) or transform == "none":
+        if variant in (names.MEAN, names.OWN_BACKBONE) or transform == "none":
             head, transform = {}, "none"
         return self._made(self._whole(own), head, transform, client, variant)
 
@@ -113,7 +105,7 @@ class SavedRun:
         Raises:
           InputError: there is none.
         """
-        known = SHARED if client is None else OF_CLIENTS
+        known = names.SHARED if client is None else names.OF_CLIENTS
         variant = known[0] if variant is None else variant
         if variant not in known:
             raise InputError(
@@ -124,10 +116,10 @@ class SavedRun:
         if client is not None and not (is_number and 0 <= client < self.clients):
             raise InputError(f"client {client!r}: there are the clients 0 to {self.clients - 1}")
         transforms = self._spec.uses_binary and self._spec.terms.transform != "none"
-        if variant in (variants.OWN_BACKBONE, variants.GLOBAL_TRANSFORM) and not transforms:
+        if variant in (names.OWN_BACKBONE, names.GLOBAL_TRANSFORM) and not transforms:
             raise InputError(
                 f"variant {variant!r}: {self.config.recipe.title} has no transform; use "
-                f"{variants.PERSONALIZED!r} or {variants.MEAN!r}"
+                f"{names.PERSONALIZED!r} or {names.MEAN!r}"
             )
         return variant
 

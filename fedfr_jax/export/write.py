@@ -23,12 +23,13 @@ from fedfr_jax.export.card import (
     read_card,
 )
 from fedfr_jax.export.folder import read_file, weights_bytes
+from fedfr_jax.export.options import FORMATS
 from fedfr_jax.export.readme import readme
 from fedfr_jax.export.saved import SavedRun, Weights
 from fedfr_jax.runtime.workdir import make_folder
 
 # format -> (file, what makes its content).
-FORMATS: dict[str, tuple[str, Callable[[Weights, str], bytes]]] = {
+_WRITERS: dict[str, tuple[str, Callable[[Weights, str], bytes]]] = {
     "folder": (WEIGHTS, lambda model, images: weights_bytes(model.arrays)),
     "jax": (PROGRAM, program.program_bytes),
     "onnx": (ONNX, onnx_file.onnx_bytes),
@@ -81,7 +82,7 @@ def write_model(
     Args:
       run: where the model is from.
       folder: made if it does not exist.
-      formats: some of ``FORMATS``.
+      formats: some of ``options.FORMATS``.
       license: free text for the card.
       images: type of the images that programs take, one of ``INPUTS``.
 
@@ -93,7 +94,7 @@ def write_model(
     """
     folder = pathlib.Path(folder).expanduser()
     check_folder(folder)
-    card, wanted = card_of(run, model, license), [FORMATS[name] for name in formats]
+    card, wanted = card_of(run, model, license), [_WRITERS[name] for name in formats]
     if _is_there(folder, card, {name for name, _ in wanted}, images):
         return False
     contents = {name: content(model, images) for name, content in wanted}

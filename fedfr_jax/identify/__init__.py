@@ -14,28 +14,30 @@ The same as a command: ``python -m fedfr_jax.identify --help``. Images are align
 with five landmarks each; faces are not detected here.
 """
 
-from fedfr_jax.identify.gallery import Claims, Gallery, Matches, enrol, verify
-from fedfr_jax.identify.images import FaceImages, embed_images, list_images
-from fedfr_jax.identify.thresholds import (
-    Threshold,
-    Thresholds,
-    calibrate,
-    calibrate_on_gallery,
-    fixed,
-)
+from __future__ import annotations
 
-__all__ = [
-    "Claims",
-    "FaceImages",
-    "Gallery",
-    "Matches",
-    "Threshold",
-    "Thresholds",
-    "calibrate",
-    "calibrate_on_gallery",
-    "embed_images",
-    "enrol",
-    "fixed",
-    "list_images",
-    "verify",
-]
+import importlib
+from typing import Any
+
+_HOMES = {  # name -> module that defines it; imported on first use, so that --help is fast
+    "Claims": "gallery",
+    "FaceImages": "images",
+    "Gallery": "gallery",
+    "Matches": "gallery",
+    "Threshold": "thresholds",
+    "Thresholds": "thresholds",
+    "calibrate": "thresholds",
+    "calibrate_on_gallery": "thresholds",
+    "embed_images": "images",
+    "enrol": "gallery",
+    "fixed": "thresholds",
+    "list_images": "images",
+    "verify": "gallery",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,10 +1,4 @@
-"""Data prepared once: checked, packed, divided, described; see ``docs/formats.md``.
-
-python -m fedfr_jax.prepare --config=folder --config.data.root=FACES --out=DIR
-python -m fedfr_jax.prepare --source=folder --root=FACES --describe --out=DIR
-python -m fedfr_jax.prepare duplicates --source=folder --root=FACES
-python -m fedfr_jax.prepare labels --bin=lfw.bin --source=recordio --root=LFW --out=labels.npy
-"""
+"""Data prepared once: checked, packed, divided, described; see ``docs/formats.md``."""
 
 from __future__ import annotations
 

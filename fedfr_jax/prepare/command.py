@@ -1,23 +1,33 @@
-"""The command line of ``python -m fedfr_jax.prepare``."""
+"""Prepares data once: checked, packed, divided, described. See docs/formats.md.
+
+    python -m fedfr_jax.prepare --config=folder --config.data.root=FACES --out=DIR
+    python -m fedfr_jax.prepare --source=folder --root=FACES --describe --out=DIR
+    python -m fedfr_jax.prepare duplicates --source=folder --root=FACES
+    python -m fedfr_jax.prepare labels --bin=lfw.bin --source=recordio --root=LFW --out=labels.npy
+
+Each of the three has flags of its own: duplicates --help, labels --help.
+"""
 
 from __future__ import annotations
 
+# ruff: noqa: PLC0415 (--help does not wait for JAX)
 import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import config_flags
 
 import fedfr_jax
-from fedfr_jax.config import Config, settings_of
 from fedfr_jax.data import SOURCES, open_source
 from fedfr_jax.errors import InputError
 from fedfr_jax.prepare.plan import CONTAINERS, PIXELS, UNREADABLE
 from fedfr_jax.runtime.command_line import run_command
 from fedfr_jax.runtime.interrupts import Stopped
 from fedfr_jax.runtime.progress import track
-from fedfr_jax.runtime.simulation import split_of
+
+if TYPE_CHECKING:
+    from fedfr_jax.config import Config
 
 _SHOWN = 20  # copies that are named where no folder is given
 
@@ -35,6 +45,8 @@ def _define_source_flags() -> None:
 
 def _settings(**changes: Any) -> Config:
     """The configuration, with what the other flags say, and ``changes`` of ``data``."""
+    from fedfr_jax.config import settings_of
+
     names = ("source", "root", "name", "image_size", "workers")
     given: dict[str, Any] = {name: getattr(flags.FLAGS, name) for name in names}
     given = {name: value for name, value in given.items() if value is not None} | changes
@@ -49,8 +61,8 @@ def _opened(config: Config):
 
 
 def _prepare() -> None:
-    from fedfr_jax.prepare.finish import LEFT_OUT  # noqa: PLC0415
-    from fedfr_jax.prepare.prepare import prepare, verify_folder  # noqa: PLC0415
+    from fedfr_jax.prepare.finish import LEFT_OUT
+    from fedfr_jax.prepare.prepare import prepare, verify_folder
 
     FLAGS = flags.FLAGS
     if FLAGS.verify:
@@ -61,7 +73,7 @@ def _prepare() -> None:
         return
     config = _settings()
     if FLAGS.describe:
-        from fedfr_jax.prepare.overview import overview  # noqa: PLC0415
+        from fedfr_jax.prepare.overview import overview
 
         overview(
             config,
@@ -122,9 +134,9 @@ def _define_labels_flags() -> None:
 
 
 def _labels() -> None:
-    from fedfr_jax.data.verification import read_bin  # noqa: PLC0415
-    from fedfr_jax.prepare.labels import find_labels, save_labels  # noqa: PLC0415
-    from fedfr_jax.prepare.matching import SIDE  # noqa: PLC0415
+    from fedfr_jax.data.verification import read_bin
+    from fedfr_jax.prepare.labels import find_labels, save_labels
+    from fedfr_jax.prepare.matching import SIDE
 
     FLAGS = flags.FLAGS
     if FLAGS.image_size not in (None, SIDE):
@@ -150,9 +162,10 @@ def _define_duplicates_flags() -> None:
 
 
 def _duplicates() -> None:
-    from fedfr_jax.data.verification import read_bin  # noqa: PLC0415
-    from fedfr_jax.prepare import duplicates as found  # noqa: PLC0415
-    from fedfr_jax.prepare.matching import SIDE  # noqa: PLC0415
+    from fedfr_jax.data.verification import read_bin
+    from fedfr_jax.prepare import duplicates as found
+    from fedfr_jax.prepare.matching import SIDE
+    from fedfr_jax.runtime.simulation import split_of
 
     FLAGS = flags.FLAGS
     model = _model(FLAGS.model) if FLAGS.model else None

@@ -6,13 +6,15 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 from fedfr_jax.runtime.json_file import read_json, write_json
+
+if TYPE_CHECKING:
+    from fedfr_jax.data.types import ImageSource
 
 PROGRESS = "progress"  # folder of what is removed at the end
 CONTAINERS = ("array_record", "recordio")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from fedfr_jax.errors import InputError
-from fedfr_jax.evaluation.face_model import FaceModel
+
+if TYPE_CHECKING:
+    from fedfr_jax.evaluation.face_model import FaceModel
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ import argparse
 import pathlib
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
@@ -85,6 +86,9 @@ def run_command(command: Callable[[], None], *, grid: bool = False) -> None:
             command()
 
     arguments = sys.argv
+    if {"--help", "-help", "-h", "-?"} & set(arguments[1:]):
+        print(_help(command))
+        return
     if any(re.match(r"--?config", argument) for argument in arguments[1:]):
         from fedfr_jax.runtime.endings import reports_input_errors
 
@@ -92,6 +96,26 @@ def run_command(command: Callable[[], None], *, grid: bool = False) -> None:
             check_setting_flags(arguments[1:], grid)
             arguments = with_config_files(arguments)
     app.run(main, argv=arguments)
+
+
+def _help(command: Callable[[], None]) -> str:
+    """What the command's module says about it, and this project's flags.
+
+    The help of absl shows the flags of the module that was started: none for a console script.
+    """
+    lines = [(sys.modules[command.__module__].__doc__ or "").strip(), "", "flags:"]
+    found = {
+        flag.name: flag
+        for module, those in flags.FLAGS.flags_by_module_dict().items()
+        if module == sys.argv[0] or module.startswith("fedfr_jax")
+        for flag in those
+    }
+    for name, flag in sorted(found.items()):
+        default = flag.default_as_str
+        shown = "" if default in (None, "''", "'false'", "'None'") else f" (default: {default})"
+        text = f"--{name}  {' '.join((flag.help or '').split())}{shown}"
+        lines += textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="      ")
+    return "\n".join(lines)
 
 
 def run_parsed(

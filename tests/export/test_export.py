@@ -15,11 +15,12 @@ from small import ROOT, SETTINGS
 import fedfr_jax
 from fedfr_jax.errors import DamagedError, InputError
 from fedfr_jax.evaluation import variants
+from fedfr_jax.evaluation.names import PRETRAINED
 from fedfr_jax.evaluation.streaming import unit_rows
 from fedfr_jax.experiment import Experiment
 from fedfr_jax.export.card import CARD, PROGRAM, README, WEIGHTS, card_text, read_card
 from fedfr_jax.export.network import Architecture, flat
-from fedfr_jax.export.saved import PRETRAINED, open_saved
+from fedfr_jax.export.saved import open_saved
 from fedfr_jax.export.write import write_model
 from fedfr_jax.runtime.embedding import make_transform
 from fedfr_jax.runtime.workdir import RunWriter
