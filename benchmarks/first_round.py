@@ -1,0 +1,87 @@
+"""Time from the command to the end of the first federated round.
+
+    python -m benchmarks.first_round
+
+Runs the command that a user runs, in a process of its own, with ``pretrain.epochs=0`` (the time of
+pretraining is apart) and one round: with nothing cached (no compiled programs, no measured plans),
+then with both there, in turn. Prints the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+_ROUND = re.compile(r'"round": 1\b')
+
+
+def first_round(config: str, folder: pathlib.Path, cache: pathlib.Path, flags: list[str]) -> float:
+    """Seconds from the command to the first round's line in ``metrics.jsonl``.
+
+    Args:
+      config: a configuration's name or path.
+      folder: work directory; emptied.
+      cache: where compiled programs and measured plans are kept.
+      flags: more of them.
+
+    Raises:
+      RuntimeError: the command failed.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "programs"),
+        "FEDFR_PLANS": str(cache / "plans.json"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    # As without this variable of the Makefile: what is kept is what the program's default says.
+    environment.pop("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", None)
+    command = [
+        *(sys.executable, "-m", "fedfr_jax.train", f"--config={config}", f"--workdir={folder}"),
+        *("--config.pretrain.epochs=0", "--config.fed.rounds=1", *flags),
+    ]
+    started = time.monotonic()
+    with (folder.parent / "output.txt").open("w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        metrics = folder / "metrics.jsonl"
+        while process.poll() is None:
+            if metrics.exists() and _ROUND.search(metrics.read_text()):
+                seconds = time.monotonic() - started
+                process.kill()
+                process.wait()
+                return seconds
+            time.sleep(0.05)
+    raise RuntimeError((folder.parent / "output.txt").read_text()[-2000:])
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/quickstart.py")
+    parser.add_argument("--repeats", type=int, default=3)
+    given, flags = parser.parse_known_args()
+    found: dict[str, list[float]] = {"nothing cached": [], "both cached": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for _ in range(given.repeats):
+            cache = folder / "cache"
+            shutil.rmtree(cache, ignore_errors=True)
+            cache.mkdir()
+            for seconds in found.values():
+                seconds.append(first_round(given.config, folder / "run", cache, flags))
+                print(json.dumps(found), flush=True)
+    for kind, seconds in found.items():
+        print(f"{kind}: {statistics.median(seconds):.1f} s (median of {len(seconds)})")
+
+
+if __name__ == "__main__":
+    main()
