@@ -153,7 +153,8 @@ def _compiled(path: Path):
 
         def one_round(carry, present):
             server, heads, scores = carry
-            bound = clip_bound(path.spec, server) or 1.0
+            # In units of the bound, or of the canary's length without one.
+            bound = clip_bound(path.spec, server) if path.spec.message.privacy.clip_norm else 1.0
             server, heads, total = _release(
                 path, mesh, server, heads, present, of_directions, of_rounds
             )

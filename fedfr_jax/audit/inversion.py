@@ -100,18 +100,35 @@ def invert(
     return x, distance(simulate(x, u * scale), observed)
 
 
-def labels_of_rows(gradients: jax.Array, count: int) -> jax.Array:
+def labels_of_rows(
+    update: jax.Array, rows: jax.Array, count: int, *, rate: float, decay: float
+) -> jax.Array:
     """(count,) the classes of a mini-batch, ascending, from the update of the class rows.
 
-    An image pulls its own row, and pushes all others with forces that add up to as much: the rows
-    with the longest gradients are those of the images. For distinct classes; a class with two
-    images is found once.
+    An image pulls its own row towards its feature, and pushes all others away with forces that add
+    up to as much: the rows with the strongest forces are those of the images. Exact for one image;
+    of a mini-batch it is a guess, and a class with two images is found once.
 
     Args:
-      gradients: (K, d) of the class rows, or their updates; rows that do not exist are zero.
+      update: (K, d) of the class rows; rows that do not exist are zero.
+      rows: (K, d) before the step.
       count: images of the mini-batch.
+      rate, decay: of the step, which are known.
     """
-    _, found = jax.lax.top_k(jnp.linalg.norm(gradients, axis=-1), count)
+    length = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    # The loss depends on directions: the longer a row, the shorter its gradient.
+    force = (update / rate + decay * rows) * length
+    strength = jnp.linalg.norm(force, axis=-1)
+    if count == 1:
+        # The feature lies in the plane of every row and its force. With it, the part of the force
+        # that the angle between feature and row takes away can be undone.
+        unit = rows / jnp.maximum(length, 1e-12)
+        aside = force / jnp.maximum(strength, 1e-12)[:, None]
+        planes = unit.T @ unit + aside.T @ aside
+        feature = jnp.linalg.eigh(planes)[1][:, -1]
+        sine = 1 - (unit @ feature) ** 2
+        strength = jnp.abs(force @ feature) / jnp.maximum(sine, 1e-6)
+    _, found = jax.lax.top_k(strength, count)
     return jnp.sort(found)
 
 

@@ -230,7 +230,7 @@ def feature_gradients(
     size = spec.backbone.embedding
     gradient = -update[first : first + size] / spec.fed.lr - spec.fed.weight_decay * bias(params)
     spread = drawn * jnp.linalg.norm(gradient) / jnp.linalg.norm(drawn)
-    return gradient / images + (spread if images > 1 else 0.0)
+    return jnp.broadcast_to(gradient / images, shape) + (spread if images > 1 else 0.0)
 
 
 def _bias_of_output(setting: Setting):

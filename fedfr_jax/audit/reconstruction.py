@@ -175,7 +175,10 @@ def _compiled(setting, who: str, head: str, search: Search, restarts: int) -> Ca
         originals = to_input(images, jnp.float32)
         of_message, of_start = jax.random.split(key)
         update, rows = messages.observed(setting, own, originals, labels, of_message, who)
-        inferred = labels_of_rows(rows, len(labels))
+        fed = setting.spec.fed
+        inferred = labels_of_rows(
+            rows, own.class_embeddings, len(labels), rate=fed.lr, decay=fed.weight_decay
+        )
         if head == KNOWN:
             simulate = messages.simulate_knowing(setting, own, inferred)
         else:
