@@ -11,6 +11,7 @@ import numpy as np
 from fedfr_jax.atomic import write_text
 from fedfr_jax.audit.opened import TrainedRun, open_trained
 from fedfr_jax.audit.plan import PARTS, Plan
+from fedfr_jax.data.types import ImageSource
 from fedfr_jax.reporting.audit_section import (
     AuditData,
     audit_plots,
@@ -61,7 +62,13 @@ _AUDITS: dict[str, Callable[[TrainedRun, Plan], _Found]] = {
 }
 
 
-def audit(folder: str | pathlib.Path, plan: Plan = Plan(), **changed: Any) -> dict[str, Any]:
+def audit(
+    folder: str | pathlib.Path,
+    plan: Plan = Plan(),
+    *,
+    source: ImageSource | None = None,
+    **changed: Any,
+) -> dict[str, Any]:
     """Audits the newest round of a run and writes the results into its work directory.
 
     After each part ``audit.json`` is written, so that an interrupted audit keeps the parts that are
@@ -70,7 +77,7 @@ def audit(folder: str | pathlib.Path, plan: Plan = Plan(), **changed: Any) -> di
     Args:
       folder: the work directory.
       plan: what to do, and how much of it.
-      **changed: as for :func:`fedfr_jax.audit.opened.open_trained`.
+      source, **changed: as for :func:`fedfr_jax.audit.opened.open_trained`.
 
     Returns:
       What ``audit.json`` holds.
@@ -79,7 +86,7 @@ def audit(folder: str | pathlib.Path, plan: Plan = Plan(), **changed: Any) -> di
       InputError: the plan or the run cannot be used.
     """
     plan.check()
-    with open_trained(folder, **changed) as run:
+    with open_trained(folder, source=source, **changed) as run:
         found = load_audit(run.folder)
         if found is None or found.facts.get("round") != run.round:
             found = AuditData({"round": run.round, "method": run.sim.config.recipe.title})

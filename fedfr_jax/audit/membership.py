@@ -33,10 +33,10 @@ from fedfr_jax.audit.shadows import Halves, draw_halves, train_shadows
 from fedfr_jax.runtime.progress import track
 
 IMAGE, SAME, PERSON, OTHERS = (
-    "image, against strangers",
-    "image, against held-out images of the same people",
-    "person, from training images",
-    "person, from other images",
+    "image (strangers)",
+    "image (same people)",
+    "person (training images)",
+    "person (other images)",
 )
 _LEVELS = (IMAGE, SAME, PERSON, OTHERS)
 SIMILARITY, CALIBRATED, LOSS = "similarity", "calibrated", "loss"

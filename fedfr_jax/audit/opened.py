@@ -15,6 +15,7 @@ import numpy as np
 from fedfr_jax.algorithm.features import personal_features
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.config import merged, resolve, to_dict
+from fedfr_jax.data.types import ImageSource
 from fedfr_jax.engine import use_cpu_devices
 from fedfr_jax.evaluation.streaming import unit_rows
 from fedfr_jax.population.store import RowStore
@@ -93,11 +94,14 @@ class TrainedRun:
 
 
 @contextlib.contextmanager
-def open_trained(folder: str | pathlib.Path, **changed: Any) -> Iterator[TrainedRun]:
+def open_trained(
+    folder: str | pathlib.Path, *, source: ImageSource | None = None, **changed: Any
+) -> Iterator[TrainedRun]:
     """Opens a work directory for an audit; no other process may use it meanwhile.
 
     Args:
       folder: the work directory.
+      source: the run's images, if they are already open.
       **changed: settings that may differ from the run's: ``data={"root": ...}`` if it was moved.
 
     Raises:
@@ -110,7 +114,7 @@ def open_trained(folder: str | pathlib.Path, **changed: Any) -> Iterator[Trained
     use_cpu_devices(config.engine.cpu_devices)
     with contextlib.ExitStack() as files:
         files.enter_context(WorkdirLock(folder))
-        sim = build_simulation(config)
+        sim = build_simulation(config, source)
         resuming.check_data(sim, folder)
         pretrained = resuming.load_pretrained(sim, folder)
         checkpoints = files.enter_context(RoundCheckpoints(folder))

@@ -68,13 +68,14 @@ def audit_inversion(run: TrainedRun, plan: Plan) -> tuple[dict[str, Any], dict[s
     setting = messages.setting_of(run.sim, run.server)
     targets = _targets(run, plan)
     gallery, place = _gallery(run, targets, verifier, plan)
+    attacker = _Attacker(setting, head, plan)
     scored = functools.partial(_scored, targets, gallery, place, verifier)
     rows: list[dict[str, Any]] = [
         {"observer": "the originals"} | scored(targets.images, np.full(targets.labels.shape, np.inf))
     ]
     pictures = {"original": _shown(targets.images)}
     for who in messages.observers(setting.spec):
-        found, quality, distances, facts = _attack(setting, targets, who, head, plan)
+        found, quality, distances, facts = _attack(attacker, targets, who, plan)
         rows.append(
             {"observer": who}
             | scored(found, quality)
@@ -144,56 +145,72 @@ def _targets(run: TrainedRun, plan: Plan) -> Targets:
     )
 
 
-def _attack(setting: messages.Setting, targets: Targets, who: str, head: str, plan: Plan):
+def _attack(attacker: _Attacker, targets: Targets, who: str, plan: Plan):
     """((T, B, S, S, 3) uint8 the best found, (T, B) PSNR, (T,) distances, facts)."""
-    search = Search(steps=plan.steps, smoothness=plan.smoothness)
-    run = _compiled(setting, who, head, search, plan.restarts)
+    see = attacker.observe(who)
     key = jax.random.fold_in(jax.random.key(plan.seed), 21)
     found, quality, distances, right = [], [], [], []
     with track(f"inversion, {who}", len(targets.clients), "message") as bar:
         for t in range(len(targets.clients)):
-            one = jax.tree.map(lambda x, t=t: x[t], targets.heads)
-            images, all_distances, inferred, originals = jax.device_get(
-                run(one, targets.images[t], targets.labels[t], jax.random.fold_in(key, t))
-            )
-            best = int(np.argmin(all_distances))
-            order, values = _matched(images[best], originals)
+            own = jax.tree.map(lambda x, t=t: x[t], targets.heads)
+            of_message, of_start = jax.random.split(jax.random.fold_in(key, t))
+            originals = to_input(jnp.asarray(targets.images[t]), jnp.float32)
+            update, inferred = see(own, originals, targets.labels[t], of_message)
+            images, each = jax.device_get(attacker.search(own, update, inferred, of_start))
+            best = int(np.argmin(each))
+            order, values = _matched(images[best], np.asarray(originals))
             found.append(_as_bytes(images[best][order]))
             quality.append(values)
-            distances.append(all_distances[best])
+            distances.append(each[best])
             right.append(np.isin(inferred, targets.labels[t]).mean())
             bar.update(1)
-    facts = {"labels_found": float(np.mean(right))} if head == KNOWN else {}
+    facts = {"labels_found": float(np.mean(right))} if attacker.head == KNOWN else {}
     return np.stack(found), np.stack(quality), np.array(distances), facts
 
 
-def _compiled(setting, who: str, head: str, search: Search, restarts: int) -> Callable:
-    """``(head, images, labels, key) -> (images of all restarts, distances, labels, originals)``."""
+@dataclasses.dataclass(frozen=True)
+class _Attacker:
+    """What is compiled once for all messages; ``head``: what the attacker knows of it."""
 
-    @jax.jit
-    def run(own: Heads, images, labels, key):
-        originals = to_input(images, jnp.float32)
-        of_message, of_start = jax.random.split(key)
-        update, rows = messages.observed(setting, own, originals, labels, of_message, who)
-        fed = setting.spec.fed
-        inferred = labels_of_rows(
-            rows, own.class_embeddings, len(labels), rate=fed.lr, decay=fed.weight_decay
-        )
-        if head == KNOWN:
-            simulate = messages.simulate_knowing(setting, own, inferred)
-        else:
-            simulate = messages.simulate_privately(setting)
+    setting: messages.Setting
+    head: str
+    plan: Plan
 
-        def once(key):
-            of_images, of_v = jax.random.split(key)
-            start = 0.3 * jax.random.normal(of_images, originals.shape)
-            v = messages.feature_gradients(setting, update, len(labels), of_v)
-            return invert(simulate, update, start, v, search)
+    def observe(self, who: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """``(head, images, labels, key) -> ((P,) update, (B,) labels inferred from the rows)``."""
+        fed = self.setting.spec.fed
 
-        found, distances = jax.vmap(once)(jax.random.split(of_start, restarts))
-        return found, distances, inferred, originals
+        @jax.jit
+        def see(own: Heads, images, labels, key):
+            update, rows = messages.observed(self.setting, own, images, labels, key, who)
+            return update, labels_of_rows(
+                rows, own.class_embeddings, len(labels), rate=fed.lr, decay=fed.weight_decay
+            )
 
-    return run
+        return see
+
+    @functools.cached_property
+    def search(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """``(head, update, labels, key) -> (images, distances)`` of all restarts."""
+        plan, side = self.plan, self.setting.spec.backbone.image_size
+        how = Search(steps=plan.steps, smoothness=plan.smoothness)
+
+        @jax.jit
+        def search(own: Heads, update, labels, key):
+            if self.head == KNOWN:
+                simulate = messages.simulate_knowing(self.setting, own, labels)
+            else:
+                simulate = messages.simulate_privately(self.setting)
+
+            def once(key):
+                of_images, of_v = jax.random.split(key)
+                start = 0.3 * jax.random.normal(of_images, (len(labels), side, side, 3))
+                v = messages.feature_gradients(self.setting, update, len(labels), of_v)
+                return invert(simulate, update, start, v, how)
+
+            return jax.vmap(once)(jax.random.split(key, plan.restarts))
+
+        return search
 
 
 def _matched(found: np.ndarray, originals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -291,15 +291,21 @@ def summary_table(audit: AuditData) -> ResultTable:
     for line in (_membership_lines, _inversion_lines, _leakage_lines, _canary_lines):
         rows += line(facts)
     notes = ["All tables are in audit.md and in the report; docs/audit.md says how to read them."]
+    if "membership" in facts:
+        notes.append("Membership: the attack with the highest AUC, with its 95 % interval.")
     if any(cell.unresolvable for _, cells in rows for cell in cells):
         notes.append(f"{MARK} there are too few images or pairs to resolve this rate.")
     return ResultTable(
         f"Privacy audit ({facts.get('method')}, after round {facts.get('round')})",
-        ("result", "beside it"),
+        ("measure", "found", "chance", "beside it"),
         tuple(rows),
         tuple(notes),
         "attack",
     )
+
+
+def _line(name: str, measure: str, found: str, chance: str = NONE, beside: Cell | None = None):
+    return name, (Cell(measure), Cell(found), Cell(chance), beside or Cell(NONE))
 
 
 def _membership_lines(facts: Mapping[str, Any]):
@@ -312,35 +318,46 @@ def _membership_lines(facts: Mapping[str, Any]):
         ):
             best[place] = row
     for (model, level), row in best.items():
-        name = f"membership, {model}: {level}"
-        auc = f"AUC {row['auc']:.3f} ({row['low']:.3f}–{row['high']:.3f}), {row['attack']}"
-        rate = f"TPR at FPR {_FPRS[0]}: {_percent(row['tpr'][_FPRS[0]])} %"
-        yield name, (Cell(auc), Cell(rate, unresolvable=_FPRS[0] in row["unresolvable"]))
+        rate = row["tpr"][_FPRS[0]]
+        yield _line(
+            f"{model}: {level}",
+            "AUC",
+            f"{row['auc']:.2f} ({row['low']:.2f}–{row['high']:.2f})",
+            "0.50",
+            Cell(f"TPR@1e-3 {_percent(rate)} %", unresolvable=_FPRS[0] in row["unresolvable"]),
+        )
 
 
 def _inversion_lines(facts: Mapping[str, Any]):
     found = facts.get("inversion", {})
     if "nothing" in found:
-        yield "images from a message", (Cell(found["nothing"]), Cell(NONE))
+        yield _line("images from a message", found["nothing"], NONE)
     for row in found.get("rows", ()):
         if row["psnr"] is not None:
-            name = f"images from a message, {row['observer']}"
-            rank = f"rank 1 {_percent(row['rank1'])} % (chance {_percent(row['rank1_chance'])} %)"
-            yield name, (Cell(rank), Cell(f"PSNR {row['psnr']:.1f} dB"))
+            yield _line(
+                f"message, {row['observer']}",
+                "rank 1",
+                f"{_percent(row['rank1'])} %",
+                f"{_percent(row['rank1_chance'])} %",
+                Cell(f"PSNR {row['psnr']:.1f} dB"),
+            )
 
 
 def _leakage_lines(facts: Mapping[str, Any]):
     found = facts.get("leakage")
     if found is None:
         return
-    name = "identities from class embeddings"
+    name = "class embeddings"
     if not found["sends"]:
-        yield name, (Cell(f"{found['method']} does not send class embeddings"), Cell(NONE))
+        yield _line(name, "this method does not send class embeddings", NONE)
     elif not found["people"]:
-        yield name, (Cell("there are no held-out images to match them with"), Cell(NONE))
+        yield _line(name, "there are no held-out images to match them with", NONE)
     else:
-        rank = f"rank 1 {_percent(found['global']['rank1'])} %"
-        yield name, (Cell(rank), Cell(f"chance {100 * found['chance']:.2g} %"))
+        rank, accepted = (_percent(found["global"][k]) for k in ("rank1", "accepted"))
+        beside = Cell(
+            f"accepted {accepted} %", unresolvable=not found["global"]["resolved"]
+        )
+        yield _line(name, "rank 1", f"{rank} %", f"{100 * found['chance']:.2g} %", beside)
 
 
 def _canary_lines(facts: Mapping[str, Any]):
@@ -348,13 +365,11 @@ def _canary_lines(facts: Mapping[str, Any]):
     if found is None:
         return
     if "nothing" in found:
-        yield "epsilon by canaries", (Cell(found["nothing"]), Cell(NONE))
+        yield _line("canaries", found["nothing"], NONE)
         return
     shown = max(found["counted"] or 0, found.get("gaussian") or 0)
-    yield (
-        "epsilon by canaries",
-        (Cell(f"at least {shown:.3g}"), Cell(f"accountant: {_epsilon(found['epsilon'])}")),
-    )
+    upper = Cell(f"accountant {_epsilon(found['epsilon'])}")
+    yield _line("canaries", "epsilon", f"at least {shown:.3g}", "0", upper)
 
 
 def audit_plots(audit: AuditData) -> list:
