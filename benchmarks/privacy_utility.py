@@ -166,9 +166,10 @@ def privacy_of(facts: Mapping[str, Any]) -> dict[str, float | None]:
         name = f"auc/{row['model']}/{row['level']}"
         found[name] = max(row["auc"], found.get(name) or 0.0)
     seen = {row["observer"]: row for row in facts["inversion"]["rows"]}
-    sent = seen.get("as it reaches the server", seen["nothing done to it"])
+    clear = seen["nothing done to it"]
+    sent = seen.get("as it reaches the server", clear)
     released = seen.get("in the released sum", sent)
-    for name, row in (("server", sent), ("released", released), ("clear", seen["nothing done to it"])):
+    for name, row in (("server", sent), ("released", released), ("clear", clear)):
         found[f"rank1/{name}"] = row["rank1"]
         found[f"accepted/{name}"] = row["accepted"]
         found[f"psnr/{name}"] = row["psnr"]
@@ -309,9 +310,7 @@ def run_grid(
                     source = remembering(open_source(resolve(settings).data))
                 own = dataclasses.replace(Plan(**{**PLAN, **(plan or {})}), seed=seed)
                 where = folder / key.replace("/", "-").lower()
-                found[key] = run_cell(
-                    settings, where, folder / f"pretrained-{seed}", own, source
-                )
+                found[key] = run_cell(settings, where, folder / f"pretrained-{seed}", own, source)
                 found[key]["cpu_seconds"] = time.process_time() - started
                 write_text(path, json.dumps(found, indent=1) + "\n")
                 report(key, {k: v for k, v in found[key].items() if "/" not in k})

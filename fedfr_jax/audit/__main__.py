@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from fedfr_jax.audit.plan import PARTS, Plan
 from fedfr_jax.runtime.command_line import run_parsed
@@ -66,7 +67,7 @@ def main(given: argparse.Namespace) -> None:
     from fedfr_jax.reporting.audit_section import AUDIT, AuditData, summary_table  # noqa: PLC0415
     from fedfr_jax.reporting.result_table import render  # noqa: PLC0415
 
-    moved = {"data": {"root": given.data_root}} if given.data_root else {}
+    moved: Any = {"data": {"root": given.data_root}} if given.data_root else {}
     facts = audit(given.workdir, plan, **moved)
     render([summary_table(AuditData(facts))])
     print(f"written: {given.workdir}/{AUDIT}, {MARKDOWN}")

@@ -202,7 +202,7 @@ def _release(path: Path, mesh, server, heads, present, of_directions, key):
         taken=present,
         mesh=mesh,
     )
-    cohort = CohortData(*[None] * 7, clients=jnp.where(present, jnp.arange(count), -1))
+    cohort = CohortData(*[None] * 7, jnp.where(present, jnp.arange(count), -1))
     server, average, weight, _ = combine(spec, shared, cohort, average, weight, metrics)
     total = flatten(difference(spec, server, average))
     # With noise the sum was divided by the expected clients, else by those that came.
@@ -254,9 +254,7 @@ def audit_canary(run: TrainedRun, plan: Plan) -> dict[str, Any]:
         "without": [float(without.mean()), float(without.std(ddof=1))],
     }
     if kind == "participation" and noisy:
-        found["gaussian"] = _finite(
-            epsilon.gaussian_bound(within, without, delta, confidence)
-        )
+        found["gaussian"] = _finite(epsilon.gaussian_bound(within, without, delta, confidence))
     return found
 
 

@@ -69,7 +69,10 @@ def choose(
       InputError: nobody can be compared.
     """
     rng = np.random.default_rng([plan.seed, 1])
-    numbers, roles, owner, labels = [], [], [], []
+    numbers: list[np.ndarray] = []
+    roles: list[np.ndarray] = []
+    owner: list[int] = []
+    labels: list[int] = []
     for client in clients.tolist():
         if len(owner) >= plan.people:
             break

@@ -25,6 +25,7 @@ from fedfr_jax.runtime import workdir
 from fedfr_jax.runtime.evaluation_file import EVALUATION
 
 MARKDOWN = "audit.md"
+EVERYTHING = Plan()
 # part -> (facts for audit.json, ROC curves, pictures)
 _Found = tuple[dict[str, Any], dict[str, tuple], dict[str, np.ndarray]]
 
@@ -64,7 +65,7 @@ _AUDITS: dict[str, Callable[[TrainedRun, Plan], _Found]] = {
 
 def audit(
     folder: str | pathlib.Path,
-    plan: Plan = Plan(),
+    plan: Plan = EVERYTHING,
     *,
     source: ImageSource | None = None,
     **changed: Any,
@@ -96,7 +97,7 @@ def audit(
                 found = found.with_part(part, facts | {"seed": plan.seed}, curves, pictures)
                 write_audit(run.folder, found)
         _write_texts(run.folder, found)
-    return found.facts
+    return dict(found.facts)
 
 
 def _write_texts(folder: pathlib.Path, found: AuditData) -> None:

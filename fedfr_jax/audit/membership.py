@@ -57,9 +57,7 @@ def signals_of(features: np.ndarray, candidates: Candidates) -> dict[str, np.nda
     part = _divided(candidates)
     found = {"image": similarity(features, candidates.person)}
     for name, chosen in (("trained", part == TRAINED), ("kept", part == KEPT)):
-        found[name] = compactness(
-            features[chosen], candidates.person[chosen], candidates.people
-        )
+        found[name] = compactness(features[chosen], candidates.person[chosen], candidates.people)
     return {name: lira.to_normal(values) for name, values in found.items()}
 
 
@@ -185,7 +183,7 @@ def audit_membership(run: TrainedRun, plan: Plan) -> tuple[dict[str, Any], dict[
     facts = {
         "people": int(candidates.is_member.sum()),
         "strangers": int((~candidates.is_member).sum()),
-        "images": int(len(candidates.numbers)),
+        "images": len(candidates.numbers),
         "personalized_models": attacked,
         "shadows": 0 if shadows is None else len(shadows.signals),
         "shadow_epochs": epochs,
@@ -261,4 +259,3 @@ def _own_losses(run: TrainedRun, client: int, inputs: np.ndarray, labels: np.nda
     return np.asarray(
         jax.nn.logsumexp(logits, axis=1) - logits[jnp.arange(len(labels)), jnp.asarray(labels)]
     )
-

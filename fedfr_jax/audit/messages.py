@@ -115,8 +115,9 @@ def observed(
         spec = dataclasses.replace(
             spec,
             message=MessageSpec(),
-            fed=dataclasses.replace(spec.fed, aggregator="mean", on_bad_update="stop",
-                                    quarantine_norm=0.0, bucketing=0),
+            fed=dataclasses.replace(
+                spec.fed, aggregator="mean", on_bad_update="stop", quarantine_norm=0.0, bucketing=0
+            ),
         )
     state = client_step(setting, head, images, labels)
     client = Client(
@@ -155,9 +156,7 @@ def parameters_of(setting: Setting, parts: list[jax.Array]) -> jax.Array:
     """(P,) the parameters of the backbone in a message, without running statistics and rows."""
     goes = goes_out(setting.spec, setting.server.backbone)
     flags = jax.tree_util.tree_leaves_with_path(goes)
-    kept = [
-        _keys(path)[:2] == ("backbone", "params") for path, leaf in flags if leaf
-    ]
+    kept = [_keys(path)[:2] == ("backbone", "params") for path, leaf in flags if leaf]
     chosen = [part.reshape(-1) for part, keep in zip(parts, kept, strict=True) if keep]
     return jnp.concatenate(chosen) if chosen else jnp.zeros(0)
 
@@ -220,7 +219,7 @@ def feature_gradients(
     The gradient of the bias of a last linear layer is their sum: with one image it is known. Where
     there is none, or with several images, they are random.
     """
-    spec, params = setting.spec, setting.server.backbone["params"]
+    spec = setting.spec
     shape = (images, spec.backbone.embedding)
     drawn = jax.random.normal(key, shape)
     place = _bias_of_output(setting)
@@ -228,13 +227,13 @@ def feature_gradients(
         return drawn / jnp.linalg.norm(drawn)
     first, bias = place
     size = spec.backbone.embedding
-    gradient = -update[first : first + size] / spec.fed.lr - spec.fed.weight_decay * bias(params)
+    gradient = -update[first : first + size] / spec.fed.lr - spec.fed.weight_decay * bias
     spread = drawn * jnp.linalg.norm(gradient) / jnp.linalg.norm(drawn)
     return jnp.broadcast_to(gradient / images, shape) + (spread if images > 1 else 0.0)
 
 
 def _bias_of_output(setting: Setting):
-    """(position in the update, function of the parameters) of the output layer's bias, or None."""
+    """(position in the update, value) of the output layer's bias; None if there is none."""
     goes = goes_out(setting.spec, setting.server.backbone)["backbone"]["params"]
     first = 0
     leaves = jax.tree_util.tree_leaves_with_path(setting.server.backbone["params"])
@@ -244,6 +243,6 @@ def _bias_of_output(setting: Setting):
             continue
         names = _keys(path)
         if names == (*layer, "bias") and leaf.shape == (setting.spec.backbone.embedding,):
-            return first, lambda params: params[names[0]]["bias"]
+            return first, leaf
         first += int(np.prod(leaf.shape))
     return None

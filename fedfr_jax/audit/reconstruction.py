@@ -70,8 +70,9 @@ def audit_inversion(run: TrainedRun, plan: Plan) -> tuple[dict[str, Any], dict[s
     gallery, place = _gallery(run, targets, verifier, plan)
     attacker = _Attacker(setting, head, plan)
     scored = functools.partial(_scored, targets, gallery, place, verifier)
+    unknown = np.full(targets.labels.shape, np.inf)
     rows: list[dict[str, Any]] = [
-        {"observer": "the originals"} | scored(targets.images, np.full(targets.labels.shape, np.inf))
+        {"observer": "the originals"} | scored(targets.images, unknown),
     ]
     pictures = {"original": _shown(targets.images)}
     for who in messages.observers(setting.spec):
@@ -114,7 +115,8 @@ def _sends_nothing(run: TrainedRun) -> str:
 def _targets(run: TrainedRun, plan: Plan) -> Targets:
     """One image each of distinct people of clients that have trained."""
     rng = np.random.default_rng([plan.seed, 5])
-    clients, images, labels, heads = [], [], [], []
+    clients: list[int] = []
+    images, labels, heads = [], [], []
     order = rng.permutation(run.touched())
     room = {c: rng.permutation(len(run.sim.split.clients[c].identities)) for c in order.tolist()}
     while len(clients) < plan.targets:
@@ -240,9 +242,9 @@ def _gallery(
         first[client] = count
         for label in range(len(share.identities)):
             own = share.verification_images[share.verification_labels == label]
-            if not len(own):  # without held-out images, training images other than the target
+            if not len(own):  # then training images other than the target
                 own = share.train_images[share.train_labels == label]
-                own = own[~_is_shown(run, own, shown[client])][: plan.images] if len(own) > 1 else own
+                own = own[~_is_shown(run, own, shown[client])] if len(own) > 1 else own
             numbers.append(rng.permutation(own)[: plan.images])
             person.append(np.full(len(numbers[-1]), count))
             count += 1

@@ -67,9 +67,9 @@ def open_verifier(path: str, run: TrainedRun) -> Verifier:
             lambda images: run.features(run.pretrained, run.lower(images)),
         )
     place = pathlib.Path(path).expanduser()
-    if place.is_file() and place.suffix.lower() in (".npz", ".pth", ".pt") or (
-        place.suffix.lower() == ".safetensors" and not (place.parent / "card.json").exists()
-    ):
+    kind = place.suffix.lower()
+    exported = (place.parent / "card.json").exists()
+    if kind in (".npz", ".pth", ".pt") or (kind == ".safetensors" and not exported):
         return _of_weights(place)
     import fedfr_jax  # noqa: PLC0415 - a lazy export
 

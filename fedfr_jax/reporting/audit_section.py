@@ -212,9 +212,7 @@ def _leakage_table(found: Mapping[str, Any]) -> ResultTable:
             f"photographs under the {model} model",
             (
                 Cell(_percent(found[model]["rank1"])),
-                Cell(
-                    _percent(found[model]["accepted"]), unresolvable=not found[model]["resolved"]
-                ),
+                Cell(_percent(found[model]["accepted"]), unresolvable=not found[model]["resolved"]),
                 Cell(_number(found[model]["cosine"])),
             ),
         )
@@ -313,9 +311,7 @@ def _membership_lines(facts: Mapping[str, Any]):
     best: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in rows:
         place = row["model"], row["level"]
-        if row["model"] != "pretrained" and (
-            place not in best or row["auc"] > best[place]["auc"]
-        ):
+        if row["model"] != "pretrained" and (place not in best or row["auc"] > best[place]["auc"]):
             best[place] = row
     for (model, level), row in best.items():
         rate = row["tpr"][_FPRS[0]]
@@ -354,9 +350,7 @@ def _leakage_lines(facts: Mapping[str, Any]):
         yield _line(name, "there are no held-out images to match them with", NONE)
     else:
         rank, accepted = (_percent(found["global"][k]) for k in ("rank1", "accepted"))
-        beside = Cell(
-            f"accepted {accepted} %", unresolvable=not found["global"]["resolved"]
-        )
+        beside = Cell(f"accepted {accepted} %", unresolvable=not found["global"]["resolved"])
         yield _line(name, "rank 1", f"{rank} %", f"{100 * found['chance']:.2g} %", beside)
 
 

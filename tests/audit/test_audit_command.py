@@ -30,4 +30,5 @@ def rows_of(facts):
 def test_an_overfitted_model_tells_its_members(overfitted):
     facts = audit(overfitted, Plan(what=("membership",), shadows=8, clients=4))
     rows = rows_of(facts)
-    for (m, l, a), r in rows.items(): print(m, l, a, r["auc"], r["low"], r["high"])
+    for (m, l, a), r in rows.items():
+        print(m, l, a, r["auc"], r["low"], r["high"])

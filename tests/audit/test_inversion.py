@@ -140,7 +140,5 @@ def test_observers_see_the_pipeline(step):
     noise = seen[messages.RELEASED] - seen[messages.SENT]
     assert float(noise.std()) == pytest.approx(2e-3, rel=0.1)
     masked = dataclasses.replace(privacy, secure_aggregation=True)
-    spec = dataclasses.replace(
-        spec, message=dataclasses.replace(spec.message, privacy=masked)
-    )
+    spec = dataclasses.replace(spec, message=dataclasses.replace(spec.message, privacy=masked))
     assert messages.observers(spec) == [messages.CLEAR, messages.RELEASED]
