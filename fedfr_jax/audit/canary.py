@@ -50,6 +50,7 @@ PyTree = Any
 _AT_ONCE = 32  # canaries of one repetition, at most
 _DRAWS = 3e9  # random numbers that an automatic audit draws, about a minute's
 _MOST = 1000  # canaries that an automatic audit has
+_UNUSED = ("images", "table_rows", "used", "rows", "labels", "sizes", "identities")
 _OVERLAP = 0.02  # share of the noise's variance that other canaries may add
 
 
@@ -202,7 +203,8 @@ def _release(path: Path, mesh, server, heads, present, of_directions, key):
         taken=present,
         mesh=mesh,
     )
-    cohort = CohortData(*[None] * 7, jnp.where(present, jnp.arange(count), -1))
+    unused = dict.fromkeys(_UNUSED)
+    cohort = CohortData(clients=jnp.where(present, jnp.arange(count), -1), **unused)
     server, average, weight, _ = combine(spec, shared, cohort, average, weight, metrics)
     total = flatten(difference(spec, server, average))
     # With noise the sum was divided by the expected clients, else by those that came.
