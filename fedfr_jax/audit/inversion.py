@@ -38,7 +38,7 @@ class Search:
     steps: int = 300
     rate: float = 0.1
     rate_v: float = 0.02
-    smoothness: float = 0.01
+    smoothness: float = 0.05
 
 
 def total_variation(images: jax.Array) -> jax.Array:

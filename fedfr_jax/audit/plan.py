@@ -43,7 +43,7 @@ class Plan:
     batch: int = 1
     steps: int = 300
     restarts: int = 2
-    smoothness: float = 0.01
+    smoothness: float = 0.05
     head: str = "auto"
     verifier: str = ""
     canaries: int = 0

@@ -183,7 +183,10 @@ def _inversion_table(found: Mapping[str, Any]) -> ResultTable:
         f"by {found['verifier']}.",
     ]
     if found["verifier_is_own"]:
-        notes.append("The verifier is small and of the run itself; give a real one (--verifier).")
+        notes.append(
+            "This verifier is close to the model that was inverted, and what was found fits its "
+            "features: it recognizes more than others would. Give a real one (--verifier)."
+        )
     labels = [row["labels_found"] for row in found["rows"] if "labels_found" in row]
     if labels:
         notes.append(

@@ -1,34 +1,98 @@
-"""The command on tiny runs: what it finds, what it writes, what it says of wrong input."""
+"""The command on tiny runs: what it writes, what the report shows, what it says of wrong input."""
 
+import copy
 import json
 
-import numpy as np
 import pytest
-from quick_runs import SETTINGS
+from overfitting import SETTINGS
 
 from fedfr_jax.audit.__main__ import command
-from fedfr_jax.audit.command import audit
+from fedfr_jax.audit.opened import open_trained
 from fedfr_jax.audit.plan import Plan
+from fedfr_jax.audit.reconstruction import audit_inversion
 from fedfr_jax.experiment import Experiment, settings_of
+from fedfr_jax.reporting.audit_section import load_audit
+from fedfr_jax.reporting.reevaluation import evaluate
 
-PLAN = Plan(shadows=4, targets=2, steps=5, restarts=1, canaries=16, clients=2)
+FAST = ["--shadows=4", "--targets=3", "--steps=60", "--restarts=1", "--canaries=40"]
 
 
-@pytest.fixture(scope="module")
-def overfitted(tmp_path_factory):
-    """The folder of a run that has learned few images by heart."""
-    folder = tmp_path_factory.mktemp("overfitted")
-    with Experiment(settings_of(SETTINGS), folder) as run:
+def trained(folder, evaluated=False, **changes):
+    with Experiment(settings_of(SETTINGS, **changes), folder) as run:
         run.run()
+        if evaluated:
+            run.evaluate()
     return folder
 
 
-def rows_of(facts):
-    return {(r["model"], r["level"], r["attack"]): r for r in facts["membership"]["rows"]}
+@pytest.mark.slow
+def test_the_command_audits_a_private_run(tmp_path, blank_figures, capsys):
+    changes = {
+        "fed": {"rounds": 2, "local_epochs": (2,), "aggregation": "uniform"},
+        "privacy": {"clip_norm": 0.5, "noise_multiplier": 2.0, "top_k": 0.5},
+    }
+    folder = trained(tmp_path / "run", evaluated=True, **changes)
+    command([f"--workdir={folder}", *FAST])
+    shown = capsys.readouterr().out
+    for text in ("at least", "in the released sum", "does not send class embeddings", "audit.md"):
+        assert text in shown, text
+    facts = json.loads((folder / "audit.json").read_text())
+    assert facts["round"] == 2
+    canary = facts["canary"]
+    assert canary["rounds"] == 2 and 0 < canary["gaussian"] < 1.3 * canary["epsilon"]
+    seen = {row["observer"]: row for row in facts["inversion"]["rows"]}
+    assert seen["nothing done to it"]["psnr"] > seen["in the released sum"]["psnr"] + 2
+    for text in (
+        "Privacy audit",
+        "Epsilon, from above and from below",
+        "Membership inference, AUC",
+    ):
+        assert text in (folder / "report.html").read_text(), text
+    assert (folder / "audit.md").read_text().count("| ") > 30
+    assert list((folder / "plots").glob("audit-membership-*.png"))
+    assert (folder / "plots" / "audit-reconstructions.png").exists()
+    # Another part alone keeps the others; a later evaluation shows them, too.
+    command([f"--workdir={folder}", "--what=leakage"])
+    assert load_audit(folder).facts["canary"] == canary
+    (folder / "report.html").unlink()
+    evaluate(folder)
+    assert "Epsilon, from above and from below" in (folder / "report.html").read_text()
 
 
-def test_an_overfitted_model_tells_its_members(overfitted):
-    facts = audit(overfitted, Plan(what=("membership",), shadows=8, clients=4))
-    rows = rows_of(facts)
-    for (m, l, a), r in rows.items():
-        print(m, l, a, r["auc"], r["low"], r["high"])
+@pytest.mark.slow
+def test_fedface_gives_identities_away(tmp_path, capsys):
+    folder = trained(tmp_path / "run", method={"name": "fedface"}, fed={"local_epochs": (20,)})
+    command([f"--workdir={folder}", "--what=leakage,inversion", *FAST])
+    facts = json.loads((folder / "audit.json").read_text())
+    leakage = facts["leakage"]
+    assert leakage["sends"] and leakage["people"] == 12 and leakage["strangers"] == 12
+    assert leakage["global"]["rank1"] > 4 * leakage["chance"]
+    inversion = facts["inversion"]
+    assert inversion["head"] == "known" and inversion["rows"][1]["labels_found"] == 1
+    assert not (folder / "report.html").exists()  # the run was not evaluated
+    assert "class embeddings" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_methods_without_messages_say_so(tmp_path, capsys):
+    folder = trained(tmp_path / "run", method={"name": "local"}, fed={"local_epochs": (1,)})
+    command([f"--workdir={folder}", "--what=leakage,inversion,canary"])
+    shown = capsys.readouterr().out
+    assert "nothing leaves a client" in shown and "has no messages" in shown
+    with open_trained(folder) as run:
+        assert "nothing" in audit_inversion(run, Plan())[0]
+
+
+def test_wrong_arguments_end_with_one_sentence(tmp_path, capsys):
+    for arguments, text in (
+        ([f"--workdir={tmp_path}"], "config.json"),
+        ([f"--workdir={tmp_path}", "--what=everything"], "--what: everything"),
+        ([f"--workdir={tmp_path}", "--shadows=3"], "--shadows is 3"),
+    ):
+        with pytest.raises(SystemExit):
+            command(arguments)
+        assert text in capsys.readouterr().err
+
+
+def test_settings_are_whole():
+    assert settings_of(copy.deepcopy(SETTINGS)).fed.num_clients == 3

@@ -7,10 +7,10 @@ import pytest
 from small import MODEL
 from small import method as fedfr
 
-from fedfr_jax.audit import canary, epsilon
-from fedfr_jax.audit.canary import Path, canary_scores
 from fedfr_jax.algorithm.messages import message_size
 from fedfr_jax.algorithm.spec import MessageSpec
+from fedfr_jax.audit import canary, epsilon
+from fedfr_jax.audit.canary import Path, canary_scores
 from fedfr_jax.runtime.accounting import gaussian_epsilon
 from fedfr_jax.settings import PrivacyConfig
 
