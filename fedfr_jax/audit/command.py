@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -94,7 +95,8 @@ def audit(
         for part in PARTS:
             if part in plan.what:
                 facts, curves, pictures = _AUDITS[part](run, plan)
-                found = found.with_part(part, facts | {"seed": plan.seed}, curves, pictures)
+                how = dataclasses.asdict(plan) | {"what": [part]}
+                found = found.with_part(part, facts | {"plan": how}, curves, pictures)
                 write_audit(run.folder, found)
         _write_texts(run.folder, found)
     return dict(found.facts)

@@ -14,7 +14,7 @@ import numpy as np
 from fedfr_jax.evaluation.streaming import accept_rates, far_is_resolvable, thresholds_at_far
 
 FPRS = (1e-3, 1e-2)
-_DRAWS = 500
+_DRAWS = 300
 _POINTS = 300  # of a curve
 
 

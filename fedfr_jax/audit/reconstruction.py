@@ -118,12 +118,14 @@ def _targets(run: TrainedRun, plan: Plan) -> Targets:
     clients: list[int] = []
     images, labels, heads = [], [], []
     order = rng.permutation(run.touched())
-    room = {c: rng.permutation(len(run.sim.split.clients[c].identities)) for c in order.tolist()}
+    room: dict[int, np.ndarray] = {}  # the people of a client that are left
     while len(clients) < plan.targets:
         before = len(clients)
         for client in order.tolist():
             if len(clients) == plan.targets:
                 break
+            if client not in room:
+                room[client] = rng.permutation(len(run.sim.split.clients[client].identities))
             if len(room[client]) < plan.batch:
                 continue
             chosen, room[client] = np.sort(room[client][: plan.batch]), room[client][plan.batch :]
