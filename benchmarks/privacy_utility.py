@@ -3,10 +3,11 @@
     python -m benchmarks.privacy_utility --folder=runs/privacy-utility --seeds=0,1,2
 
 Generated faces of 32 pixels, a small SphereNet that is pretrained on public people, 256 clients of
-four people that all take part in every round, one local epoch, momentum on the server. The method is FedAvg or FedFR; epsilon is
-central, at a delta of 1e-4, for a client with all its images. Messages are clipped without noise,
-too (epsilon inf), so that the columns differ in noise alone. Every finished cell (method, epsilon,
-seed) is kept in ``results.json``; the table and the figure are made of the cells that are there.
+four people that all take part in every round, one local epoch, momentum on the server. The method
+is FedAvg or FedFR; epsilon is central, at a delta of 1e-4, for a client with all its images.
+Messages are clipped without noise, too (epsilon inf), so that the rows differ in noise alone. Every
+finished cell (method, epsilon, seed) is kept in ``results.json``; the table and the figure are made
+of the cells that are there.
 """
 
 from __future__ import annotations

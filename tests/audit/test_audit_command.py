@@ -14,7 +14,7 @@ from fedfr_jax.experiment import Experiment, settings_of
 from fedfr_jax.reporting.audit_section import load_audit
 from fedfr_jax.reporting.reevaluation import evaluate
 
-FAST = ["--shadows=4", "--targets=3", "--steps=60", "--restarts=1", "--canaries=40"]
+FAST = ["--shadows=4", "--targets=3", "--steps=60", "--restarts=1", "--canaries=100"]
 
 
 def trained(folder, evaluated=False, **changes):
