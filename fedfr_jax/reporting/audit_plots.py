@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from fedfr_jax.reporting.figures import (
     BLUE,
@@ -18,6 +19,7 @@ from fedfr_jax.reporting.figures import (
     slug,
     styled,
 )
+from fedfr_jax.reporting.tables import rate_label
 
 _STYLES = {
     "similarity": (BLUE, "--"),
@@ -59,6 +61,9 @@ def _roc(model: str, level: str, curves: Mapping[str, tuple]) -> Plot:
     axes.set_yscale("log")
     axes.set_xlim(lowest, 1)
     axes.set_ylim(lowest, 1.05)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: rate_label(value)))
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
     axes.legend(loc="lower right")
@@ -78,7 +83,8 @@ def reconstructions(pictures: Mapping[str, np.ndarray]) -> Plot | None:
     if len(pictures) < 2:
         return None
     columns = min(_SHOWN, *(len(images) for images in pictures.values()))
-    figure, axes = new_figure(len(pictures), columns, 0.3 + 0.75 * len(pictures))
+    side = min(1.1, 5.0 / columns)  # inches
+    figure, axes = new_figure(len(pictures), columns, 0.3 + (side + 0.2) * len(pictures))
     axes = axes.reshape(len(pictures), columns)
     for row, (name, images) in zip(axes, pictures.items(), strict=True):
         for place, image in zip(row, images, strict=False):
