@@ -27,7 +27,7 @@ setup(
             *(f"fedfr-{name}=fedfr_jax.{name}:command" for name in ("train", "evaluate", "ablate")),
             *(
                 f"fedfr-{name}=fedfr_jax.{name}.__main__:command"
-                for name in ("convert", "export", "identify", "prepare", "protocols")
+                for name in ("audit", "convert", "export", "identify", "prepare", "protocols")
             ),
         ]
     },

@@ -76,7 +76,7 @@ def test_a_wheel_works_in_an_empty_folder(wheel, tmp_path):
     assert "fedfr_jax/py.typed" in names
     for c in ("train", "evaluate", "ablate"):
         assert f"fedfr-{c}=fedfr_jax.{c}:command" in commands.replace(" ", "")
-    for c in ("convert", "export", "identify", "prepare", "protocols"):
+    for c in ("audit", "convert", "export", "identify", "prepare", "protocols"):
         assert f"fedfr-{c}=fedfr_jax.{c}.__main__:command" in commands.replace(" ", "")
     done = subprocess.run(
         [sys.executable, "-c", INSTALLED.format(site=str(site))],

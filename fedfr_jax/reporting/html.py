@@ -19,6 +19,13 @@ from fedfr_jax.data.held_out import evaluated_clients
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation import HEADLINE_FAR, HEADLINE_FPIR, HEADLINE_MODELS
 from fedfr_jax.reporting import client_plots, plots, tables
+from fedfr_jax.reporting.audit_section import (
+    AuditData,
+    audit_plots,
+    audit_tables,
+    load_audit,
+    section_notes,
+)
 from fedfr_jax.reporting.pictures import (
     PAIRS,
     checked_image,
@@ -49,6 +56,7 @@ class ReportData:
       mistakes: dicts of kind ("false accept" or "false reject"), model, client,
         image_a, image_b (S, S, 3) uint8, score, threshold.
       faces_caption: explains the rows of the contact sheet.
+      audit: of the run's privacy (:mod:`fedfr_jax.audit`), where there is one.
     """
 
     title: str
@@ -62,6 +70,7 @@ class ReportData:
     hard_negatives: Sequence[Mapping[str, Any]] = ()
     mistakes: Sequence[Mapping[str, Any]] = ()
     faces_caption: str = "Each row shows images of one identity."
+    audit: AuditData | None = None
 
 
 def load_report_data(directory: str | os.PathLike) -> ReportData:
@@ -80,6 +89,7 @@ def load_report_data(directory: str | os.PathLike) -> ReportData:
         split=summary.get("split", {}),
         metrics=workdir.read_metrics(directory),
         summary=summary,
+        audit=load_audit(directory),
         **workdir.read_evaluation(directory),
     )
 
@@ -256,7 +266,8 @@ def all_plots(data: ReportData) -> dict[str, list[plots.Plot]]:
             for reference in ("global", "pretrained")
             if reference in models and "personalized" in models
         ]
-    sections = {"training": training, "roc": curves, "clients": clients}
+    audit = [] if data.audit is None else audit_plots(data.audit)
+    sections = {"training": training, "roc": curves, "clients": clients, "audit": audit}
     found = {name: [plot for plot in drawn if plot is not None] for name, drawn in sections.items()}
     names: dict[str, int] = {}
     for name, drawn in found.items():
@@ -327,6 +338,14 @@ def write_report(path: str | os.PathLike, data: ReportData) -> pathlib.Path:
     return path
 
 
+def _audit(data: ReportData) -> dict[str, Any] | None:
+    """The privacy audit, as the page shows it."""
+    if data.audit is None:
+        return None
+    rounds = data.summary.get("run", {}).get("rounds")
+    return {"tables": audit_tables(data.audit), "notes": section_notes(data.audit, rounds)}
+
+
 def _html(
     data: ReportData, drawn: Mapping[str, Sequence[plots.Plot]], sheet: Mapping[str, Any] | None
 ) -> str:
@@ -345,4 +364,5 @@ def _html(
         settings=_flat(data.config),
         changed=_changed(data.config),
         limit=PAIRS,
+        audit=_audit(data),
     )
