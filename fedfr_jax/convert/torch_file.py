@@ -53,9 +53,10 @@ def load_torch(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], tup
       InputError: PyTorch is missing; the file is missing, damaged, wants to run code, or holds no
         state dict.
     """
-    torch, path = _torch(), pathlib.Path(path)
+    path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    torch = _torch()
     _check_growth(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

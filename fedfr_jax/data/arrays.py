@@ -58,6 +58,8 @@ def load_array(path: str | os.PathLike, *, in_memory: bool = True) -> np.ndarray
             if in_memory
             else np.memmap(path, np.uint8, "r")
         )
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
     except _DAMAGE as error:
         raise InputError(f"{path}: cannot be read as an .npy array: {_short(error)}") from error
 
@@ -78,6 +80,8 @@ def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 member.filename.removesuffix(".npy"): _parse(_unpack(archive, member))
                 for member in members
             }
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
     except _DAMAGE as error:
         raise InputError(f"{path}: cannot be read as an .npz archive: {_short(error)}") from error
 

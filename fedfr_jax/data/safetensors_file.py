@@ -49,6 +49,8 @@ def load_safetensors(
         if len(arrays) < len(names):
             arrays |= _bfloat16(path)
         return {name: arrays[name] for name in names}, metadata
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
     except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{path}: cannot be read as a safetensors file: {reason}") from error
