@@ -156,8 +156,8 @@ def _opened(
         if missing and any(store.commits for store in stores):
             path = store_file(folder, missing[0], processes).with_suffix(".json")
             raise InputError(
-                f"{path} is missing; the run had {processes} processes, copy the files of all of "
-                "them here"
+                f"{path} is missing; the rows are divided among {processes} processes, copy the "
+                "files of all here"
             )
         yield stores
 

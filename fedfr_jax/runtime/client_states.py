@@ -98,8 +98,8 @@ def saved_stores(example: PyTree, population: int, workdir: str | pathlib.Path) 
     missing = [p for p in paths if not p.with_suffix(".json").exists()]
     if missing:
         raise InputError(
-            f"{missing[0]} is missing; the run had {processes} processes, copy the "
-            "files of all of them here"
+            f"{missing[0].with_suffix('.json')} is missing; the heads are divided among "
+            f"{processes} process{'es' * (processes > 1)}, copy the files of all here"
         )
     return [RowStore(example, population, p, read_only=True) for p in paths]
 

@@ -234,7 +234,7 @@ def test_what_does_not_belong_together_is_refused_untouched(tmp_path):
     for damage, error, rounds in (
         (lambda: None, "not hold the clients' state of round 9", [9]),
         (lambda: flip(journal, 30), "journal of the clients' rows is damaged", [3]),
-        (journal.unlink, "process-1-of-2.json is missing; the run had 2 processes", [3]),
+        (journal.unlink, "process-1-of-2.json is missing; the rows are divided among 2", [3]),
     ):
         damage()
         there = files(folder)
