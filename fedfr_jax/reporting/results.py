@@ -29,7 +29,7 @@ from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime import accounting, costs, message_rows, workdir
 from fedfr_jax.runtime.activations import remembered
 from fedfr_jax.runtime.embedding import make_embed, make_transform, own_mesh
-from fedfr_jax.runtime.processes import gather_bytes, worst
+from fedfr_jax.runtime.processes import gather_bytes, together
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.remarks import first_remark
 from fedfr_jax.runtime.simulation import Simulation
@@ -276,9 +276,9 @@ def write_results(
         "models": models,
     }
     summary["headline"] = headline(summary, parts["per_client"])
-    if jax.process_index() == 0:
-        _write(writer, summary, parts, show)
-    worst(0)  # nobody ends before everything is written
+    first = jax.process_index() == 0
+    # Nobody ends before everything is written.
+    together(lambda: _write(writer, summary, parts, show) if first else None)
     return summary
 
 
