@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from fedfr_jax.errors import DamagedError, InputError
 
 T = TypeVar("T")
-_PIECE = 1 << 24  # bytes of each process that are exchanged at once; bounds memory of the devices
+_PIECE = 1 << 22  # bytes of each process that are exchanged at once; bounds memory of the devices
 
 
 def worst(code: int) -> int:
