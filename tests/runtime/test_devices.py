@@ -281,7 +281,7 @@ def test_a_run_goes_on_with_fewer_and_with_more_processes(tmp_path):
         *start(CHANGES, 2, 2, tmp_path / "two", settings, "3"),
     ]
     for process, code in zip(began, (0, 2, -9), strict=True):
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == code, errors[-3000:]
     expected = everything_of(tmp_path / "one", config)
     assert len({(row["round"], row["model"]) for row in expected[1][0]}) == 1 + 2 * 4 + 1
@@ -289,7 +289,7 @@ def test_a_run_goes_on_with_fewer_and_with_more_processes(tmp_path):
         folder = tmp_path / f"on-with-{count}"
         shutil.copytree(tmp_path / "two", folder)
         for process in start(CHANGES, count, devices, folder, settings, "never"):
-            _, errors = process.communicate(timeout=300)
+            _, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors[-3000:]
         state, results = everything_of(folder, config)
         chex.assert_trees_all_close(state, expected[0], rtol=1e-6, atol=1e-6)
