@@ -25,19 +25,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedfr_jax import engine
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config, Settings, merged, settings_of
 from fedfr_jax.data.types import ImageSource, as_images
-from fedfr_jax.engine import use_cpu_devices
-from fedfr_jax.errors import ConfigError, InputError
-from fedfr_jax.evaluation import assess
+from fedfr_jax.errors import InputError
+from fedfr_jax.evaluation.examples import identity_sheet
 from fedfr_jax.reporting import results
 from fedfr_jax.reporting.result import Result
 from fedfr_jax.runtime import resuming, workdir
 from fedfr_jax.runtime.activations import lower_part, trained_variables, with_activations
 from fedfr_jax.runtime.autotune import keep_settled
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
-from fedfr_jax.runtime.client_states import head_of, open_store, personal_models
+from fedfr_jax.runtime.client_states import check_own, head_of, open_store, own_models
 from fedfr_jax.runtime.command_line import folder_of_process
 from fedfr_jax.runtime.embedding import make_embed, make_personal_embed
 from fedfr_jax.runtime.lock import WorkdirLock
@@ -91,7 +91,7 @@ class Experiment:
         **changes: Any,
     ):
         config = settings_of(config, method, **changes)
-        use_cpu_devices(config.engine.cpu_devices)
+        engine.use_cpu_devices(config.engine.cpu_devices)
         self._files = contextlib.ExitStack()
         if folder is None:
             folder = self._files.enter_context(tempfile.TemporaryDirectory(prefix="fedfr_"))
@@ -147,7 +147,7 @@ class Experiment:
         self._assessor = results.make_assessor(self.sim)
         self._evaluate_round = (
             results.make_round_evaluation(self._writer, self._assessor, self.pretrained)
-            if self.config.evaluate_every and jax.process_count() == 1
+            if self.config.evaluate_every
             else None
         )
 
@@ -219,7 +219,9 @@ class Experiment:
 
         Raises:
           KeyError: the client has not taken part yet.
+          InputError: another process has it.
         """
+        check_own(client)
         return head_of(self._store, client)
 
     def embed(self, images: np.ndarray, client: int | None = None) -> np.ndarray:
@@ -261,7 +263,7 @@ class Experiment:
                 "the rounds were interrupted: server and clients are not of one "
                 "round; open the experiment again with resume=True"
             )
-        return personal_models(self.sim, [self._store], self.server.backbone)
+        return own_models(self.sim, self._store, self.server.backbone)
 
     def _run(self) -> dict[str, Any]:
         run = results.describe_run(self.config, self.folder.resolve().name, self.round)
@@ -277,6 +279,8 @@ class Experiment:
     def evaluate(self, *, show: bool = False) -> dict[str, Any]:
         """All protocols on the present state; writes summary, curves and report.
 
+        All processes of a run call this together, each evaluates its own clients.
+
         Args:
           show: print the tables.
 
@@ -284,14 +288,15 @@ class Experiment:
           What ``summary.json`` holds.
         """
         with self._timed("evaluation"):
-            models = self.pretrained, self.server.backbone, self._personal()
+            backbone = engine.addressable(self.server.backbone)
+            models = self.pretrained, backbone, self._personal()
             return results.write_results(
                 self.sim, self._writer, self._run(), self._assessor, *models, show=show
             )
 
     def faces(self, rows: int = 6, columns: int = 10) -> np.ndarray | None:
         """One image of public identities, one per row: (height, width, 3) uint8."""
-        sheet = assess.identity_sheet(results.public_photographs(self.sim), rows, columns)
+        sheet = identity_sheet(results.public_photographs(self.sim), rows, columns)
         return None if sheet is None else np.concatenate(np.concatenate(sheet, axis=1), axis=1)
 
 
@@ -386,15 +391,6 @@ def train(
       InputError: bad settings or data, before any long work.
       FloatingPointError: training diverged.
     """
-    if config.eval.every > 0 and jax.process_count() > 1:
-        raise ConfigError(
-            f"eval.every is {config.eval.every}, but with several processes there "
-            "is no evaluation between rounds; set it to 0"
-        )
     with Experiment(config, folder, resume=resume, source=source) as experiment:
         experiment.run()
-        if jax.process_count() == 1:
-            return experiment.evaluate(show=True)
-        # Each process has only its own clients' heads.
-        print(f"trained; evaluate with: python -m fedfr_jax.evaluate --workdir={folder}")
-        return experiment.write_run()
+        return experiment.evaluate(show=True)

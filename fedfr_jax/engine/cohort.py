@@ -117,11 +117,21 @@ def spread(tree: PyTree, mesh: Mesh | None = None) -> PyTree:
     """
     mesh = make_mesh() if mesh is None else mesh
     sharding = NamedSharding(mesh, P(AXIS))
-    if jax.process_count() == 1:
+    if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
     )
+
+
+def addressable(tree: PyTree) -> PyTree:
+    """Replicated arrays as arrays that this process can use without the others."""
+
+    def own(x):
+        alone = not isinstance(x, jax.Array) or x.is_fully_addressable
+        return x if alone else x.addressable_data(0)
+
+    return jax.tree.map(own, tree)
 
 
 def local_rows(tree: PyTree) -> PyTree:

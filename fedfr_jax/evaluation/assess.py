@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,8 @@ from fedfr_jax.evaluation.personalized import (
     personal_verification,
     summarize_clients,
 )
-from fedfr_jax.evaluation.scores import on_grid
-from fedfr_jax.evaluation.streaming import unit_rows
+from fedfr_jax.evaluation.sharing import Share
 from fedfr_jax.evaluation.verification import PairResult, embed_with_mirror, evaluate_pairs
-from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.settings import EvalConfig
 
 PyTree = Any
@@ -63,6 +61,7 @@ class Assessor:
       embed: ``(variables, inputs) -> (N, d)``, of a shared backbone.
       transform: ``(a client's transform, features (N, d)) -> (N, d)``; None: the method has none.
       batch: images per call, for pair sets.
+      share: which clients and images this process evaluates.
     """
 
     settings: EvalConfig
@@ -74,6 +73,7 @@ class Assessor:
     embed: Callable
     transform: Callable | None
     batch: int
+    share: Share = dataclasses.field(default_factory=Share)
 
     @functools.cached_property
     def probes(self) -> np.ndarray:
@@ -122,13 +122,15 @@ def client_results(
 
 def generic_results(assessor: Assessor, variables: PyTree) -> dict[str, PairResult]:
     """Verification of every pair set with image and mirror."""
+
+    def features(images: np.ndarray) -> np.ndarray:
+        return embed_with_mirror(
+            lambda x: assessor.embed(variables, assessor.lower(x)), images, assessor.batch
+        )
+
     return {
         s.name: evaluate_pairs(
-            embed_with_mirror(
-                lambda x: assessor.embed(variables, assessor.lower(x)), s.images, assessor.batch
-            ),
-            s.is_same,
-            assessor.settings.fars,
+            assessor.share.features(features, s.images), s.is_same, assessor.settings.fars
         )
         for s in assessor.generic
     }
@@ -141,14 +143,17 @@ def assess_shared(assessor: Assessor, variables: PyTree, tick=lambda: None) -> A
       variables: of the backbone.
       tick: called once per client.
     """
-    held_out, results = assessor.held_out, []
-    probes = assessor.embed(variables, assessor.probes)
-    for position in range(len(held_out.numbers)):
+    share = assessor.share
+    probes = share.features(lambda x: assessor.embed(variables, x), assessor.probes)
+
+    def of_client(position: int):
         inputs, labels = gallery(assessor, position)
-        results.append(
-            client_results(assessor, position, probes, assessor.embed(variables, inputs), labels)
-        )
+        features = assessor.embed(variables, inputs)
+        result = client_results(assessor, position, probes, features, labels)
         tick()
+        return {"": result}, ""
+
+    [results] = share.over_clients(assessor.held_out.numbers, of_client)[0].values()
     return Assessment(generic_results(assessor, variables), *zip(*results, strict=True))
 
 
@@ -300,90 +305,3 @@ def curves(assessments: dict[str, Assessment]) -> tuple[dict, dict]:
         for metric, per in values.items():
             per_client.setdefault(metric, {})[model] = np.array(per)
     return rocs, per_client
-
-
-def hard_negative_examples(
-    assessor: Assessor, variables: PyTree, public_images: np.ndarray, count: int
-) -> list[dict]:
-    """The public images most like a client's own, one per client in turn.
-
-    Args:
-      variables: backbone under which images are compared.
-      public_images: (N_0, S, S, 3) uint8.
-      count: how many to return at most.
-    """
-    if not len(public_images):
-        return []
-    public = unit_rows(assessor.embed(variables, assessor.lower(public_images)))
-    examples = []
-    for position, client in enumerate(assessor.held_out.numbers[:count]):
-        inputs, _ = gallery(assessor, position)
-        cosine = unit_rows(assessor.embed(variables, inputs)) @ public.T
-        local, other = np.unravel_index(cosine.argmax(), cosine.shape)
-        examples.append(
-            {
-                "client": int(client),
-                "cosine": float(cosine[local, other]),
-                "local_image": assessor.training_images(int(client))[local],
-                "public_image": public_images[other],
-            }
-        )
-    return examples
-
-
-def mistake_examples(
-    assessor: Assessor, models: PersonalModels, personalized: Assessment, count: int
-) -> list[dict]:
-    """Each client's worst false accept and false reject, at the threshold of FAR 1e-3."""
-    held_out = assessor.held_out
-    examples: list[dict] = []
-    far_index = nearest(personalized.verification[0].fars, HEADLINE_FAR)
-    for position, client in enumerate(held_out.numbers):
-        if len(examples) >= 2 * count:
-            break
-        model = models(int(client))
-        own = assessor.embed(model[0], assessor.probes)
-        unit = unit_rows(assessor.after_transform(model, own))
-        threshold = float(personalized.verification[position].thresholds[far_index])
-        examples += list(_client_mistakes(held_out, position, unit, threshold))
-    return examples
-
-
-def _client_mistakes(held_out, position, unit, threshold) -> Iterator[dict]:
-    own = np.flatnonzero(held_out.shows(position))
-    score = on_grid(unit[own] @ unit.T)
-    same = held_out.labels[own][:, None] == held_out.labels
-    other_image = own[:, None] != np.arange(len(unit))
-    for kind, relevant, sign in (
-        ("false accept", ~same, -1),
-        ("false reject", same & other_image, 1),
-    ):
-        candidates = np.where(relevant, sign * score, np.inf)
-        a, b = np.unravel_index(candidates.argmin(), candidates.shape)
-        wrong = (score[a, b] > threshold) if kind == "false accept" else (score[a, b] <= threshold)
-        if relevant[a, b] and wrong:
-            yield {
-                "kind": kind,
-                "model": "personalized",
-                "client": int(held_out.numbers[position]),
-                "image_a": held_out.images[own[a]],
-                "image_b": held_out.images[b],
-                "score": float(score[a, b]),
-                "threshold": threshold,
-            }
-
-
-def identity_sheet(public: PublicData, rows: int = 6, columns: int = 10) -> np.ndarray | None:
-    """(rows, columns, S, S, 3): images of public identities, one per row; None without any."""
-    labels = np.asarray(public.labels)
-    order = np.argsort(labels, kind="stable")
-    counts = np.bincount(labels) if len(order) else np.zeros(0, int)
-    chosen = np.argsort(-counts, kind="stable")[:rows]
-    if not len(chosen):
-        return None
-    columns = min(columns, counts[chosen].min())
-    first = np.concatenate([[0], np.cumsum(counts)])
-    table = np.stack([order[first[k] : first[k] + columns] for k in np.sort(chosen)])
-    return np.asarray(public.images[table.reshape(-1)]).reshape(
-        *table.shape, *public.images.shape[1:]
-    )

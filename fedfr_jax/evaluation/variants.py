@@ -55,7 +55,7 @@ def assess_personalized(
     def features(model, inputs: np.ndarray) -> dict[str, np.ndarray]:
         return {PERSONALIZED: assessor.after_transform(model, assessor.embed(model[0], inputs))}
 
-    return _over_clients(assessor, models, features, tick)[PERSONALIZED]
+    return _over_clients(assessor, models, features, tick)[0][PERSONALIZED]
 
 
 def assess_variants(
@@ -91,7 +91,6 @@ def assess_variants(
             found |= {OWN_BACKBONE: own, GLOBAL_TRANSFORM: assessor.after_transform(model, shared)}
         return found if validation is None else found | {GLOBAL: shared}
 
-    chosen: list[str] = []
     choose = None
     if validation is not None:
         read, public = validation.images, assessor.lower(validation.public)
@@ -99,10 +98,9 @@ def assess_variants(
         def choose(client: int, model) -> str:
             images, labels = read(client)
             of_model = features(model, np.concatenate([assessor.lower(images), public]))
-            chosen.append(best_model(of_model, labels, assessor.settings.fars))
-            return chosen[-1]
+            return best_model(of_model, labels, assessor.settings.fars)
 
-    found = _over_clients(assessor, models, features, tick, choose)
+    found, chosen = _over_clients(assessor, models, features, tick, choose)
     return {name: found[name] for name in found if name != GLOBAL}, chosen
 
 
@@ -132,23 +130,35 @@ def _over_clients(
     features: Callable,
     tick: Callable[[], Any],
     choose: Callable[[int, Any], str] | None = None,
-) -> dict[str, Assessment]:
+) -> tuple[dict[str, Assessment], list[str]]:
     """Every client's protocol for ``features(model, inputs) -> name -> (N, d)``.
 
     Args:
       choose: ``(client, its model) -> name`` of what goes under ``SELECTED``.
+
+    Returns:
+      (name -> assessment, what each client chose).
     """
-    held_out = assessor.held_out
-    results: dict[str, list] = {}
-    for position, client in enumerate(held_out.numbers):
-        model = models(int(client))
+    numbers = assessor.held_out.numbers
+
+    def of_client(position: int) -> tuple[dict, str]:
+        client = int(numbers[position])
+        model = models(client)
         inputs, labels = gallery(assessor, position)
         of_probes, of_gallery = features(model, assessor.probes), features(model, inputs)
-        for name, found in of_probes.items():
-            results.setdefault(name, []).append(
-                client_results(assessor, position, found, of_gallery[name], labels)
-            )
+        results = {
+            name: client_results(assessor, position, found, of_gallery[name], labels)
+            for name, found in of_probes.items()
+        }
+        chosen = ""
         if choose is not None:
-            results.setdefault(SELECTED, []).append(results[choose(int(client), model)][-1])
+            chosen = choose(client, model)
+            results[SELECTED] = results[chosen]
         tick()
-    return {name: Assessment({}, *zip(*found, strict=True)) for name, found in results.items()}
+        return results, chosen
+
+    results, chosen = assessor.share.over_clients(numbers, of_client)
+    return (
+        {name: Assessment({}, *zip(*found, strict=True)) for name, found in results.items()},
+        chosen,
+    )

@@ -64,7 +64,8 @@ class ClientImages:
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """(n, S, S, 3) uint8 training images of clients, on the host."""
         if self.kind == "resident":
-            return np.asarray(self.table[np.searchsorted(self.numbers, numbers)])
+            table = engine.addressable(self.table)
+            return np.asarray(table[np.searchsorted(self.numbers, numbers)])
         return self.source.read(numbers)
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedfr_jax import engine
 from fedfr_jax.config import Config
 from fedfr_jax.data.split_file import describe_split
-from fedfr_jax.evaluation import HEADLINE_MODELS, assess
+from fedfr_jax.evaluation import HEADLINE_MODELS, assess, examples
+from fedfr_jax.evaluation.sharing import Share
 from fedfr_jax.evaluation.variants import (
     PERSONALIZED,
     SELECTED,
@@ -26,7 +28,8 @@ from fedfr_jax.reporting.headline import headline
 from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime import accounting, costs, message_rows, workdir
 from fedfr_jax.runtime.activations import remembered
-from fedfr_jax.runtime.embedding import make_embed, make_transform
+from fedfr_jax.runtime.embedding import make_embed, make_transform, own_mesh
+from fedfr_jax.runtime.processes import gather_bytes, together
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.remarks import first_remark
 from fedfr_jax.runtime.simulation import Simulation
@@ -60,7 +63,10 @@ def make_assessor(sim: Simulation) -> assess.Assessor:
         lower,
         make_embed(sim),
         make_transform(sim),
-        min(sim.config.eval.batch_size * sim.layout.mesh.size, 4096),
+        min(sim.config.eval.batch_size * own_mesh(sim).size, 4096),
+        Share(jax.process_index(), jax.process_count(), gather_bytes)
+        if jax.process_count() > 1
+        else Share(),
     )
 
 
@@ -73,6 +79,8 @@ def evaluate_models(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All protocols on the pretrained, the global and the personalized models.
 
+    All processes of a run call this together, and get the same.
+
     Args:
       assessor: from :func:`make_assessor`.
       pretrained, backbone: variables before the first and after the last round.
@@ -82,7 +90,8 @@ def evaluate_models(
       (models as in ``summary.json``, arguments of ``write_evaluation``).
     """
     chosen: list[str] = []
-    with track("evaluation", 3 * len(sim.held_out.numbers), "client") as bar:
+    mine = len(assessor.share.positions(sim.held_out.numbers))
+    with track("evaluation", 3 * mine, "client") as bar:
         results = {
             "pretrained": assess.assess_shared(assessor, pretrained, bar.update),
             "global": assess.assess_shared(assessor, backbone, bar.update),
@@ -105,13 +114,13 @@ def evaluate_models(
     parts = {
         "rocs": rocs,
         "per_client": per_client,
-        "faces": assess.identity_sheet(public),
-        "hard_negatives": assess.hard_negative_examples(
+        "faces": examples.identity_sheet(public),
+        "hard_negatives": examples.hard_negative_examples(
             assessor, backbone, np.asarray(public.images), count
         )
         if uses_hard
         else [],
-        "mistakes": assess.mistake_examples(assessor, personal, results["personalized"], count),
+        "mistakes": examples.mistake_examples(assessor, personal, results["personalized"], count),
     }
     return summaries, parts
 
@@ -134,7 +143,7 @@ def make_validation(sim: Simulation) -> Validation | None:
 def public_photographs(sim: Simulation) -> PublicData:
     """The public images themselves, where rounds take their activations."""
     if sim.parts is None:
-        return sim.public
+        return sim.public.replace(images=engine.addressable(sim.public.images))
     return sim.public.replace(images=sim.source.read(sim.split.public_images))
 
 
@@ -171,7 +180,8 @@ def describe_run(config: Config, name: str, rounds_done: int) -> dict[str, Any]:
         "seed": config.seed,
         "clients": config.fed.num_clients,
         "rounds": rounds_done,
-        "device": f"{len(jax.devices())} x {device.platform} ({kind})",
+        "device": f"{len(jax.devices())} x {device.platform} ({kind})"
+        + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""),
         "jax": jax.__version__,
     }
 
@@ -252,13 +262,12 @@ def write_results(
       assessor, pretrained, backbone, personal: as for :func:`evaluate_models`.
       show: whether to print.
 
+    All processes of a run call this together; the first one writes.
+
     Returns:
       The summary.
     """
     models, parts = evaluate_models(sim, assessor, pretrained, backbone, personal)
-    append_evaluation(
-        writer, run["rounds"], {name: models[name] for name in HEADLINE_MODELS if name in models}
-    )
     summary: dict[str, Any] = {
         "run": run,
         "split": describe_split(sim.split, sim.source.name),
@@ -267,6 +276,22 @@ def write_results(
         "models": models,
     }
     summary["headline"] = headline(summary, parts["per_client"])
+    first = jax.process_index() == 0
+    # Nobody ends before everything is written.
+    together(lambda: _write(writer, summary, parts, show) if first else None)
+    return summary
+
+
+def _write(
+    writer: workdir.RunWriter, summary: dict[str, Any], parts: dict[str, Any], show: bool
+) -> None:
+    """Writes the results of a run, and prints them where they are to be shown."""
+    models = summary["models"]
+    append_evaluation(
+        writer,
+        summary["run"]["rounds"],
+        {name: models[name] for name in HEADLINE_MODELS if name in models},
+    )
     writer.write_summary(summary)
     writer.write_evaluation(**parts)
     writer.flush()
@@ -277,7 +302,6 @@ def write_results(
         render(tables.closing_tables(summary))
         print(*summary["headline"], "", sep="\n")
         print(f"report: {writer.workdir / 'report.html'}")
-    return summary
 
 
 def make_round_evaluation(
@@ -298,6 +322,7 @@ def make_round_evaluation(
                 "global": assess.assess_shared(assessor, backbone),
                 PERSONALIZED: assess_personalized(assessor, personal),
             }
-        append_evaluation(writer, done, {n: assess.summarize(a) for n, a in models.items()})
+        if jax.process_index() == 0:
+            append_evaluation(writer, done, {n: assess.summarize(a) for n, a in models.items()})
 
     return evaluate

@@ -74,11 +74,7 @@ def lower_part(sim: Simulation) -> Callable[[np.ndarray], np.ndarray]:
     if sim.parts is None:
         return lambda images: images
     lower = sim.parts.lower
-    # Each process reads images of its own clients, so it computes on its own devices.
-    mesh = sim.layout.mesh if jax.process_count() == 1 else engine.make_mesh(jax.local_devices())
-    run = in_batches(
-        sim, lambda variables, x: lower(variables, to_input(x, type_of(variables))), mesh
-    )
+    run = in_batches(sim, lambda variables, x: lower(variables, to_input(x, type_of(variables))))
     return lambda images: run(sim.frozen, images)
 
 

@@ -22,40 +22,54 @@ from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads
 from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.errors import InputError
+from fedfr_jax.population import division
 from fedfr_jax.population.store import RowStore
+from fedfr_jax.runtime.checkpoints import saved_rounds
+from fedfr_jax.runtime.processes import together
+from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
 FOLDER = "heads"
 
 
-def store_path(workdir: str | pathlib.Path, process: int, processes: int) -> pathlib.Path:
-    """File with the heads of the clients that belong to a process."""
-    return pathlib.Path(workdir) / FOLDER / f"process-{process}-of-{processes}.rows"
-
-
 def open_store(sim: Simulation, workdir: str | pathlib.Path | None) -> RowStore:
     """The heads of this process' clients, in the work directory or (None) in memory.
 
+    If the run had another number of processes, all heads are divided anew first. All processes
+    call this together.
+
     Raises:
-      InputError: the run was made with other settings or another number of processes, or the
-        files are damaged.
+      InputError: the run was made with other settings, or the files are damaged or missing.
     """
     if workdir is None:
         return RowStore(_shapes(sim), len(sim.schedule.clients), None)
-    path = store_path(workdir, jax.process_index(), jax.process_count())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    others = [
-        p.name
-        for p in path.parent.glob("process-*-of-*.json")
-        if not p.stem.endswith(f"-of-{jax.process_count()}")
-    ]
-    if others:
-        raise InputError(
-            f"{path.parent} holds {others[0]}: the run was made with another number "
-            f"of processes than {jax.process_count()}; use the same number"
-        )
+    folder, processes = pathlib.Path(workdir) / FOLDER, jax.process_count()
+    folder.mkdir(parents=True, exist_ok=True)
+    if division.processes_of(folder) not in (0, processes):
+        _divide_anew(sim, folder)
+    elif jax.process_index() == 0:
+        division.remove_others(folder, processes)
+    path = division.store_file(folder, jax.process_index(), processes)
     return RowStore(_shapes(sim), len(sim.schedule.clients), path)
+
+
+def _divide_anew(sim: Simulation, folder: pathlib.Path) -> None:
+    """Divides the heads in a folder among the present processes; each writes its own."""
+    before, now = division.processes_of(folder), jax.process_count()
+    what = f"dividing the clients' heads of {before} process{'es' * (before > 1)} among {now}"
+    with track(what, None, "client") as bar:
+        division.divide_anew(
+            _shapes(sim),
+            len(sim.schedule.clients),
+            folder,
+            now,
+            parts=(jax.process_index(),),
+            first=jax.process_index() == 0,
+            rounds=saved_rounds(folder.parent),
+            together=together,
+            tick=bar.update,
+        )
 
 
 def open_stores(sim: Simulation, workdir: str | pathlib.Path) -> list[RowStore]:
@@ -75,18 +89,17 @@ def saved_stores(example: PyTree, population: int, workdir: str | pathlib.Path) 
       population: training clients.
     """
     folder = pathlib.Path(workdir) / FOLDER
-    found = sorted(folder.glob("process-*-of-*.json"))
-    if not found:
+    processes = division.processes_of(folder)
+    if not processes:
         raise InputError(
             f"{folder} holds no clients' heads; train first, or restore it from a copy"
         )
-    processes = int(found[0].stem.split("-")[-1])
-    paths = [store_path(workdir, p, processes) for p in range(processes)]
+    paths = [division.store_file(folder, p, processes) for p in range(processes)]
     missing = [p for p in paths if not p.with_suffix(".json").exists()]
     if missing:
         raise InputError(
-            f"{missing[0]} is missing; the run had {processes} processes, copy the "
-            "files of all of them here"
+            f"{missing[0].with_suffix('.json')} is missing; the heads are divided among "
+            f"{processes} process{'es' * (processes > 1)}, copy the files of all here"
         )
     return [RowStore(example, population, p, read_only=True) for p in paths]
 
@@ -220,7 +233,7 @@ class ClientStates:
         self._store.commit(round_index)
 
     def models(self, round_index: int, backbone: PyTree) -> Callable[[int], tuple[PyTree, PyTree]]:
-        """The personalized models after ``round_index`` rounds; see :func:`personal_models`.
+        """The personalized models after ``round_index`` rounds; see :func:`own_models`.
 
         Args:
           backbone: the global variables after as many rounds.
@@ -229,7 +242,7 @@ class ClientStates:
           RuntimeError: the host does not have the heads.
         """
         self._settle(round_index)
-        return personal_models(self._sim, [self._store], backbone)
+        return own_models(self._sim, self._store, backbone)
 
     def _settle(self, round_index: int) -> None:
         """Writes everything into the store, if it is the state after ``round_index`` rounds."""
@@ -257,6 +270,34 @@ class ClientStates:
     def _read(self, clients: np.ndarray) -> _Rows:
         found = _Rows(clients, self._store.known(clients), self._store.read(clients))
         return found if self._unwritten is None else found.with_newer(self._unwritten[0])
+
+
+def check_own(client: int) -> None:
+    """Raises InputError if another process has this client's head."""
+    processes = jax.process_count()
+    if client % processes != jax.process_index():
+        raise InputError(
+            f"the head of client {client} is in process {client % processes} of {processes}; ask "
+            "there, or open the run in one process"
+        )
+
+
+def own_models(
+    sim: Simulation, store: RowStore, backbone: PyTree
+) -> Callable[[int], tuple[PyTree, PyTree]]:
+    """:func:`personal_models` of this process' clients alone; InputError for others.
+
+    Args:
+      store: of this process' clients.
+      backbone: the global variables after the last round, on the devices of all processes.
+    """
+    models = personal_models(sim, [store], engine.addressable(backbone))
+
+    def model(client):
+        check_own(client)
+        return models(client)
+
+    return model
 
 
 def head_of(store: RowStore, client: int) -> dict[str, Any]:

@@ -302,7 +302,7 @@ class Course:
 
     def evaluate(self, done: int) -> None:
         """The evaluation after ``done`` rounds."""
-        backbone = self.server.backbone
+        backbone = engine.addressable(self.server.backbone)
         assert self._run.evaluate is not None  # checked by evaluates_at()
         self._run.evaluate(done, backbone, self._clients.models(done, backbone))
 

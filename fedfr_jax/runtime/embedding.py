@@ -41,16 +41,19 @@ def make_transform(sim: Simulation) -> Callable[[PyTree, np.ndarray], np.ndarray
     return in_batches(sim, TRANSFORMS[terms.transform].apply)
 
 
-def in_batches(
-    sim: Simulation, embed, mesh: Mesh | None = None
-) -> Callable[[PyTree, np.ndarray], np.ndarray]:
-    """Runs ``embed`` on images of the host, batches of one size spread over the devices."""
-    mesh = sim.layout.mesh if mesh is None else mesh
+def own_mesh(sim: Simulation) -> Mesh:
+    """The devices that this process uses without the others, as for images of its own clients."""
+    return sim.layout.mesh if jax.process_count() == 1 else engine.make_mesh(jax.local_devices())
+
+
+def in_batches(sim: Simulation, embed) -> Callable[[PyTree, np.ndarray], np.ndarray]:
+    """Runs ``embed`` on images of the host, batches of one size spread over :func:`own_mesh`."""
+    mesh = own_mesh(sim)
     size = sim.config.eval.batch_size * mesh.size
     run = jax.jit(lambda model, images: engine.on_each_device(embed, model, images, mesh=mesh))
 
     def run_all(model, images):
-        model, out = engine.replicate(model, mesh), []
+        model, out = engine.replicate(engine.addressable(model), mesh), []
         for start in range(0, len(images), size):
             part = images[start : start + size]
             padding = [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1)

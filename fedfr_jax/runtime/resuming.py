@@ -12,11 +12,13 @@ from absl import logging
 import fedfr_jax
 from fedfr_jax.algorithm.initialize import server_shapes
 from fedfr_jax.algorithm.state import ServerState
+from fedfr_jax.atomic import write_file
 from fedfr_jax.config import to_dict
 from fedfr_jax.data.split_file import save_split
-from fedfr_jax.errors import DamagedError, InputError
+from fedfr_jax.errors import InputError, InUseError
+from fedfr_jax.population import division
 from fedfr_jax.population.store import RowStore
-from fedfr_jax.runtime import client_states, fingerprints, workdir
+from fedfr_jax.runtime import client_states, fingerprints, lock, workdir
 from fedfr_jax.runtime.changes import changed_settings
 from fedfr_jax.runtime.checkpoints import (
     RoundCheckpoints,
@@ -26,11 +28,12 @@ from fedfr_jax.runtime.checkpoints import (
     saved_rounds,
 )
 from fedfr_jax.runtime.json_file import plain
-from fedfr_jax.runtime.processes import check_equal, worst
+from fedfr_jax.runtime.processes import check_equal, together
 from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
 _PRETRAINED = "pretrained"
+_OF_THE_RUN = (workdir.CONFIG, workdir.DIGESTS, workdir.METRICS, fingerprints.NAME)
 # Paths that may differ between processes; the files' content is compared instead.
 _OWN = (
     "engine.cpu_devices",
@@ -61,6 +64,10 @@ def begin(
       InputError: the directory cannot be used, or settings or data are not those of its run.
     """
     config, found = to_dict(sim.config), fingerprints.fingerprint(sim)
+    heads = folder / client_states.FOLDER
+    earlier = together(lambda: division.earlier_processes(heads, jax.process_count()))
+    if earlier and resume:
+        together(lambda: _join(folder, own))
     if jax.process_count() > 1:
         check_equal(_in_common(config, found))
     begun = resume and (own / workdir.CONFIG).exists() and has_state(folder)
@@ -78,9 +85,50 @@ def begin(
     workdir.announce_config(own, config)
     may_change = {} if begun else {"may_change": ("",)}
     writer = workdir.open_run(own, config, resume, **may_change)
+    if begun and earlier:
+        _note_processes(writer, earlier)
     fingerprints.write_fingerprint(own, found)
     save_split(own / fingerprints.SPLIT, sim.split)
     return writer
+
+
+def _join(folder: pathlib.Path, own: pathlib.Path) -> None:
+    """Prepares a process' own folder for a run that had another number of processes.
+
+    Raises:
+      InUseError: a process of that run is still there.
+    """
+    for other in (folder / "processes").glob("*"):
+        gone = other.name.isdigit() and int(other.name) >= jax.process_count()
+        if gone and (who := lock.holder_of(other)):
+            raise InUseError(
+                f"{other} is in use by {who}, of the run before; wait for it. If it is gone, "
+                f"delete {other / lock.NAME}"
+            )
+    if own == folder:
+        return
+    # What the folder has is of an earlier time, or of no time at all: process 0 has it all.
+    for name in _OF_THE_RUN:
+        if (folder / name).exists():
+            _copy(folder / name, own / name)
+        else:
+            (own / name).unlink(missing_ok=True)
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    content = source.read_bytes()
+    write_file(target, lambda file: file.write(content))
+
+
+def _note_processes(writer: workdir.RunWriter, earlier: int) -> None:
+    """Records another number of processes as a change; once, also after a kill on the way to it."""
+    rows = []
+    if (writer.workdir / workdir.METRICS).exists():
+        rows = workdir.read_metrics(writer.workdir)
+    noted = [row["settings"].get("processes") for row in rows if row.get("kind") == "change"]
+    now = [earlier, jax.process_count()]
+    if [change for change in noted if change][-1:] != [now]:
+        writer.append_change({"processes": tuple(now)})
 
 
 def _check_rounds(sim: Simulation, folder: pathlib.Path, earlier: int) -> None:
@@ -265,16 +313,7 @@ def _together(check: Callable[[int], None]) -> Callable[[int], None]:
     """A check that passes only if all processes pass it."""
 
     def all_check(round_index):
-        error = None
-        try:
-            check(round_index)
-        except InputError as found:
-            error = found
-        code = worst(0 if error is None else 1 if isinstance(error, DamagedError) else 2)
-        if error is None and code:
-            kind = DamagedError if code == 1 else InputError
-            error = kind(f"another process cannot use the clients' state of round {round_index}")
-        if error is not None:
-            raise error
+        failed = f"another process cannot use the clients' state of round {round_index}"
+        together(lambda: check(round_index), failed)
 
     return all_check

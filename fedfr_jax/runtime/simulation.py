@@ -5,6 +5,7 @@ A thin shell: everything it calls is a pure function of arrays, usable without i
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,7 @@ from fedfr_jax.data.types import Clients, FederatedSplit, ImageSource, Verificat
 from fedfr_jax.data.verification_sets import verification_sets
 from fedfr_jax.engine.convolutions import default_strategy
 from fedfr_jax.engine.layout import Layout
-from fedfr_jax.errors import ConfigError
+from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.models.parts import Parts, divide, trained_part
 from fedfr_jax.population.cohort_data import PublicData
@@ -92,6 +93,12 @@ def make_layout(config: Config) -> Layout:
     """Devices and lanes for these settings; lanes never exceed a cohort."""
     clients, settings = cohort_size(config), config.engine
     devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:clients]
+    counts = collections.Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        raise InputError(
+            f"the processes have different numbers of devices ({dict(counts)}, by process); start "
+            "all of them with the same number"
+        )
     mesh = engine.make_mesh(devices)
     return Layout(
         mesh,

@@ -39,7 +39,7 @@ CONFIG, METRICS, SUMMARY, TENSORBOARD = (
     "summary.json",
     "tensorboard",
 )
-_DIGESTS = "config.json.sha256"
+DIGESTS = "config.json.sha256"
 _CHECK = "check"  # of the summary: SHA-256 of the rest, as written in the file
 
 
@@ -48,7 +48,7 @@ def announce_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> No
 
     Called before the file is written, so that after a kill in between the digest still matches.
     """
-    path = pathlib.Path(workdir) / _DIGESTS
+    path = pathlib.Path(workdir) / DIGESTS
     earlier = path.read_text().split()[-1:] if path.exists() else []
     new = hashlib.sha256(json_text(config).encode()).hexdigest()
     write_text(path, "\n".join([*earlier, new]) + "\n")
@@ -62,7 +62,7 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
       DamagedError: the file is not as it was written.
     """
     path = pathlib.Path(workdir) / CONFIG
-    config, digests = read_json(path), path.with_name(_DIGESTS)
+    config, digests = read_json(path), path.with_name(DIGESTS)
     if digests.exists() and hashlib.sha256(path.read_bytes()).hexdigest().encode() not in (
         digests.read_bytes().split()
     ):

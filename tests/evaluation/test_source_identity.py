@@ -9,7 +9,8 @@ import pytest
 from fedfr_jax.data.held_out import read_held_out
 from fedfr_jax.data.split import make_split
 from fedfr_jax.data.types import ImageSource
-from fedfr_jax.evaluation.assess import Assessor, client_results, gallery, mistake_examples
+from fedfr_jax.evaluation.assess import Assessor, client_results, gallery
+from fedfr_jax.evaluation.examples import mistake_examples
 from fedfr_jax.evaluation.variants import assess_personalized
 from fedfr_jax.settings import EvalConfig, SplitConfig
 

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import chex
 import jax
+import numpy as np
 import pytest
 from small import ROOT
 
@@ -100,18 +103,18 @@ SETTINGS = {
 }
 
 
-def run_processes(folder, count, devices):
+def start(script, count, devices, *arguments):
+    """Starts the processes of one run."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    started = [
+    return [
         subprocess.Popen(
             [
                 sys.executable,
                 "-c",
-                ONE_PROCESS,
-                str(folder),
-                json.dumps(SETTINGS),
+                script,
+                *map(str, arguments),
                 *(
                     [f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process={i}"]
                     if count > 1
@@ -126,7 +129,10 @@ def run_processes(folder, count, devices):
         )
         for i in range(count)
     ]
-    for process in started:
+
+
+def run_processes(folder, count, devices):
+    for process in start(ONE_PROCESS, count, devices, folder, json.dumps(SETTINGS)):
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors[-3000:]
 
@@ -179,28 +185,7 @@ with reports_input_errors(sys.argv[1]):
 
 @pytest.mark.slow
 def test_the_survivor_of_a_killed_process_says_which_one_is_gone(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    survivor, killed = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                LOSES_ONE,
-                str(tmp_path),
-                f"--coordinator=127.0.0.1:{port}",
-                "--processes=2",
-                f"--process={i}",
-            ],
-            cwd=ROOT,
-            env=environment(1),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
+    survivor, killed = start(LOSES_ONE, 2, 1, tmp_path)
     assert killed.wait(timeout=300) == -9, killed.communicate()[1][-3000:]
     _, errors = survivor.communicate(timeout=60)
     assert survivor.returncode == 2 and "Traceback" not in errors, errors[-3000:]
@@ -209,6 +194,135 @@ def test_the_survivor_of_a_killed_process_says_which_one_is_gone(tmp_path):
     assert line.startswith(f"error: process 1 of 2 ({who}) has ended")
     assert f"The state after round 2 is saved in {tmp_path}; the same command with --resume" in line
     assert line.endswith("Start all processes again.") and errors.rstrip().endswith(line)
+
+
+CHANGES = """
+import json, os, signal, sys
+sys.path[:0] = ["tests", "tests/runtime"]
+import matplotlib.figure, quick, small
+from absl import flags
+from fedfr_jax.experiment import train
+from fedfr_jax.runtime import command_line as cli, course
+from fedfr_jax.runtime.endings import reports_input_errors
+folder, settings, dies = sys.argv[1:4]
+cli.define_distributed_flags()
+flags.FLAGS(["x", *sys.argv[4:]])
+cli.join_processes()
+matplotlib.figure.Figure.savefig = small.save_blank
+real = course.round_row
+def round_row(sim, done, *rest):
+    if str(done) == dies and flags.FLAGS.process == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(sim, done, *rest)
+course.round_row = round_row
+with reports_input_errors(folder):
+    train(quick.quick(**json.loads(settings)), folder, resume=True)
+"""
+# All that an evaluation can have: hard negatives, a transform, variants, a choice among them,
+# pairs of held-out people, degraded images, people at several clients.
+EVERYTHING = {
+    "method": {"name": "fedfr"},
+    "data": {
+        "generated": {"identities": 40, "images_per_identity": (11, 12)},
+        "degrade": {"blur": 0.2, "low_light": 0.3, "per_client": True},
+        "split": {
+            "held_out_identities": 8,
+            "held_out_pairs": 40,
+            "client_fraction": 0.6,
+            "identities_per_client": (2, 3),
+            "verification_images": 2,
+            "validation_images": 2,
+            "shared_identities": 0.3,
+        },
+    },
+    "fed": {"num_clients": 5, "rounds": 4, "lr": 0.0005, "hard_threshold": 0.3},
+    "population": {"cohort": 4},
+    "eval": {"fars": (0.05, 0.2), "every": 1, "examples": 2, "variants": True},
+    "engine": {"cpu_devices": 0},
+}
+
+
+def everything_of(folder, config):
+    """(server, every client's model) and (rows of evaluations, summary, arrays) of a run."""
+    from quick import _simulation  # noqa: PLC0415
+
+    from fedfr_jax.algorithm.initialize import server_shapes  # noqa: PLC0415
+    from fedfr_jax.runtime import workdir  # noqa: PLC0415
+    from fedfr_jax.runtime.checkpoints import RoundCheckpoints  # noqa: PLC0415 - imports orbax
+    from fedfr_jax.runtime.client_states import open_stores, personal_models  # noqa: PLC0415
+
+    sim = _simulation(config)
+    with RoundCheckpoints(folder) as checkpoints:
+        server = checkpoints.restore(server_shapes(sim.spec, sim.public.identities))
+    models = personal_models(sim, open_stores(sim, folder), server.backbone)
+    state = jax.device_get((server, [models(i) for i in range(5)]))
+    rows = [row for row in workdir.read_metrics(folder) if row["kind"] == "evaluation"]
+    rounds = [row["round"] for row in workdir.read_metrics(folder) if row["kind"] == "round"]
+    assert rounds == [1, 2, 3, 4]
+    summary = workdir.read_summary(folder)
+    return state, (
+        rows,
+        {key: summary[key] for key in ("models", "evaluated", "split", "headline")},
+        workdir.read_evaluation(folder),
+    )
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_fewer_and_with_more_processes(tmp_path):
+    from quick import quick  # noqa: PLC0415
+
+    from fedfr_jax.reporting.reevaluation import evaluate  # noqa: PLC0415
+    from fedfr_jax.runtime import workdir  # noqa: PLC0415
+
+    settings, config = json.dumps(EVERYTHING), quick(**EVERYTHING)
+    started = time.monotonic()
+    began = [
+        *start(CHANGES, 1, 1, tmp_path / "one", settings, "never"),
+        *start(CHANGES, 2, 2, tmp_path / "two", settings, "3"),
+    ]
+    for process, code in zip(began, (0, 2, -9), strict=True):
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == code, errors[-3000:]
+    expected = everything_of(tmp_path / "one", config)
+    assert len({(row["round"], row["model"]) for row in expected[1][0]}) == 1 + 2 * 4 + 1
+    for count, devices in ((1, 2), (4, 1)):
+        folder = tmp_path / f"on-with-{count}"
+        shutil.copytree(tmp_path / "two", folder)
+        for process in start(CHANGES, count, devices, folder, settings, "never"):
+            _, errors = process.communicate(timeout=600)
+            assert process.returncode == 0, errors[-3000:]
+        state, results = everything_of(folder, config)
+        chex.assert_trees_all_close(state, expected[0], rtol=1e-6, atol=1e-6)
+        same_numbers(results, expected[1])
+        differences = jax.tree.map(
+            lambda a, b: np.max(np.abs(a - b), initial=0), state, expected[0]
+        )
+        print(
+            f"2 -> {count} processes: parameters differ by {max(jax.tree.leaves(differences)):.1e} "
+            f"at most from one process' ({time.monotonic() - started:.0f} s so far)"
+        )
+        changes = [r for r in workdir.read_metrics(folder) if r["kind"] == "change"]
+        assert [change["settings"]["processes"] for change in changes] == [[2, count]]
+        assert len(list((folder / "heads").glob("*.rows"))) == count
+        assert (folder / "report.html").exists()
+    again = evaluate(folder)  # of four processes, by one
+    same_numbers(again["models"], expected[1][1]["models"])
+
+
+def same_numbers(found, expected, where=""):
+    """Equal names and texts, and numbers to 1e-6; images are those of the same people."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key in expected:
+            same_numbers(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), where
+        for i, pair in enumerate(zip(found, expected, strict=True)):
+            same_numbers(*pair, f"{where}/{i}")
+    elif isinstance(expected, (float, np.ndarray)):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6, err_msg=where)
+    else:
+        assert found == expected, where
 
 
 @pytest.mark.parametrize("arguments", [["--coordinator=127.0.0.1:1"], ["--processes=2"]])
