@@ -124,7 +124,10 @@ def test_a_source_distribution_is_complete(tmp_path):
     assert len(here) > 200 and not here - packed
 
 
-COMMANDS = ("train", "evaluate", "ablate", "convert", "export", "identify", "prepare", "protocols")
+COMMANDS = (
+    *("train", "evaluate", "ablate", "audit", "convert"),
+    *("export", "identify", "prepare", "protocols"),
+)
 HELP = """
 import runpy, sys
 sys.modules["jax"] = None  # importing it fails

@@ -29,7 +29,7 @@ def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("overfitted")
     with Experiment(settings_of(SETTINGS), folder) as run:
         run.run()
-    facts = audit(folder, Plan(what=("membership",), shadows=6))["membership"]
+    facts = audit(folder, Plan(what=("membership",), shadows=8))["membership"]
     assert (facts["people"], facts["strangers"], facts["images"]) == (12, 12, 24 * 8)
     assert facts["personalized_models"] == 3 and facts["shadow_epochs"] == 80
     return {(row["model"], row["level"], row["attack"]): row for row in facts["rows"]}

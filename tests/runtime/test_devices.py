@@ -1,11 +1,15 @@
 """Several devices and several processes give what one device gives."""
 
+import contextlib
 import json
 import os
+import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import chex
@@ -103,38 +107,55 @@ SETTINGS = {
 }
 
 
+class Started:
+    """A process of a run. Its messages go to a file: a full pipe would stop it."""
+
+    def __init__(self, command, environment):
+        self._messages = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read after it has ended
+        self.popen = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=self._messages
+        )
+        self.pid = self.popen.pid
+
+    def end(self, seconds):
+        """(exit status, messages); a process that hangs shows what its threads are doing."""
+        try:
+            self.popen.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.popen.send_signal(signal.SIGABRT)
+            self.popen.wait(timeout=30)
+        self._messages.seek(0)
+        return self.popen.returncode, self._messages.read()
+
+
 def start(script, count, devices, *arguments):
     """Starts the processes of one run."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    joined = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={count}"]
     return [
-        subprocess.Popen(
+        Started(
             [
-                sys.executable,
-                "-c",
-                script,
-                *map(str, arguments),
-                *(
-                    [f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process={i}"]
-                    if count > 1
-                    else []
-                ),
+                *(sys.executable, "-X", "faulthandler", "-c", script, *map(str, arguments)),
+                *([*joined, f"--process={i}"] if count > 1 else []),
             ],
-            cwd=ROOT,
-            env=environment(devices),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            environment(devices),
         )
         for i in range(count)
     ]
 
 
+def free_port():
+    """Below those that the system gives to whoever asks for any: nobody else takes it meanwhile."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port")
+
+
 def run_processes(folder, count, devices):
     for process in start(ONE_PROCESS, count, devices, folder, json.dumps(SETTINGS)):
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors[-3000:]
+        status, errors = process.end(600)
+        assert status == 0, errors[-6000:]
 
 
 @pytest.mark.slow
@@ -186,9 +207,10 @@ with reports_input_errors(sys.argv[1]):
 @pytest.mark.slow
 def test_the_survivor_of_a_killed_process_says_which_one_is_gone(tmp_path):
     survivor, killed = start(LOSES_ONE, 2, 1, tmp_path)
-    assert killed.wait(timeout=300) == -9, killed.communicate()[1][-3000:]
-    _, errors = survivor.communicate(timeout=60)
-    assert survivor.returncode == 2 and "Traceback" not in errors, errors[-3000:]
+    status, errors = killed.end(200)
+    assert status == -9, errors[-6000:] + survivor.end(1)[1][-6000:]
+    status, errors = survivor.end(60)
+    assert status == 2 and "Traceback" not in errors, errors[-6000:]
     [line] = [line for line in errors.splitlines() if line.startswith("error: ")]
     who = f"pid {killed.pid} on {socket.gethostname()}"
     assert line.startswith(f"error: process 1 of 2 ({who}) has ended")
@@ -281,16 +303,16 @@ def test_a_run_goes_on_with_fewer_and_with_more_processes(tmp_path):
         *start(CHANGES, 2, 2, tmp_path / "two", settings, "3"),
     ]
     for process, code in zip(began, (0, 2, -9), strict=True):
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == code, errors[-3000:]
+        status, errors = process.end(400)
+        assert status == code, errors[-6000:]
     expected = everything_of(tmp_path / "one", config)
     assert len({(row["round"], row["model"]) for row in expected[1][0]}) == 1 + 2 * 4 + 1
     for count, devices in ((1, 2), (4, 1)):
         folder = tmp_path / f"on-with-{count}"
         shutil.copytree(tmp_path / "two", folder)
         for process in start(CHANGES, count, devices, folder, settings, "never"):
-            _, errors = process.communicate(timeout=600)
-            assert process.returncode == 0, errors[-3000:]
+            status, errors = process.end(400)
+            assert status == 0, errors[-6000:]
         state, results = everything_of(folder, config)
         chex.assert_trees_all_close(state, expected[0], rtol=1e-6, atol=1e-6)
         same_numbers(results, expected[1])
