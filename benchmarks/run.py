@@ -4,7 +4,8 @@
     python -m benchmarks.run --suite cpu --only small,A --competitors 'ours|PyTorch'
 
 Suites: cpu (FedFR's local training and two plain FedAvg workloads), gpu (numbers of lanes),
-layouts (convolution strategies), scale. In every case all competitors start from the same
+layouts (convolution strategies), scale, peers (their packages on their own work, after
+``python -m benchmarks.peers.environments``). In every case all competitors start from the same
 weights and train on the same batches; their updates are compared before times are taken. PyTorch
 (``pip install torch``) is optional: without it, its rows are left out.
 """
@@ -21,6 +22,7 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.cases import SUITES, Settings
 from benchmarks.compare import bad
+from benchmarks.peers import suite as _  # noqa: F401  (registers its cases)
 from benchmarks.worker import call
 
 _COLUMNS = (

@@ -8,6 +8,7 @@ weights can be exchanged.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -133,3 +134,27 @@ def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     rows, columns = height // window, width // window
     x = x[:, : rows * window, : columns * window]
     return x.reshape(n, rows, window, columns, window, channels).max((2, 4))
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Sets values to zero with probability ``rate``, and divides the others by ``1 - rate``.
+
+    ``nn.Dropout`` draws 32 bits for every value, which takes a CPU longer than a small layer. Here
+    a value takes as many bits as the rate needs: one for 1/2, two for 1/4, at most 16.
+
+    Args:
+      x: (N, ..., C) values.
+      rate: in [0, 1), rounded to a multiple of 2 ** -16.
+      key: of this step and this layer.
+    """
+    if rate == 0:
+        return x
+    bits = next(b for b in (1, 2, 4, 8, 16) if b == 16 or (rate * 2**b).is_integer())
+    dropped = round(rate * 2**bits)
+    rows, columns = math.prod(x.shape[:-1]), x.shape[-1]
+    parts = 32 // bits
+    words = jax.random.bits(key, (-(-rows // parts), columns))
+    shifts = jnp.arange(0, 32, bits, dtype=words.dtype)[:, None, None]
+    drawn = (words >> shifts) & jnp.asarray(2**bits - 1, words.dtype)
+    keep = (drawn >= dropped).reshape(-1, columns)[:rows].reshape(x.shape)
+    return jnp.where(keep, x / (1 - rate), 0)
