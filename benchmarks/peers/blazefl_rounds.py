@@ -43,6 +43,9 @@ class Users:
     def get_dataset(self, type_, cid):
         return self._users[cid]
 
+    def set_dataset(self, type_, cid, dataset):
+        """Called in a process that ends after the round; nothing changes."""
+
     def get_dataloader(self, type_, cid, batch_size, generator=None):
         return DataLoader(self._users[cid], batch_size=batch_size)
 

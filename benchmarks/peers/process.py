@@ -7,13 +7,14 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -149,17 +150,20 @@ def _watched(peer: Peer, python: str, job: str, log: pathlib.Path, longest: floa
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        peak, deadline = 0, time.monotonic() + longest
+        peak, deadline, seen = 0, time.monotonic() + longest, {}
         try:
             while process.poll() is None:
                 if time.monotonic() > deadline:
                     raise NotRun(f"not done after {longest:.0f} s")
-                peak = max(peak, memory_of(process.pid))
+                running = members(process.pid)
+                seen |= running
+                peak = max(peak, memory_of(running))
                 time.sleep(0.25)
         finally:
-            for left in members(process.pid):  # itself after a time-out, and actors left behind
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(left, signal.SIGKILL)
+            for pid, began in seen.items():  # itself after a time-out, and actors left behind
+                if _began(pid) == began:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             process.wait()
     if process.returncode:
         lines = [l for l in log.read_text(errors="replace").splitlines() if l.strip()]
@@ -169,26 +173,39 @@ def _watched(peer: Peer, python: str, job: str, log: pathlib.Path, longest: floa
 
 
 def _reason(lines: list[str]) -> str:
-    """The last line of an error, as a traceback ends with it."""
-    errors = [l for l in lines if "Error" in l.split(":")[0] and not l.startswith(" ")]
-    return (errors or lines or [""])[-1][:200]
+    """The line that names the error; torch.distributed.run adds one of its own at the end."""
+    named = [l for l in lines if re.match(r"(\[rank\d+\]: )?[\w.]+(Error|Exception|Iteration)\b", l)]
+    own = [l for l in named if "ChildFailedError" not in l]
+    return (own or named or lines or [""])[-1][:200]
 
 
-def members(session: int) -> list[int]:
-    """The processes of a session: the one that began it, and those that came from it."""
-    found = []
-    for folder in pathlib.Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError, IndexError):  # no process, or it ended
-            pid, stat = int(folder.name), (folder / "stat").read_text()
-            if int(stat.rsplit(")", 1)[1].split()[3]) == session:
-                found.append(pid)
-    return found
+def _stat(pid: int) -> list[str]:
+    """The fields of a process that follow its name; none if it ended."""
+    try:
+        text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return []
+    return text.rsplit(")", 1)[1].split()
 
 
-def memory_of(session: int) -> int:
-    """Bytes of all processes of a session; what they share is counted once."""
+def _began(pid: int) -> str:
+    """When a process began, which tells it from a later one with the same number."""
+    return (_stat(pid) or [""] * 20)[19]
+
+
+def members(root: int) -> dict[int, str]:
+    """A process, its session and all that came from them, each with the time at which it began."""
+    stats = {int(f.name): _stat(int(f.name)) for f in pathlib.Path("/proc").glob("[0-9]*")}
+    found = {p for p, s in stats.items() if s and (p == root or int(s[3]) == root)}
+    while more := {p for p, s in stats.items() if s and p not in found and int(s[1]) in found}:
+        found |= more
+    return {p: stats[p][19] for p in found}
+
+
+def memory_of(pids: Iterable[int]) -> int:
+    """Bytes of processes; what they share is counted once."""
     total = 0
-    for pid in members(session):
+    for pid in pids:
         with contextlib.suppress(OSError):
             rollup = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
             total += next((int(l.split()[1]) for l in rollup.splitlines() if l[:4] == "Pss:"), 0)
