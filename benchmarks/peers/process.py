@@ -69,12 +69,15 @@ class Run:
       start: seconds from the start of the process to the end of the first rounds, less the time
         of as many warm rounds: imports, set-up and compilation.
       rounds: seconds per round of all others.
+      cpu: seconds of all cores per round of them: less than the clock's, it hardly grows when
+        something else runs on the machine.
       memory: peak of all its processes together, in bytes.
       weights: final, in PyTorch's layout.
     """
 
     start: float
     rounds: list[float]
+    cpu: float
     memory: int
     weights: dict[str, np.ndarray]
     note: str
@@ -115,7 +118,7 @@ def run(
         }
         job.write_text(json.dumps(given), encoding="utf-8")
         started = time.monotonic()
-        memory = _watched(peer, python, str(job), pathlib.Path(folder, "log"), longest)
+        memory, used = _watched(peer, python, str(job), pathlib.Path(folder, "log"), longest)
         found = json.loads(result.read_text(encoding="utf-8"))
         with np.load(result.with_suffix(".npz")) as arrays:
             weights = dict(arrays)
@@ -123,7 +126,9 @@ def run(
     done += [n for _, n in found["marks"]]
     each = np.diff(times)[1:] / np.diff(done)[1:]
     start = times[1] - started - done[1] * statistics.median(each)
-    return Run(start, each.tolist(), memory, weights, found["note"], found["versions"])
+    # Warm rounds last from the end of the first one to the end of the last.
+    cpu = np.diff(np.interp(times[[1, -1]], *np.transpose(used)))[0] / (done[-1] - done[1])
+    return Run(start, each.tolist(), float(cpu), memory, weights, found["note"], found["versions"])
 
 
 def _environment(peer: Peer) -> dict[str, str]:
@@ -139,8 +144,10 @@ def _environment(peer: Peer) -> dict[str, str]:
     }
 
 
-def _watched(peer: Peer, python: str, job: str, log: pathlib.Path, longest: float) -> int:
-    """Runs the process; gives the peak memory of it and all that it started."""
+def _watched(
+    peer: Peer, python: str, job: str, log: pathlib.Path, longest: float
+) -> tuple[int, list[tuple[float, float]]]:
+    """Runs the process; gives the peak memory of it and all that it started, and (time, CPU)."""
     with log.open("wb") as out:
         process = subprocess.Popen(
             peer.command(python, job),
@@ -151,6 +158,7 @@ def _watched(peer: Peer, python: str, job: str, log: pathlib.Path, longest: floa
             start_new_session=True,
         )
         peak, deadline, seen = 0, time.monotonic() + longest, {}
+        ticks, used = {}, [(time.monotonic(), 0.0)]
         try:
             while process.poll() is None:
                 if time.monotonic() > deadline:
@@ -158,6 +166,8 @@ def _watched(peer: Peer, python: str, job: str, log: pathlib.Path, longest: floa
                 running = members(process.pid)
                 seen |= running
                 peak = max(peak, memory_of(running))
+                ticks |= {p: sum(map(int, s[11:13])) for p in running if (s := _stat(p))}
+                used.append((time.monotonic(), sum(ticks.values()) / os.sysconf("SC_CLK_TCK")))
                 time.sleep(0.25)
         finally:
             for pid, began in seen.items():  # itself after a time-out, and actors left behind
@@ -169,7 +179,7 @@ def _watched(peer: Peer, python: str, job: str, log: pathlib.Path, longest: floa
         lines = [l for l in log.read_text(errors="replace").splitlines() if l.strip()]
         print("\n".join(lines[-30:]), file=sys.stderr)
         raise NotRun(_reason(lines) or f"exit code {process.returncode}")
-    return peak
+    return peak, used
 
 
 def _reason(lines: list[str]) -> str:

@@ -101,6 +101,12 @@ def test_max_pool_is_that_of_flax(shape, window):
     )
 
 
+def test_equal_maxima_share_the_gradient():
+    x = jnp.zeros((1, 2, 4, 1)).at[0, 0, 2, 0].set(1.0)
+    slope = jax.grad(lambda x: engine.max_pool(x).sum())(x)
+    np.testing.assert_array_equal(slope[0, :, :, 0], [[0.25, 0.25, 1, 0], [0.25, 0.25, 0, 0]])
+
+
 def test_layers_exchange_weights_with_flax():
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
     ours = nn.Sequential([engine.Conv(4, padding=0, use_bias=True), engine.Dense(5)])
