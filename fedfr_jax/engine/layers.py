@@ -118,7 +118,6 @@ def _matmul_backward(residuals, dy):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     """Maxima of windows that do not overlap, like ``nn.max_pool`` with equal window and stride.
 
@@ -132,38 +131,10 @@ def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     Returns:
       (N, H // window, W // window, C); rows and columns that fill no window are dropped.
     """
-    return _windows(x, window).max((2, 4))
-
-
-def _windows(x, window):
-    """(N, rows, window, columns, window, C)"""
     n, height, width, channels = x.shape
     rows, columns = height // window, width // window
     x = x[:, : rows * window, : columns * window]
-    return x.reshape(n, rows, window, columns, window, channels)
-
-
-def _max_pool_forward(x, window):
-    y = max_pool(x, window)
-    return y, (x, y)
-
-
-def _max_pool_backward(window, residuals, dy):
-    """A comparison at full size; what JAX derives counts and divides there, not in the small map."""
-    x, y = residuals
-    places = _windows(x, window)
-    dy = dy / (places == y[:, :, None, :, None]).sum((2, 4), dtype=dy.dtype)
-    side = [(0, 0), *((0, size % window) for size in x.shape[1:3]), (0, 0)]
-
-    def enlarged(small):
-        return jnp.repeat(jnp.repeat(small, window, 1), window, 2)
-
-    inside = x[:, : x.shape[1] // window * window, : x.shape[2] // window * window]
-    dx = jnp.where(inside == enlarged(y), enlarged(dy), 0)
-    return (jnp.pad(dx, side) if any(map(any, side)) else dx,)
-
-
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+    return x.reshape(n, rows, window, columns, window, channels).max((2, 4))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
