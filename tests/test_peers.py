@@ -1,4 +1,4 @@
-"""Suite peers: our side is a plain loop, and peers give the same weights where they are installed."""
+"""Suite peers: our side is a plain loop, and so are the peers where they are installed."""
 
 import dataclasses
 
@@ -101,7 +101,9 @@ def test_users_who_take_no_part_have_no_images():
     problem = work.make_problem(TINY, 1)
     sizes = np.diff(problem["first"])
     chosen = problem["cohorts"][0]
-    assert (sizes[chosen] >= 5).all() and sizes.sum() == sizes[chosen].sum() == len(problem["labels"])
+    assert (sizes[chosen] >= 5).all() and sizes.sum() == sizes[chosen].sum() == len(
+        problem["labels"]
+    )
     assert work.images_per_round(TINY, problem) == 2 * sizes.sum()
 
 
@@ -113,7 +115,7 @@ def test_a_peer_without_an_environment_is_in_the_table(monkeypatch, tmp_path):
 
 
 def test_a_peer_that_fails_gives_its_reason(tmp_path):
-    with pytest.raises(process.NotRun, match="No module named benchmarks.peers.nothing"):
+    with pytest.raises(process.NotRun, match=r"No module named benchmarks\.peers\.nothing"):
         process.run(process.Peer("broken", "", "nothing"), TINY, "problem.npz", 2, False)
 
 

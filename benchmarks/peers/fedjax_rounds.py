@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import fedjax
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks.peers import child
+from benchmarks.peers.work import (
+    ADAM,
+    from_channels_last,
+    to_channels_last,
+    user_images,
+    weights_of,
+)
 
 
 def _sharded(trees, devices):
@@ -18,12 +29,6 @@ def _sharded(trees, devices):
 jax.tree_map = jax.tree_util.tree_map
 jax.device_put_sharded = _sharded
 jax.device_put_replicated = lambda tree, devices: _sharded([tree] * len(devices), devices)
-
-import fedjax  # noqa: E402
-import haiku as hk  # noqa: E402
-
-from benchmarks.peers import child  # noqa: E402
-from benchmarks.peers.work import ADAM, from_channels_last, to_channels_last, user_images, weights_of
 
 _LAYERS = {"conv1": "conv2_d", "conv2": "conv2_d_1", "fc1": "linear", "fc2": "linear_1"}
 
@@ -79,7 +84,9 @@ def run(job: child.Job):
         if work.server == "adam"
         else fedjax.optimizers.sgd(work.server_lr)
     )
-    batches = fedjax.ShuffleRepeatBatchHParams(work.batch, num_epochs=work.epochs, skip_shuffle=True)
+    batches = fedjax.ShuffleRepeatBatchHParams(
+        work.batch, num_epochs=work.epochs, skip_shuffle=True
+    )
     algorithm = fedjax.algorithms.fed_avg.federated_averaging(
         fedjax.model_grad(net), fedjax.optimizers.sgd(work.lr), server, batches
     )

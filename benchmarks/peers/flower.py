@@ -7,12 +7,21 @@ only cost Flower time.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import sys
 import time
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -90,6 +99,4 @@ def run(job: child.Job):
 
 if __name__ == "__main__":
     # Ray sends functions of __main__ by value; those of a module are imported by its actors.
-    from benchmarks.peers import flower
-
-    child.main(flower.run, ["flwr", "ray", "torch"])
+    child.main(importlib.import_module("benchmarks.peers.flower").run, ["flwr", "ray", "torch"])

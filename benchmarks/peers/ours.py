@@ -64,7 +64,9 @@ def run(job: child.Job):
     engine.use_cpu_devices(job.options.get("devices", 0))
     mesh, work, problem = engine.make_mesh(), job.work, job.problem
     lanes = job.options.get("lanes", 1)
-    shares = [np.arange(*pair) for pair in zip(problem["first"], problem["first"][1:], strict=False)]
+    shares = [
+        np.arange(*pair) for pair in zip(problem["first"], problem["first"][1:], strict=False)
+    ]
 
     def read(numbers):
         return {"images": problem["images"][numbers], "labels": problem["labels"][numbers]}

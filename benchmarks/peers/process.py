@@ -184,7 +184,9 @@ def _watched(
 
 def _reason(lines: list[str]) -> str:
     """The line that names the error; torch.distributed.run adds one of its own at the end."""
-    named = [l for l in lines if re.match(r"(\[rank\d+\]: )?[\w.]+(Error|Exception|Iteration)\b", l)]
+    named = [
+        l for l in lines if re.match(r"(\[rank\d+\]: )?[\w.]+(Error|Exception|Iteration)\b", l)
+    ]
     own = [l for l in named if "ChildFailedError" not in l]
     return (own or named or lines or [""])[-1][:200]
 

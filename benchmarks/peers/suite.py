@@ -1,7 +1,7 @@
 """Suite "peers": the cases, the check of results and the table.
 
-    python -m benchmarks.peers.environments
-    python -m benchmarks.run --suite peers
+python -m benchmarks.peers.environments
+python -m benchmarks.run --suite peers
 """
 
 from __future__ import annotations

@@ -128,9 +128,7 @@ def make_problem(work: Work, rounds: int, seed: int = 0) -> dict[str, np.ndarray
       ``weights/...``.
     """
     rng = np.random.default_rng(seed)
-    cohorts = np.stack(
-        [rng.choice(work.users, work.cohort, replace=False) for _ in range(rounds)]
-    )
+    cohorts = np.stack([rng.choice(work.users, work.cohort, replace=False) for _ in range(rounds)])
     sizes = rng.integers(work.sizes[0], work.sizes[1] + 1, work.users)
     sizes[np.setdiff1d(np.arange(work.users), cohorts)] = 0
     first = np.concatenate([[0], np.cumsum(sizes)])

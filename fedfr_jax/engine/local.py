@@ -29,8 +29,9 @@ def train_locally(
 ) -> tuple[PyTree, jax.Array]:
     """Trains ``params`` on the examples of one client; for use in a client update.
 
-    Every epoch has its own order, unless ``shuffle`` is False. Its last mini-batch has the examples that are left: it may be
-    smaller, and its mean is taken over those alone. A client without examples does not train.
+    Every epoch has its own order, unless ``shuffle`` is False. Its last mini-batch has the examples
+    that are left: it may be smaller, and its mean is taken over those alone. A client without
+    examples does not train.
 
     Args:
       lane: as the client update received it.

@@ -8,7 +8,8 @@ product per position in a tile, and so is its weight gradient (the transposed al
 F(2x2, 3x3) takes 16 products instead of 36 and is as exact as a direct sum; F(4x4, 3x3) takes 36
 instead of 144, with errors about ten times as large: 1e-5 of the largest value.
 
-Narrower layers gain from F(4, 3) along the columns alone: 12 products instead of 24 and few additions.
+Layers of 32 to 64 channels gain from F(4, 3) along the columns alone: 18 products instead of 36 for
+four outputs, and few additions.
 
 Work is done in pieces whose tiles stay in the cache. Arrays are (tiles, channels), one per
 position: with channels last, transforms are plain vector operations and products move no data.
@@ -112,9 +113,7 @@ def forward_columns(x, kernel, padding):
     tiles = -(-width // side)
     more = (padding[1][0], padding[1][1] + tiles * side - width)
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*padding[0], 0), (*more, 0), (0, 0, 0)])
-    places = [
-        lax.slice_in_dim(x, b, b + (tiles - 1) * side + 1, side, 2) for b in range(side + 2)
-    ]
+    places = [lax.slice_in_dim(x, b, b + (tiles - 1) * side + 1, side, 2) for b in range(side + 2)]
     weights = _combined(_KERNEL[side], [kernel[:, b : b + 1] for b in range(3)])
     # Barriers keep XLA from recomputing the sums inside the convolutions.
     inputs = lax.optimization_barrier(_combined(_INPUT[side], places))
