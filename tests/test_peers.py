@@ -133,6 +133,8 @@ def test_the_suite_prints_ours(monkeypatch, capsys):
 @pytest.mark.parametrize("peer", {p.name: p for ps in suite.PEERS.values() for p in ps}.values(),
                          ids=lambda p: p.name)  # fmt: skip
 def test_peers_give_the_same_weights(peer):
+    if peer is suite.FEDJAX_TWO:
+        pytest.skip("FedJAX's pmap backend does not run with today's JAX; the table says so")
     if peer.environment and not environments.python_of(peer.environment):
         pytest.skip(f"python -m benchmarks.peers.environments {peer.environment}")
     # BlazeFL takes all users; pfl-research's processes take the same number of them.

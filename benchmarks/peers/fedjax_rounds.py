@@ -5,9 +5,7 @@ from __future__ import annotations
 import fedjax
 import haiku as hk
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.peers import child
 from benchmarks.peers.work import (
@@ -19,16 +17,9 @@ from benchmarks.peers.work import (
 )
 
 
-def _sharded(trees, devices):
-    """``jax.device_put_sharded`` as JAX's guide to the migration from pmap replaces it."""
-    placed = NamedSharding(Mesh(np.array(devices), "i"), PartitionSpec("i"))
-    return jax.tree.map(lambda *x: jax.device_put(jnp.stack(x), placed), *trees)
-
-
-# FedJAX 0.0.17 is of 2023; these names are all that it misses in today's JAX.
+# FedJAX 0.0.17 is of 2023. Its jit backend misses this name alone in today's JAX; its pmap backend
+# also needs the arrays that pmap gave before jax 0.8, and fails.
 jax.tree_map = jax.tree_util.tree_map
-jax.device_put_sharded = _sharded
-jax.device_put_replicated = lambda tree, devices: _sharded([tree] * len(devices), devices)
 
 _LAYERS = {"conv1": "conv2_d", "conv2": "conv2_d_1", "fc1": "linear", "fc2": "linear_1"}
 
