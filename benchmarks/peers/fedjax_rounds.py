@@ -16,9 +16,8 @@ from benchmarks.peers.work import (
     weights_of,
 )
 
-
 # FedJAX 0.0.17 is of 2023. Its jit backend misses this name alone in today's JAX; its pmap backend
-# also needs the arrays that pmap gave before jax 0.8, and fails.
+# also needs the arrays that pmap gave in older versions, and fails.
 jax.tree_map = jax.tree_util.tree_map
 
 _LAYERS = {"conv1": "conv2_d", "conv2": "conv2_d_1", "fc1": "linear", "fc2": "linear_1"}
