@@ -47,6 +47,7 @@ SUITES: dict[str, dict[str, Callable[[Settings], Result]]] = {
     "gpu": {},
     "scale": {},
     "layouts": {},
+    "peers": {},
 }
 
 

@@ -195,14 +195,14 @@ def for_each_client(update, shared, clients, count: int, lanes: int = 1):
 
 
 def build_workload(workload: Workload, problem, *, lanes: int = 1, devices: int = 0) -> Built:
-    """Workload A or B on the engine."""
+    """Workload A or B on the engine, with the convolutions that suit so many lanes."""
     from benchmarks import workloads  # noqa: PLC0415  (it imports the JAX part of the benchmarks)
 
     engine.use_cpu_devices(devices)
     return workloads.built(
         workload,
         for_each_client(
-            workloads.client_update(workload, "auto"),
+            workloads.client_update(workload, engine.default_strategy(lanes)),
             workloads.model_of(problem),
             workloads.clients_of(problem),
             workload.clients,

@@ -3,8 +3,11 @@
     python -m benchmarks.run --suite cpu --json out.json
     python -m benchmarks.run --suite cpu --only small,A --competitors 'ours|PyTorch'
 
+    python -m benchmarks.run --suite gpu --budget 360 --json out.json
+
 Suites: cpu (FedFR's local training and two plain FedAvg workloads), gpu (numbers of lanes),
-layouts (convolution strategies), scale. In every case all competitors start from the same
+layouts (convolution strategies), scale, peers (their packages on their own work, after
+``python -m benchmarks.peers.environments``). In every case all competitors start from the same
 weights and train on the same batches; their updates are compared before times are taken. PyTorch
 (``pip install torch``) is optional: without it, its rows are left out.
 """
@@ -18,9 +21,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import gpu, machine
 from benchmarks.cases import SUITES, Settings
 from benchmarks.compare import bad
+from benchmarks.peers import suite as _  # noqa: F401  (registers its cases)
 from benchmarks.worker import call
 
 _COLUMNS = (
@@ -96,7 +100,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=pathlib.Path, help="file for all numbers")
     parser.add_argument("--repeats", type=int, default=5, help="warm rounds of each competitor")
     parser.add_argument("--competitors", default="", metavar="REGEX", help="names to run")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="suite gpu: the most telling rows in so long",
+    )
+    parser.add_argument("--small", action="store_true", help="with --budget: tiny, on any device")
     parsed = parser.parse_args(argv)
+    if parsed.budget and parsed.suite != "gpu":
+        parser.error("--budget belongs to suite gpu")
     parsed.names = [n for n in parsed.only.split(",") if n] or list(SUITES[parsed.suite])
     for name in parsed.names:
         if name not in SUITES[parsed.suite]:
@@ -107,10 +120,19 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
+def _write(path: pathlib.Path | None, report: Mapping[str, Any]) -> None:
+    if path:
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 if an update differs or a competitor failed."""
     options = _arguments(argv)
-    if options.suite == "gpu" and (found := call("benchmarks.machine:backend")) != "gpu":
+    if (
+        options.suite == "gpu"
+        and not options.small
+        and (found := call("benchmarks.machine:backend")) != "gpu"
+    ):
         print(
             f"No GPU: JAX computes on {found!r} here, so suite gpu was not run. It needs an "
             "NVIDIA GPU and `pip install 'jax[cuda12]'`.",
@@ -126,6 +148,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "results": {},
     }
     print(_heading(report["machine"], report["peaks"]), flush=True)
+    if options.budget:
+
+        def write(rows):
+            report["results"] = rows
+            _write(options.json, report)
+
+        return gpu.main(options.budget, options.repeats, options.small, write)
     settings = Settings(options.repeats, report["peaks"], options.competitors)
     wrong = []
     for name in options.names:
@@ -135,8 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong += [
             f"{name}: {message}" for message in [*bad(result["rows"]), *result.get("wrong", ())]
         ]
-        if options.json:  # after every case, so that an interrupted run leaves results
-            options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        _write(options.json, report)  # after every case: an interrupted run leaves results
     for message in wrong:
         print(f"WRONG {message}", file=sys.stderr)
     return 1 if wrong else 0

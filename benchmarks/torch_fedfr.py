@@ -252,6 +252,14 @@ def fastest_threads(once) -> int:
     return min(seconds, key=seconds.get)
 
 
+def _trainer(captured: bool) -> type[Trainer]:
+    if not captured:
+        return Trainer
+    from benchmarks.torch_capture import CapturedTrainer  # noqa: PLC0415  (it extends Trainer)
+
+    return CapturedTrainer
+
+
 def build(
     case: Case,
     problem,
@@ -259,6 +267,7 @@ def build(
     dtype: str = "float32",
     threads: int = 0,
     compiled: bool = False,
+    captured: bool = False,
     tf32: bool = True,
 ) -> Built:
     """Sequential PyTorch; ``threads`` 0 tries one and all and uses the faster.
@@ -266,11 +275,12 @@ def build(
     Args:
       dtype: float32, or bfloat16 by autocast.
       compiled: networks through ``torch.compile``.
+      captured: steps as a CUDA graph.
       tf32: on a GPU, as JAX does by default.
     """
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    trainer = Trainer(case, problem, dtype, compiled)
+    trainer = _trainer(captured)(case, problem, dtype, compiled)
     if trainer.device == "cpu":
         threads = threads or fastest_threads(lambda: trainer.train(0, min(2, case.steps)))
         torch.set_num_threads(threads)

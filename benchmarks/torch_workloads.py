@@ -34,15 +34,54 @@ LOSSES = {"A": loss_a, "B": loss_b}
 
 
 def _tensor(array):
-    tensor = torch.from_numpy(np.array(array))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tensor = torch.from_numpy(np.array(array)).to(device)
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def build(workload: Workload, problem, *, threads: int = 0) -> Built:
-    """Clients one after another; ``threads`` 0 tries one and all and uses the faster."""
+def _captured(workload: Workload, start, images, labels, rows, loss):
+    """A client's training with fixed places for its tensors, ``client -> trained tensors``."""
+    from benchmarks.torch_capture import gradient_step  # noqa: PLC0415
+
+    def first(client):
+        return start | ({} if rows is None else {"classes": _tensor(rows[client])})
+
+    p = {k: v.clone().requires_grad_() for k, v in first(0).items()}
+    x, y = images[0, : workload.batch].clone(), labels[0, : workload.batch].clone()
+    step = gradient_step(list(p.values()), lambda: loss(p, x, y))
+
+    def train(client):
+        with torch.no_grad():
+            for k, v in first(client).items():
+                p[k].copy_(v)
+        optimizer = torch.optim.SGD(
+            list(p.values()),
+            lr=workload.lr,
+            momentum=workload.momentum,
+            weight_decay=workload.decay,
+            fused=True,
+        )
+        for s in range(0, workload.steps * workload.batch, workload.batch):
+            x.copy_(images[client, s : s + workload.batch])
+            y.copy_(labels[client, s : s + workload.batch])
+            step()
+            optimizer.step()
+        return {k: v.detach().clone() for k, v in p.items()}
+
+    return train
+
+
+def build(workload: Workload, problem, *, threads: int = 0, captured: bool = False) -> Built:
+    """Clients one after another; ``threads`` 0 tries one and all and uses the faster.
+
+    Args:
+      captured: steps as a CUDA graph.
+    """
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     start = {k: _tensor(v) for k, v in part(problem, "model/").items()}
-    images = torch.from_numpy(problem["client/images"]).permute(0, 1, 4, 2, 3)
-    labels = torch.from_numpy(problem["client/labels"]).long()
+    images = _tensor(problem["client/images"]).permute(0, 1, 4, 2, 3)
+    labels = _tensor(problem["client/labels"]).long()
     rows, loss = problem.get("client/classes"), LOSSES[workload.name]
 
     def train(client):
@@ -64,17 +103,22 @@ def build(workload: Workload, problem, *, threads: int = 0) -> Built:
             optimizer.step()
         return {k: v.detach() for k, v in p.items()}
 
+    if captured:
+        train = _captured(workload, start, images, labels, rows, loss)
+
     result = {}
 
     def run():
         done = [train(i) for i in range(workload.clients)]
         result["kept"] = [p.pop("classes") for p in done if "classes" in p]
         result["model"] = {k: sum(p[k] for p in done) / len(done) for k in start}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
     def update():
-        found = {f"model/{k}": v.numpy() for k, v in result["model"].items()}
+        found = {f"model/{k}": v.cpu().numpy() for k, v in result["model"].items()}
         if result["kept"]:
-            found["client/classes"] = np.stack([v.numpy() for v in result["kept"]])
+            found["client/classes"] = np.stack([v.cpu().numpy() for v in result["kept"]])
         return found
 
     threads = threads or fastest_threads(lambda: train(0))

@@ -25,6 +25,10 @@ class Failed(RuntimeError):
     """A competitor raised or died; the message is its last line."""
 
 
+class Late(Failed):
+    """There was no answer in time; the process may still be at work."""
+
+
 def resolve(target: str):
     """``"module:function"`` to the function."""
     module, _, name = target.partition(":")
@@ -77,11 +81,17 @@ def _first(built: Built) -> dict[str, Any]:
 
 
 def _serve(connection, kind, target, arguments, env):
-    """Child: builds, then answers ``first``, ``round`` and ``memory`` until ``stop``."""
+    """Child: builds, then answers ``first``, ``round`` and ``memory`` until ``stop``.
+
+    Kind ``call`` calls a function once, kind ``rows`` calls those that are asked for.
+    """
     os.environ.update(env)
     try:
         if kind == "call":
             connection.send(("ok", resolve(target)(*arguments)))
+            return
+        if kind == "rows":
+            _answer_calls(connection)
             return
         built = build(target, *arguments)
         connection.send(("ok", None))
@@ -94,14 +104,23 @@ def _serve(connection, kind, target, arguments, env):
             connection.send(("ok", answers[request]()))
     except Exception as error:
         traceback.print_exc()
-        connection.send(
-            (
-                "failed",
-                f"{type(error).__name__}: {str(error).splitlines()[0]}"
-                if str(error)
-                else type(error).__name__,
-            )
-        )
+        connection.send(("failed", _reason(error)))
+
+
+def _reason(error: Exception) -> str:
+    """Its type and first line."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
+def _answer_calls(connection) -> None:
+    """Calls (target, arguments) one after another; one that fails does not end the process."""
+    connection.send(("ok", None))
+    while (request := connection.recv()) != "stop":
+        try:
+            connection.send(("ok", resolve(request[0])(*request[1])))
+        except Exception as error:
+            traceback.print_exc()
+            connection.send(("failed", _reason(error)))
 
 
 class Process:
@@ -115,17 +134,17 @@ class Process:
         self._process.start()
         theirs.close()
 
-    def send(self, request: str) -> None:
+    def send(self, request: Any) -> None:
         try:
             self._ours.send(request)
         except OSError as error:
             raise Failed(f"ended with exit code {self._process.exitcode}") from error
 
-    def receive(self) -> Any:
-        """The answer; raises :class:`Failed` if there is none."""
+    def receive(self, longest: float = LONGEST) -> Any:
+        """The answer; raises :class:`Failed` if there is none, and :class:`Late` if not in time."""
         try:
-            if not self._ours.poll(LONGEST):
-                raise Failed(f"no answer within {LONGEST:.0f} s")
+            if not self._ours.poll(longest):
+                raise Late(f"no answer within {longest:.0f} s")
             kind, answer = self._ours.recv()
         except (EOFError, OSError) as error:
             self._process.join(10)
@@ -133,6 +152,14 @@ class Process:
         if kind == "failed":
             raise Failed(answer)
         return answer
+
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        """Ends it in the middle of its work."""
+        self._process.kill()
+        self._process.join()
 
     def stop(self) -> None:
         try:

@@ -19,7 +19,7 @@ from fedfr_jax.engine.cohort import (
 )
 from fedfr_jax.engine.convolutions import conv2d, default_strategy
 from fedfr_jax.engine.devices import use_cpu_devices
-from fedfr_jax.engine.layers import Conv, Dense, matmul, max_pool, torch_init
+from fedfr_jax.engine.layers import Conv, Dense, dropout, matmul, max_pool, torch_init
 from fedfr_jax.engine.local import server_step, train_locally
 from fedfr_jax.engine.precision import sum_type
 
@@ -32,6 +32,7 @@ __all__ = [
     "addressable",
     "conv2d",
     "default_strategy",
+    "dropout",
     "for_each_client",
     "local_rows",
     "loop_blocks",

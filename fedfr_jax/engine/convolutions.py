@@ -168,13 +168,10 @@ def _swapped(x, dy, stride, padding):
     return grad.transpose(1, 2, 0, 3)
 
 
-def _takes_winograd(x, window, stride, shape):
+def _takes_winograd(x, window, stride, shape, faster=winograd.is_faster):
     """Whether the convolution of x with a result of ``shape`` uses Winograd's filtering."""
     return (
-        window == (3, 3)
-        and stride == 1
-        and x.dtype == jnp.float32
-        and winograd.is_faster(shape, x.shape[-1])
+        window == (3, 3) and stride == 1 and x.dtype == jnp.float32 and faster(shape, x.shape[-1])
     )
 
 
@@ -185,8 +182,11 @@ def _plain(x, kernel, stride, padding):
         side + sum(pair) - k + 1
         for side, pair, k in zip(x.shape[1:3], padding, window, strict=True)
     ]
-    if _takes_winograd(x, window, stride, (len(x), *size, kernel.shape[-1])):
+    shape = (len(x), *size, kernel.shape[-1])
+    if _takes_winograd(x, window, stride, shape):
         return winograd.forward(x, kernel, padding)
+    if _takes_winograd(x, window, stride, shape, winograd.columns_are_faster):
+        return winograd.forward_columns(x, kernel, padding)
     products = x.dtype == jnp.bfloat16 and channels >= 64
     if channels > 4 and not products:
         return lax.conv_general_dilated(
@@ -220,7 +220,8 @@ def _phases(dy, kernel, stride, padding, shape):
     Input pixels at the same place in a block of stride x stride pixels see the same part of
     the kernel, flipped: one plain convolution of dy for each place, then interleaved.
     """
-    if _takes_winograd(dy, kernel.shape[:2], stride, shape):
+    faster = functools.partial(winograd.is_faster, backward=True)
+    if _takes_winograd(dy, kernel.shape[:2], stride, shape, faster):
         pads = [
             (2 - padding, 2 + side - out - (2 - padding))
             for side, out in zip(shape[1:3], dy.shape[1:3], strict=True)

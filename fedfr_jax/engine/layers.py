@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax import lax
 
 from fedfr_jax.engine.convolutions import conv2d
 from fedfr_jax.engine.precision import sum_type
@@ -133,3 +135,34 @@ def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     rows, columns = height // window, width // window
     x = x[:, : rows * window, : columns * window]
     return x.reshape(n, rows, window, columns, window, channels).max((2, 4))
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Sets values to zero with probability ``rate``, and divides the others by ``1 - rate``.
+
+    The random bits are hashes of the key and the place (:func:`_mixed`, twice): a few operations,
+    done again for the gradient rather than kept. In a small network on a CPU they take 1 % of the
+    time, and those of ``nn.Dropout`` up to 10 %. They are meant for nothing but dropout.
+
+    Args:
+      x: any shape, fewer than 2 ** 32 values.
+      rate: in [0, 1).
+      key: of this step and this layer.
+    """
+    if rate == 0:
+        return x
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    first, *_, last = jax.random.bits(key, (2,))
+    place = jnp.zeros((), jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * np.uint32(size) + lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    drawn = _mixed(_mixed(place ^ first) ^ last)
+    return jnp.where(drawn >= np.uint32(round(rate * 2**32)), x / (1 - rate), 0)
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """A hash of 32 bits: C. Wellons' lowbias32, a bijection with little bias between its bits."""
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)

@@ -25,11 +25,13 @@ def train_locally(
     batch: int,
     key: jax.Array,
     epochs: int | jax.Array = 1,
+    shuffle: bool = True,
 ) -> tuple[PyTree, jax.Array]:
     """Trains ``params`` on the examples of one client; for use in a client update.
 
-    Every epoch has its own order. Its last mini-batch has the examples that are left: it may be
-    smaller, and its mean is taken over those alone. A client without examples does not train.
+    Every epoch has its own order, unless ``shuffle`` is False. Its last mini-batch has the examples
+    that are left: it may be smaller, and its mean is taken over those alone. A client without
+    examples does not train.
 
     Args:
       lane: as the client update received it.
@@ -42,6 +44,7 @@ def train_locally(
       batch: B, examples per step.
       key: of this client in this round.
       epochs: passes over the examples, may differ between clients.
+      shuffle: False takes the examples as they come in every epoch.
 
     Returns:
       (trained ``params``, mean loss per example in the steps taken, 0 without any).
@@ -51,8 +54,10 @@ def train_locally(
 
     def one_epoch(epoch, carry):
         of_order, of_steps = jax.random.split(jax.random.fold_in(key, epoch))
-        drawn = jax.random.uniform(of_order, (most,))
-        order = jnp.argsort(jnp.where(columns < size, drawn, 2.0))  # padding comes last
+        order = columns
+        if shuffle:
+            drawn = jax.random.uniform(of_order, (most,))
+            order = jnp.argsort(jnp.where(columns < size, drawn, 2.0))  # padding comes last
 
         def one_step(step, carry):
             params, optimizer_state, total = carry

@@ -168,6 +168,21 @@ def test_winograd_equals_ordinary_convolution_in_float64(shape):
         assert np.abs(a - np.asarray(e)).max() <= 3e-5 * np.abs(e).max()
 
 
+@pytest.mark.parametrize("shape", [(6, 30, 30, 32, 64, 0), (5, 30, 31, 70, 32, 1)])
+def test_layers_of_32_to_64_channels_gain_from_columns(shape):
+    operands = _winograd_case(shape)
+    x, _, y = (v.shape for v in operands)
+    assert winograd.columns_are_faster(y, x[-1]) and not winograd.is_faster(y, x[-1])
+    assert winograd.is_faster(x, y[-1], backward=True)
+    with enable_x64(True):
+        expected = _pulled("grouped", shape[-1], *operands)
+    actual = jax.jit(_pulled, static_argnums=(0, 1))(
+        "custom", shape[-1], *(v.astype(np.float32) for v in operands)
+    )
+    for a, e in zip(actual, expected, strict=True):
+        assert np.abs(a - np.asarray(e)).max() <= 3e-5 * np.abs(e).max()
+
+
 def test_winograd_under_vmap_and_scan_with_own_weights():
     shape = (6, 10, 9, 64, 64, 1)
     clients = [[v.astype(np.float32) for v in _winograd_case(shape, seed)] for seed in range(3)]
