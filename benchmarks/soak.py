@@ -3,8 +3,8 @@
     python -m benchmarks.soak --rounds=1000
 
 Trains FedFR with a cohort drawn from a larger population, checkpoints every 20 rounds and
-evaluates every 100. After each hundred it prints the resident memory, the open files, the threads and
-the programs compiled so far. The first two hundred, with
+evaluates every 100. After each hundred it prints the resident memory, the open files, the threads
+and the programs compiled so far. The first two hundred, with
 the first evaluations, are warming up; memory is compared from there on.
 """
 
