@@ -221,6 +221,33 @@ class PopulationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SimulatedTimeConfig:
+    """How long a round takes on clients that are not equally fast; docs/robustness.md.
+
+    A client needs the images that it trains on (every epoch counted) / its speed, and the bytes
+    of its message / its bandwidth. Off without ``speed`` and ``speeds``.
+    """
+
+    speed: float = 0.0  # images per second: the median of a log-normal distribution
+    speed_sigma: float = 0.5  # std of the logarithm; 0 = all clients alike
+    speeds: str = ""  # instead: .npy or text (.csv), one number per client
+    bandwidth: float = 0.0  # upload in megabits per second, the median; 0 = sending takes no time
+    bandwidth_sigma: float = 0.5
+    bandwidths: str = ""  # instead: a file as of speeds
+    seed: int = 0  # of the draws; a client is equally fast in every round
+    # Seconds after which the server averages what has arrived; 0 = it waits for the slowest.
+    deadline: float = 0.0
+    first: int = 0  # the server takes the first so many messages of a round; 0 = all
+    # "Time to accuracy" for metrics to reach these shares, beside 95 % of their last value.
+    levels: tuple[float, ...] = ()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether rounds have a simulated duration."""
+        return self.speed > 0 or bool(self.speeds)
+
+
+@dataclasses.dataclass(frozen=True)
 class PrivacyConfig:
     """What a client's difference passes before it is averaged, and what that proves.
 

@@ -62,12 +62,18 @@ def combine(
     return server, _valid(with_difference(spec, server, average, parts)), weight, metrics
 
 
+def _arrived(cohort: CohortData, metrics: Metrics) -> jax.Array:
+    """(C,) bool, the clients whose messages the server has and takes."""
+    arrived = (cohort.clients >= 0) & ~metrics["quarantined"] & ~metrics["late"]
+    return arrived & ~metrics["missed"] if "missed" in metrics else arrived
+
+
 def _of_all(spec: RoundSpec, shared: Shared, cohort: CohortData, metrics: Metrics):
     """((P,) the aggregate of the stacked messages, how many there were, metrics)."""
     invited = cohort.clients >= 0
     metrics = dict(metrics)
     messages = metrics.pop("message")
-    arrived = invited & ~metrics["quarantined"] & ~metrics["late"]
+    arrived = _arrived(cohort, metrics)
     bound = clip_bound(spec, shared.server)
     if spec.message.hostile_clients:
         bad = hostile.is_hostile(spec, cohort.clients) & arrived
@@ -105,7 +111,7 @@ def _remember(spec: RoundSpec, shared: Shared, cohort: CohortData, parts, weight
         bound = jnp.asarray(clip_bound(spec, server), jnp.float32)
         metrics = metrics | {"clip_norm": jnp.broadcast_to(bound, cohort.clients.shape)}
     if privacy.clip_quantile:
-        arrived = (cohort.clients >= 0) & ~metrics["quarantined"] & ~metrics["late"]
+        arrived = _arrived(cohort, metrics)
         within = jnp.where(arrived, jnp.where(metrics["clipped"], -0.5, 0.5), 0).sum()
         key = message_key(shared.key, SERVER_COUNT, server.round)
         within += count_noise(spec.message) * jax.random.normal(key)

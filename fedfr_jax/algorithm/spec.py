@@ -31,6 +31,8 @@ class MessageSpec:
       hostile: the attack; ``hostile_clients``: the numbers of those who carry it out, ascending.
       late_dropout: share of the clients that are lost after training.
       cohort: clients that are expected in a round: the denominator of private averages.
+      deadline: simulated seconds after which a message no longer counts; 0 = none.
+      first: only the first so many messages count; 0 = all.
     """
 
     privacy: PrivacyConfig = dataclasses.field(default_factory=PrivacyConfig)
@@ -38,6 +40,13 @@ class MessageSpec:
     hostile_clients: tuple[int, ...] = ()
     late_dropout: float = 0.0
     cohort: int = 0
+    deadline: float = 0.0
+    first: int = 0
+
+    @property
+    def may_come_late(self) -> bool:
+        """Whether a message that is too slow does not count."""
+        return self.deadline > 0 or self.first > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +117,7 @@ class RoundSpec:
             or self.fed.quarantine_norm > 0
             or bool(message.hostile_clients)
             or message.late_dropout > 0
+            or message.may_come_late
             or privacy.clip_norm > 0
             or privacy.top_k > 0
             or privacy.quantize_bits > 0

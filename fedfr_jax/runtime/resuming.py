@@ -38,6 +38,8 @@ _OWN = (
     "data.root",
     "population.schedule",
     "population.availability",
+    "simulated_time.speeds",
+    "simulated_time.bandwidths",
     "model.weights",
 )
 
