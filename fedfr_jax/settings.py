@@ -208,7 +208,8 @@ class PopulationConfig:
 
     cohort: int = 0  # clients per round; 0 = all
     # uniform: exactly so many | poisson: so many on average, each client independently of the
-    # others | weighted (by training images) | schedule
+    # others | weighted (by training images) | cyclic: one after the other, in an order drawn once,
+    # so that a client comes again after clients / cohort rounds | schedule
     sampling: str = "uniform"
     schedule: str = ""  # file with the clients of every round, for sampling = schedule
     availability: str = ""  # .npy, bool (period, clients): who can take part in which round
@@ -262,6 +263,9 @@ class PrivacyConfig:
     clip_count_noise: float = 0.0  # std of the count of clients within it; 0 = clients / 20
     # Central noise: std of the sum of the differences, in units of the bound.
     noise_multiplier: float = 0.0
+    # gaussian: independent in every round | tree: correlated over rounds by tree aggregation
+    # (DP-FTRL, Kairouz et al., 2021), noise_multiplier is then that of each node of the tree.
+    mechanism: str = "gaussian"
     target_epsilon: float = 0.0  # finds the noise multiplier before the run; 0 = as set
     delta: float = 1e-5
     accountant: str = "pld"  # pld | rdp; where pld has no bound, rdp is used

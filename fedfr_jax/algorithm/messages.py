@@ -78,13 +78,16 @@ def initial_memory(spec: RoundSpec, size: int, dtype: Any) -> PyTree:
     """``ServerState.message`` before the first round; None if nothing is remembered.
 
     ``clip_norm``: the bound that follows a quantile. ``center``: (P,) the last aggregate, around
-    which centered_clip clips.
+    which centered_clip clips. ``noised``: the last round whose noise is in the model, where rounds
+    share noise.
     """
     memory = {}
     if spec.message.privacy.clip_quantile:
         memory["clip_norm"] = jnp.asarray(spec.message.privacy.clip_norm, jnp.float32)
     if spec.fed.aggregator == "centered_clip":
         memory["center"] = jnp.zeros(size, dtype)
+    if spec.message.shares_noise:
+        memory["noised"] = jnp.zeros((), jnp.int32)
     return memory or None
 
 

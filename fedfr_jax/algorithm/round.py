@@ -190,9 +190,7 @@ def server_average(spec: RoundSpec, server: ServerState, average: PyTree, weight
       average: ``{"backbone", "public_embeddings"}``, averaged over clients.
       weight: scalar; 0 if there were no clients, and then the model does not change.
     """
-    takes = weight > 0
-    if spec.recipe.averages is not None:
-        takes &= spec.recipe.averages(spec.options, server.round, spec.rounds)
+    takes = spec.takes_average(server.round, weight)
     backbone = jax.tree.map(lambda private, a, old: old if private else a,
                             spec.private(server.backbone), average["backbone"], server.backbone)
     backbone, public, state = server_step(spec.fed, server, backbone, average["public_embeddings"])

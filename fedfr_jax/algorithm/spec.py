@@ -44,6 +44,11 @@ class MessageSpec:
     first: int = 0
 
     @property
+    def shares_noise(self) -> bool:
+        """Whether the central noise is correlated between rounds."""
+        return self.privacy.mechanism == "tree" and self.privacy.noise_multiplier > 0
+
+    @property
     def may_come_late(self) -> bool:
         """Whether a message that is too slow does not count."""
         return self.deadline > 0 or self.first > 0
@@ -122,6 +127,13 @@ class RoundSpec:
             or privacy.top_k > 0
             or privacy.quantize_bits > 0
         )
+
+    def takes_average(self, round_index, weight) -> jax.Array:
+        """Whether the server takes the average of a round, of messages of this total weight."""
+        takes = weight > 0
+        if self.recipe.averages is not None:
+            takes &= self.recipe.averages(self.options, round_index, self.rounds)
+        return takes
 
     def trained_features(self, variables: PyTree, inputs: jax.Array) -> tuple[jax.Array, PyTree]:
         """(features (B, d), new running statistics) of inputs in local training."""

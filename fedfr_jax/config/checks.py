@@ -27,9 +27,10 @@ _CHOICES = {
     "fed.on_bad_update": ("stop", "quarantine"),
     "hostile.attack": ATTACKS,
     "privacy.accountant": ("pld", "rdp"),
+    "privacy.mechanism": ("gaussian", "tree"),
     "privacy.sampling": ("without_replacement", "poisson"),
     "data.images": ("auto", "resident", "stream", "render"),
-    "population.sampling": ("uniform", "poisson", "weighted", "schedule"),
+    "population.sampling": ("uniform", "poisson", "weighted", "cyclic", "schedule"),
     "population.previous": ("full", "bfloat16", "off"),
     "engine.conv": ("auto", "grouped", "patches", "custom"),
 }

@@ -98,6 +98,8 @@ def _check_privacy(config: Config) -> None:
             "population.sampling is 'weighted', which depends on how many images a client has, so "
             "that privacy.noise_multiplier proves nothing; use 'uniform' or 'poisson'"
         )
+    if privacy.mechanism == "tree":
+        _check_tree(config, central)
     if privacy.local_noise and privacy.clip_quantile:
         raise ConfigError(
             "privacy.clip_quantile and privacy.local_noise are both set, but which clients are "
@@ -109,6 +111,26 @@ def _check_privacy(config: Config) -> None:
             "have no bound, which integers need; set one of them off"
         )
     _check_cohort(config)
+
+
+def _check_tree(config: Config, central: bool) -> None:
+    """What the accountant of tree aggregation cannot account for."""
+    privacy = config.privacy
+    if not central:
+        raise ConfigError(
+            "privacy.mechanism is 'tree', but there is no noise; set privacy.noise_multiplier or "
+            "privacy.target_epsilon"
+        )
+    if privacy.clip_quantile:
+        raise ConfigError(
+            "privacy.clip_quantile is set, but with privacy.mechanism='tree' rounds share noise, "
+            "which then fits one bound only; set it to 0"
+        )
+    if privacy.sampling == "poisson":
+        raise ConfigError(
+            "privacy.sampling is 'poisson', but privacy.mechanism='tree' gains nothing by "
+            "sampling: it counts the rounds in which each client takes part; leave it out"
+        )
 
 
 def _check_time(config: Config) -> None:
