@@ -9,18 +9,25 @@ lines that no kept file does are kept, too. Ends with 1 if anything was found.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
-import os
+import io
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
-import time
 import traceback
 
-import atheris
+try:
+    import atheris
+except ImportError:
+    sys.exit("fuzzing needs atheris, which is not installed: pip install 'atheris>=3,<4'")
 
-with atheris.instrument_imports(include=["fedfr_jax"]):
+with (
+    contextlib.redirect_stderr(io.StringIO()),  # it names every module
+    atheris.instrument_imports(include=["fedfr_jax"]),
+):
     import fuzz_targets
     from fuzz_targets import CORPUS, LONGEST, TARGETS
 
@@ -47,11 +54,8 @@ def seed(name: str) -> pathlib.Path:
 
 def run_once(name: str, data: bytes) -> None:
     """Has a target read some bytes; what it raises but InputError is raised."""
-    with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
-        try:
-            TARGETS[name].read(data, pathlib.Path(folder))
-        except InputError:
-            pass
+    with tempfile.TemporaryDirectory(prefix="fuzz_") as folder, contextlib.suppress(InputError):
+        TARGETS[name].read(data, pathlib.Path(folder))
 
 
 def fuzz(name: str, new: pathlib.Path, found: pathlib.Path, seconds: int) -> None:
@@ -123,38 +127,32 @@ def keep(name: str, new: pathlib.Path) -> int:
 def one_target(name: str, seconds: int) -> int:
     """Fuzzes a target in another process and keeps what is worth it; returns the findings."""
     corpus = seed(name)
-    run_once(
-        name, next(iter(sorted(corpus.glob("seed-*")))).read_bytes()
-    )  # caches, before the fork
     with tempfile.TemporaryDirectory(prefix="fuzz_") as work:
         new, found = pathlib.Path(work) / "new", pathlib.Path(work) / "found"
         new.mkdir()
         found.mkdir()
-        started, child = time.monotonic(), os.fork()
-        if not child:
-            output = os.open(pathlib.Path(work) / "log", os.O_WRONLY | os.O_CREAT)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            fuzz(name, new, found, seconds)
-            os._exit(0)
-        os.waitpid(child, 0)
-        log = (pathlib.Path(work) / "log").read_text(errors="replace")
-        runs = [x.split()[-1] for x in log.splitlines() if "number_of_executed_units" in x]
-        for path in sorted(found.iterdir()):
-            if path.name == "reasons.txt":
-                print(path.read_text(), flush=True)
-                continue
+        # Not a fork: some readers start threads. libFuzzer ends the process when it is done.
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", name, str(new), str(found), str(seconds)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        runs = [x.split()[-1] for x in done.stderr.splitlines() if "number_of_executed_units" in x]
+        for path in sorted(found.glob("*-*")):
             data = path.read_bytes()
             kind = path.name.split("-")[0]  # found, or libFuzzer's crash, timeout, oom
             shutil.copy(path, corpus / name_of(data, f"{kind}-"))
             print(f"FOUND {corpus / name_of(data, f'{kind}-')}", flush=True)
-        findings = sum(path.name != "reasons.txt" for path in found.iterdir())
+        if (reasons := found / "reasons.txt").exists():
+            print(reasons.read_text(), flush=True)
         if not runs:
-            print(log[-2000:])
-        added = keep(name, new)
+            print(done.stderr[-2000:], flush=True)
+        findings, added = len(list(found.glob("*-*"))), keep(name, new)
         print(
-            f"{name}: {runs[-1] if runs else '?'} inputs in {time.monotonic() - started:.0f} s, "
-            f"{findings} findings, {added} files kept",
+            f"{name}: {runs[-1] if runs else '?'} inputs in {seconds} s, {findings} findings, "
+            f"{added} files kept",
             flush=True,
         )
         return findings
@@ -164,7 +162,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600, help="for all targets together")
     parser.add_argument("--targets", default=",".join(TARGETS), help="separated by commas")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.child:
+        name, new, found, seconds = given.child
+        fuzz(name, pathlib.Path(new), pathlib.Path(found), int(seconds))
     names = given.targets.split(",")
     if unknown := [name for name in names if name not in TARGETS]:
         parser.error(f"--targets: {unknown[0]!r}; there are {', '.join(TARGETS)}")
