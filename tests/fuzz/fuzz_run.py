@@ -29,7 +29,8 @@ with (
     atheris.instrument_imports(include=["fedfr_jax"]),
 ):
     import fuzz_targets
-    from fuzz_targets import CORPUS, LONGEST, TARGETS
+    from fuzz_files import CORPUS, LONGEST
+    from fuzz_targets import TARGETS
 
 from fedfr_jax.errors import InputError
 

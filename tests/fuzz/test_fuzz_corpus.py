@@ -4,7 +4,8 @@ import pathlib
 import time
 
 import pytest
-from fuzz_targets import CORPUS, TARGETS
+from fuzz_files import CORPUS
+from fuzz_targets import TARGETS
 
 from fedfr_jax.errors import InputError
 from fedfr_jax.runtime.process_memory import peak_bytes
