@@ -26,22 +26,14 @@ def rows_of(folder):
     return [row for row in workdir.read_metrics(folder) if row["kind"] == "round"]
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """The state of a run without simulated time."""
-    folder = tmp_path_factory.mktemp("plain")
-    config = quick()
-    with Experiment(config, folder) as run:
-        run.run()
-        return jax.device_get(run.server), rows_of(folder)
-
-
-def test_time_alone_changes_nothing_but_the_records(plain, tmp_path):
-    server, _, _ = rounds_only(tmp_path / "timed", simulated_time=PACE)
+def test_time_alone_changes_nothing_but_the_records(tmp_path):
+    plain, _, _ = rounds_only(tmp_path / "plain")
+    timed, _, _ = rounds_only(tmp_path / "timed", simulated_time=PACE)
     # Another program: the compiler may round otherwise.
-    for a, b in zip(jax.tree.leaves(server), jax.tree.leaves(plain[0]), strict=True):
+    for a, b in zip(jax.tree.leaves(timed), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-    assert not any("simulated_time" in row or "missed" in row for row in plain[1])
+    rows = rows_of(tmp_path / "plain")
+    assert not any("simulated_time" in row or "missed" in row for row in rows)
 
 
 def test_rounds_take_as_long_as_their_slowest_client_by_hand(tmp_path):
