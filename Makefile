@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 WORKERS ?= 2
 FUZZ ?= 5000
+FUZZ_SECONDS ?= 600
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
@@ -15,7 +16,8 @@ help:
 	@echo "make demo      train FedFR on generated faces and write $(WORKDIR)/report.html"
 	@echo "make test      the quick tests"
 	@echo "make test-all  all tests, the slow ones and those on real faces (skipped without them)"
-	@echo "make fuzz      damaged files for all readers, $(FUZZ) of a kind"
+	@echo "make fuzz      damaged files for all readers, $(FUZZ) of a kind; then $(FUZZ_SECONDS) s of files"
+	@echo "               guided by what they reach, from tests/fuzz_corpus, which grows by it"
 	@echo "make notebooks  run the notebooks, in a small setting"
 	@echo "make bench     benchmarks on this CPU, also against PyTorch where it is installed"
 	@echo "make lint      ruff and mypy"
@@ -38,6 +40,8 @@ test-all: $(VENV)/installed
 
 fuzz: $(VENV)/installed
 	FEDFR_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(WORKERS) --dist load tests/data/test_fuzz.py
+	$(BIN)/python -m pip install --quiet 'atheris>=3,<4'
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/fuzz/fuzz_run.py --seconds $(FUZZ_SECONDS)
 
 notebooks: $(VENV)/installed
 	FEDFR_NOTEBOOK=small $(BIN)/python -m pytest -n $(WORKERS) --nbmake --nbmake-timeout=600 notebooks

@@ -208,7 +208,8 @@ class PopulationConfig:
 
     cohort: int = 0  # clients per round; 0 = all
     # uniform: exactly so many | poisson: so many on average, each client independently of the
-    # others | weighted (by training images) | schedule
+    # others | weighted (by training images) | cyclic: one after the other, in an order drawn once,
+    # so that a client comes again after clients / cohort rounds | schedule
     sampling: str = "uniform"
     schedule: str = ""  # file with the clients of every round, for sampling = schedule
     availability: str = ""  # .npy, bool (period, clients): who can take part in which round
@@ -218,6 +219,33 @@ class PopulationConfig:
     # difference has arrived. Drawn anew in every round.
     dropout: float = 0.0
     late_dropout: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatedTimeConfig:
+    """How long a round takes on clients that are not equally fast; docs/robustness.md.
+
+    A client needs the images that it trains on (every epoch counted) / its speed, and the bytes
+    of its message / its bandwidth. Off without ``speed`` and ``speeds``.
+    """
+
+    speed: float = 0.0  # images per second: the median of a log-normal distribution
+    speed_sigma: float = 0.5  # std of the logarithm; 0 = all clients alike
+    speeds: str = ""  # instead: .npy or text (.csv), one number per client
+    bandwidth: float = 0.0  # upload in megabits per second, the median; 0 = sending takes no time
+    bandwidth_sigma: float = 0.5
+    bandwidths: str = ""  # instead: a file as of speeds
+    seed: int = 0  # of the draws; a client is equally fast in every round
+    # Seconds after which the server averages what has arrived; 0 = it waits for the slowest.
+    deadline: float = 0.0
+    first: int = 0  # the server takes the first so many messages of a round; 0 = all
+    # "Time to accuracy" for metrics to reach these shares, beside 95 % of their last value.
+    levels: tuple[float, ...] = ()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether rounds have a simulated duration."""
+        return self.speed > 0 or bool(self.speeds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +263,9 @@ class PrivacyConfig:
     clip_count_noise: float = 0.0  # std of the count of clients within it; 0 = clients / 20
     # Central noise: std of the sum of the differences, in units of the bound.
     noise_multiplier: float = 0.0
+    # gaussian: independent in every round | tree: correlated over rounds by tree aggregation
+    # (DP-FTRL, Kairouz et al., 2021), noise_multiplier is then that of each node of the tree.
+    mechanism: str = "gaussian"
     target_epsilon: float = 0.0  # finds the noise multiplier before the run; 0 = as set
     delta: float = 1e-5
     accountant: str = "pld"  # pld | rdp; where pld has no bound, rdp is used

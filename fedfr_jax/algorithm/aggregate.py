@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedfr_jax.algorithm import hostile, robust
+from fedfr_jax.algorithm import hostile, robust, tree_noise
 from fedfr_jax.algorithm.features import Shared
 from fedfr_jax.algorithm.keys import BUCKETS, MASKS, SERVER_COUNT, SERVER_NOISE, message_key
 from fedfr_jax.algorithm.messages import (
@@ -62,12 +62,18 @@ def combine(
     return server, _valid(with_difference(spec, server, average, parts)), weight, metrics
 
 
+def _arrived(cohort: CohortData, metrics: Metrics) -> jax.Array:
+    """(C,) bool, the clients whose messages the server has and takes."""
+    arrived = (cohort.clients >= 0) & ~metrics["quarantined"] & ~metrics["late"]
+    return arrived & ~metrics["missed"] if "missed" in metrics else arrived
+
+
 def _of_all(spec: RoundSpec, shared: Shared, cohort: CohortData, metrics: Metrics):
     """((P,) the aggregate of the stacked messages, how many there were, metrics)."""
     invited = cohort.clients >= 0
     metrics = dict(metrics)
     messages = metrics.pop("message")
-    arrived = invited & ~metrics["quarantined"] & ~metrics["late"]
+    arrived = _arrived(cohort, metrics)
     bound = clip_bound(spec, shared.server)
     if spec.message.hostile_clients:
         bad = hostile.is_hostile(spec, cohort.clients) & arrived
@@ -105,11 +111,14 @@ def _remember(spec: RoundSpec, shared: Shared, cohort: CohortData, parts, weight
         bound = jnp.asarray(clip_bound(spec, server), jnp.float32)
         metrics = metrics | {"clip_norm": jnp.broadcast_to(bound, cohort.clients.shape)}
     if privacy.clip_quantile:
-        arrived = (cohort.clients >= 0) & ~metrics["quarantined"] & ~metrics["late"]
+        arrived = _arrived(cohort, metrics)
         within = jnp.where(arrived, jnp.where(metrics["clipped"], -0.5, 0.5), 0).sum()
         key = message_key(shared.key, SERVER_COUNT, server.round)
         within += count_noise(spec.message) * jax.random.normal(key)
         memory["clip_norm"] = next_clip_norm(spec.message, memory["clip_norm"], within)
+    if spec.message.shares_noise:
+        taken = spec.takes_average(server.round, weight)
+        memory["noised"] = jnp.where(taken, server.round + 1, memory["noised"])
     return server.replace(message=memory or None), metrics
 
 
@@ -144,7 +153,7 @@ def noise_on_sum(message: MessageSpec) -> float:
 
 
 def private_average(spec: RoundSpec, shared: Shared, parts: Parts, weight) -> Parts:
-    """The average with a fixed denominator and Gaussian noise; as it is without noise.
+    """The average with a fixed denominator and Gaussian noise; as it is without noise settings.
 
     The sum of the clipped differences is divided by the *expected* number of clients, so that one
     client changes the result by at most a bound over that number, whoever else is there.
@@ -155,11 +164,14 @@ def private_average(spec: RoundSpec, shared: Shared, parts: Parts, weight) -> Pa
     cohort = message.privacy.production_cohort or message.cohort
     std = noise_on_sum(message) * clip_bound(spec, shared.server) / cohort
     share = weight / message.cohort
-    return add_noise(
-        [p * share.astype(p.dtype) for p in parts],
-        std,
-        message_key(shared.key, SERVER_NOISE, shared.server.round),
-    )
+    parts = [p * share.astype(p.dtype) for p in parts]
+    done = shared.server.round
+    if not message.shares_noise:
+        return add_noise(parts, std, message_key(shared.key, SERVER_NOISE, done))
+    # Rounds that were not taken since the last one have had no noise: it comes with this one.
+    last = remembered(shared.server)["noised"]
+    noise = tree_noise.increment(shared.key, done + 1, last, spec.rounds.bit_length(), parts)
+    return [p + jnp.asarray(std, p.dtype) * n for p, n in zip(parts, noise, strict=True)]
 
 
 def noise_fits(message: MessageSpec) -> bool:

@@ -6,8 +6,8 @@ import jax
 
 # What a key is for. The run's key is folded with one of these first; training folds it with the
 # number of a round, which never is as large.
-ATTACK, LATE, NOISE, QUANTIZE, SERVER_NOISE, SERVER_COUNT, BUCKETS, MASKS = range(
-    0x4D000000, 0x4D000008
+ATTACK, LATE, NOISE, QUANTIZE, SERVER_NOISE, SERVER_COUNT, BUCKETS, MASKS, TREE_NOISE = range(
+    0x4D000000, 0x4D000009
 )
 
 

@@ -78,13 +78,16 @@ def initial_memory(spec: RoundSpec, size: int, dtype: Any) -> PyTree:
     """``ServerState.message`` before the first round; None if nothing is remembered.
 
     ``clip_norm``: the bound that follows a quantile. ``center``: (P,) the last aggregate, around
-    which centered_clip clips.
+    which centered_clip clips. ``noised``: the last round whose noise is in the model, where rounds
+    share noise.
     """
     memory = {}
     if spec.message.privacy.clip_quantile:
         memory["clip_norm"] = jnp.asarray(spec.message.privacy.clip_norm, jnp.float32)
     if spec.fed.aggregator == "centered_clip":
         memory["center"] = jnp.zeros(size, dtype)
+    if spec.message.shares_noise:
+        memory["noised"] = jnp.zeros((), jnp.int32)
     return memory or None
 
 
@@ -190,6 +193,12 @@ def is_good(spec: RoundSpec, parts: Parts, state: PyTree) -> jax.Array:
     return good
 
 
+def is_lost(spec: RoundSpec, key: jax.Array, round_index, client) -> jax.Array:
+    """Whether the message of a client is lost on its way (``population.late_dropout``)."""
+    draw = jax.random.uniform(message_key(key, LATE, round_index, client))
+    return draw < spec.message.late_dropout
+
+
 def _or_zero(keep: jax.Array, parts: Parts) -> Parts:
     # Not a product: 0 times NaN is NaN.
     return [jnp.where(keep, p, jnp.zeros_like(p)) for p in parts]
@@ -216,8 +225,8 @@ def protect(
     Returns:
       The last four: a message that does not arrive has weight 0 and is all zeros; a client whose
       message is quarantined keeps its old head. Added metrics are ``update_norm``, the L2 norm
-      before clipping, and the flags ``clipped``, ``quarantined``, ``late``; and, where the
-      aggregation needs it, the (P,) ``message``.
+      before clipping, and the flags ``clipped``, ``quarantined``, ``late`` (lost), ``missed`` (too
+      slow, where messages can be); and, where the aggregation needs it, the (P,) ``message``.
     """
     if not spec.looks_at_messages:
         return sent, weight, kept, metrics
@@ -233,12 +242,16 @@ def protect(
     parts, unsent, norm, clipped = _steps(spec, server, head, parts, key)
     late = jnp.array(False)
     if spec.message.late_dropout:
-        late = good & (jax.random.uniform(key(LATE)) < spec.message.late_dropout)
+        late = good & is_lost(spec, shared.key, server.round, client.number)
         parts = _or_zero(~late, parts)
     arrives = good & ~late
+    if client.in_time is not None:
+        arrives &= client.in_time
+        parts = _or_zero(client.in_time, parts)
+        metrics = metrics | {"missed": good & ~late & ~client.in_time}
     if unsent is not None:  # what did not arrive is held back, too
         lost = flatten(whole) + head.unsent
-        kept = kept.replace(unsent=jnp.where(late, lost, unsent))
+        kept = kept.replace(unsent=jnp.where(good & ~arrives, lost, unsent))
     if spec.fed.on_bad_update == "quarantine":
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), kept, head)
     metrics = metrics | {

@@ -24,6 +24,7 @@ class Client:
     size: jax.Array
     identities: jax.Array
     kept_public: jax.Array  # (N_0,) bool, or (0,) without public data
+    in_time: Any = None  # bool, whether the server waits for its message; None: it does
 
 
 @struct.dataclass

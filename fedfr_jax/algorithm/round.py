@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from fedfr_jax import engine
 from fedfr_jax.algorithm import local_state, losses
 from fedfr_jax.algorithm.aggregate import combine
+from fedfr_jax.algorithm.arrivals import arrivals
 from fedfr_jax.algorithm.directions import contrastive_directions
 from fedfr_jax.algorithm.features import Device, Shared, to_input, type_of, where_images_are
 from fedfr_jax.algorithm.gradient import gradient_in_parts
@@ -55,19 +56,22 @@ def run_round(spec: RoundSpec, layout: Layout, server: ServerState, heads: Heads
     Returns:
       (server state with ``round`` + 1, heads, metrics): metrics are (C,) arrays of
       loss terms (means over the client's steps), ``hard_negatives``, ``images``, ``steps``;
-      zero for an empty slot. In a round without clients the server's model does not change.
+      zero for an empty slot; and those of ``arrivals``, where time is simulated. In a round
+      without clients the server's model does not change.
     """
     shared, device = where_images_are(server, public, cohort, key)
     kept_public = hard_negatives(spec, layout, shared, device, cohort)
-    clients = Client(number=cohort.clients, rows=cohort.rows, labels=labels_of(spec, cohort),
-                     size=cohort.sizes, identities=cohort.identities, kept_public=kept_public)
     steps = spec.steps(cohort.sizes + kept_public.sum(1))
+    in_time, times = arrivals(spec, shared, cohort, kept_public, steps)
+    clients = Client(number=cohort.clients, rows=cohort.rows, labels=labels_of(spec, cohort),
+                     size=cohort.sizes, identities=cohort.identities, kept_public=kept_public,
+                     in_time=in_time)
     average, weight, heads, metrics = engine.for_each_client(
         functools.partial(local_update, spec, layout), shared, device, clients, heads,
         steps, cohort.clients >= 0, mesh=layout.mesh, lanes=layout.lanes)
     heads = embeddings_at_server(spec, heads, cohort)
     server, average, weight, metrics = combine(spec, shared, cohort, average, weight, metrics)
-    return server_average(spec, server, average, weight), heads, metrics
+    return server_average(spec, server, average, weight), heads, metrics | times
 
 
 def hard_negatives(spec: RoundSpec, layout: Layout, shared: Shared, device: Device,
@@ -186,9 +190,7 @@ def server_average(spec: RoundSpec, server: ServerState, average: PyTree, weight
       average: ``{"backbone", "public_embeddings"}``, averaged over clients.
       weight: scalar; 0 if there were no clients, and then the model does not change.
     """
-    takes = weight > 0
-    if spec.recipe.averages is not None:
-        takes &= spec.recipe.averages(spec.options, server.round, spec.rounds)
+    takes = spec.takes_average(server.round, weight)
     backbone = jax.tree.map(lambda private, a, old: old if private else a,
                             spec.private(server.backbone), average["backbone"], server.backbone)
     backbone, public, state = server_step(spec.fed, server, backbone, average["public_embeddings"])

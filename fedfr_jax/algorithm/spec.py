@@ -31,6 +31,8 @@ class MessageSpec:
       hostile: the attack; ``hostile_clients``: the numbers of those who carry it out, ascending.
       late_dropout: share of the clients that are lost after training.
       cohort: clients that are expected in a round: the denominator of private averages.
+      deadline: simulated seconds after which a message no longer counts; 0 = none.
+      first: only the first so many messages count; 0 = all.
     """
 
     privacy: PrivacyConfig = dataclasses.field(default_factory=PrivacyConfig)
@@ -38,6 +40,18 @@ class MessageSpec:
     hostile_clients: tuple[int, ...] = ()
     late_dropout: float = 0.0
     cohort: int = 0
+    deadline: float = 0.0
+    first: int = 0
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether the central noise is correlated between rounds."""
+        return self.privacy.mechanism == "tree" and self.privacy.noise_multiplier > 0
+
+    @property
+    def may_come_late(self) -> bool:
+        """Whether a message that is too slow does not count."""
+        return self.deadline > 0 or self.first > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +122,18 @@ class RoundSpec:
             or self.fed.quarantine_norm > 0
             or bool(message.hostile_clients)
             or message.late_dropout > 0
+            or message.may_come_late
             or privacy.clip_norm > 0
             or privacy.top_k > 0
             or privacy.quantize_bits > 0
         )
+
+    def takes_average(self, round_index, weight) -> jax.Array:
+        """Whether the server takes the average of a round, of messages of this total weight."""
+        takes = weight > 0
+        if self.recipe.averages is not None:
+            takes &= self.recipe.averages(self.options, round_index, self.rounds)
+        return takes
 
     def trained_features(self, variables: PyTree, inputs: jax.Array) -> tuple[jax.Array, PyTree]:
         """(features (B, d), new running statistics) of inputs in local training."""

@@ -13,6 +13,7 @@ def check_messages(config: Config) -> None:
     _check_hostile(config)
     _check_rules(config)
     _check_privacy(config)
+    _check_time(config)
     _check_method(config)
 
 
@@ -97,6 +98,8 @@ def _check_privacy(config: Config) -> None:
             "population.sampling is 'weighted', which depends on how many images a client has, so "
             "that privacy.noise_multiplier proves nothing; use 'uniform' or 'poisson'"
         )
+    if privacy.mechanism == "tree":
+        _check_tree(config, central)
     if privacy.local_noise and privacy.clip_quantile:
         raise ConfigError(
             "privacy.clip_quantile and privacy.local_noise are both set, but which clients are "
@@ -108,6 +111,61 @@ def _check_privacy(config: Config) -> None:
             "have no bound, which integers need; set one of them off"
         )
     _check_cohort(config)
+
+
+def _check_tree(config: Config, central: bool) -> None:
+    """What the accountant of tree aggregation cannot account for."""
+    privacy = config.privacy
+    if not central:
+        raise ConfigError(
+            "privacy.mechanism is 'tree', but there is no noise; set privacy.noise_multiplier or "
+            "privacy.target_epsilon"
+        )
+    if privacy.clip_quantile:
+        raise ConfigError(
+            "privacy.clip_quantile is set, but with privacy.mechanism='tree' rounds share noise, "
+            "which then fits one bound only; set it to 0"
+        )
+    if privacy.sampling == "poisson":
+        raise ConfigError(
+            "privacy.sampling is 'poisson', but privacy.mechanism='tree' gains nothing by "
+            "sampling: it counts the rounds in which each client takes part; leave it out"
+        )
+
+
+def _check_time(config: Config) -> None:
+    time = config.simulated_time
+    for one, other in (("speed", "speeds"), ("bandwidth", "bandwidths")):
+        if getattr(time, one) and getattr(time, other):
+            raise ConfigError(
+                f"simulated_time.{one} and simulated_time.{other} are both set; give a median, or "
+                "a file with a number for each client"
+            )
+    if not all(0 < level <= 1 for level in time.levels):
+        raise ConfigError(
+            f"simulated_time.levels is {time.levels}; give shares above 0, up to 1, such as 0.9"
+        )
+    if not time.is_active:
+        for name in ("bandwidth", "bandwidths", "deadline", "first", "levels"):
+            if getattr(time, name):
+                raise ConfigError(
+                    f"simulated_time.{name} is set, but without simulated_time.speed or "
+                    "simulated_time.speeds no time passes; set one of them"
+                )
+        return
+    if config.recipe.union:
+        raise ConfigError(
+            f"simulated_time is set, but method.name={config.method.name!r} has one client that "
+            "holds all images; leave it out"
+        )
+    private = config.privacy.noise_multiplier or config.privacy.target_epsilon
+    if time.first and (private or config.privacy.clip_quantile):
+        raise ConfigError(
+            f"simulated_time.first is {time.first}, but then a client decides by its speed whose "
+            "messages count beside its own, which "
+            f"privacy.{'noise_multiplier' if private else 'clip_quantile'} does not account for; "
+            "use simulated_time.deadline"
+        )
 
 
 def _check_cohort(config: Config) -> None:
@@ -139,6 +197,8 @@ def _check_method(config: Config) -> None:
         "fed.aggregator": fed.aggregator != AGGREGATORS[0],
         "fed.bucketing": fed.bucketing > 1,
         "population.late_dropout": config.population.late_dropout > 0,
+        "simulated_time.deadline": config.simulated_time.deadline > 0,
+        "simulated_time.first": config.simulated_time.first > 0,
         "hostile": config.hostile.is_active,
     }
     setting = next((what for what, is_used in used.items() if is_used), None)

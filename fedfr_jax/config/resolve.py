@@ -94,6 +94,7 @@ def _expanded(config: Config) -> Config:
         ),
         model=paths(config.model, "weights"),
         population=paths(config.population, "schedule", "availability"),
+        simulated_time=paths(config.simulated_time, "speeds", "bandwidths"),
     )
 
 

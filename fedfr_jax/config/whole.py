@@ -21,6 +21,7 @@ from fedfr_jax.settings import (
     PopulationConfig,
     PretrainConfig,
     PrivacyConfig,
+    SimulatedTimeConfig,
 )
 
 _FEW_CLIENTS = 64  # up to so many are evaluated between rounds unless eval.every says otherwise
@@ -62,6 +63,7 @@ class Config:
     fed: FedConfig = dataclasses.field(default_factory=FedConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     population: PopulationConfig = dataclasses.field(default_factory=PopulationConfig)
+    simulated_time: SimulatedTimeConfig = dataclasses.field(default_factory=SimulatedTimeConfig)
     privacy: PrivacyConfig = dataclasses.field(default_factory=PrivacyConfig)
     hostile: HostileConfig = dataclasses.field(default_factory=HostileConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)

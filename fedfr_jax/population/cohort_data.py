@@ -28,6 +28,18 @@ class PublicData(struct.PyTreeNode):
     identities: int = struct.field(pytree_node=False)
 
 
+class Pace(struct.PyTreeNode):
+    """How fast a round's clients are.
+
+    Attributes:
+      image: (C,) float32 seconds that training takes per image; 0 for an empty slot.
+      upload: (C,) float32 seconds that it takes to send a message.
+    """
+
+    image: Array
+    upload: Array
+
+
 class CohortData(struct.PyTreeNode):
     """The training images of a round's clients.
 
@@ -43,6 +55,7 @@ class CohortData(struct.PyTreeNode):
       sizes: (C,) int32 images of each client; later columns are padding. 0: an empty slot.
       identities: (C,) int32 identities of each client; later class embeddings are padding.
       clients: (C,) int32 number in the population, -1 for an empty slot.
+      pace: how fast the clients are, or None where rounds have no simulated duration.
     """
 
     images: Array
@@ -53,3 +66,4 @@ class CohortData(struct.PyTreeNode):
     sizes: Array
     identities: Array
     clients: Array
+    pace: Pace | None = None

@@ -20,6 +20,7 @@ from fedfr_jax.settings import PopulationConfig
 
 _STREAM = 0xC0_40_27  # separates these random streams from others of the same seed
 _DROPOUT = 0xD2_0B
+_ORDER = 0xC1_C1
 
 
 def sample_cohorts(
@@ -35,10 +36,11 @@ def sample_cohorts(
     ``uniform`` draws without replacement. ``weighted`` draws one client after the other, each with
     probability proportional to its weight among those not yet drawn; clients of weight 0 never
     take part. ``poisson`` draws each client independently of the others, ``cohort`` of them on
-    average; rounds are then as wide as the largest. ``schedule`` reads a file, see
+    average; rounds are then as wide as the largest. ``cyclic`` takes the next ``cohort`` clients of
+    an order that is drawn once, and starts over at its end. ``schedule`` reads a file, see
     :func:`read_schedule`, and starts over at its end; ``cohort`` 0 then means the largest round of
     the file. If fewer clients than ``cohort`` can take part, the rest of the round is -1; so are
-    scheduled clients that are not available.
+    clients whose turn it is (``cyclic``, ``schedule``) and who are not available.
 
     Args:
       population: number of clients.
@@ -62,10 +64,12 @@ def sample_cohorts(
     available = _read_availability(settings.availability, population)
     if settings.sampling == "schedule":
         return _scheduled(population, rounds, settings, available)
+    if settings.sampling == "cyclic":
+        return _cyclic(population, rounds, settings.cohort or population, seed, available)
     if settings.sampling not in {"uniform", "poisson", "weighted"}:
         raise InputError(
-            f"population.sampling: {settings.sampling!r}; must be uniform, poisson, weighted "
-            "or schedule"
+            f"population.sampling: {settings.sampling!r}; must be uniform, poisson, weighted, "
+            "cyclic or schedule"
         )
     rates = _weights(weights, population) if settings.sampling == "weighted" else None
     size = settings.cohort or population
@@ -312,6 +316,20 @@ def _read_availability(path: str, population: int) -> np.ndarray | None:
             f"has {population}"
         )
     return available
+
+
+def _cyclic(
+    population: int, rounds: int, size: int, seed: int, available: np.ndarray | None
+) -> np.ndarray:
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_ORDER,)))
+    order = rng.permutation(population)
+    cohorts = np.full((rounds, size), -1, np.int64)
+    for r, row in enumerate(cohorts):
+        ids = np.sort(order[(r * size + np.arange(size)) % population])
+        if available is not None:
+            ids = ids[available[r % len(available)][ids]]
+        row[: len(ids)] = ids
+    return cohorts
 
 
 def _scheduled(

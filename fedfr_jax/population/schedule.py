@@ -7,12 +7,14 @@ resumed run continues with the same cohorts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 
 from fedfr_jax.data.types import Clients
 from fedfr_jax.population.feed import CohortRows, cohort_rows, needed_capacity
+from fedfr_jax.population.participation import tree_sensitivities
 from fedfr_jax.population.sampling import assign, drop_out, needed_slots, sample_cohorts
 from fedfr_jax.settings import PopulationConfig
 
@@ -41,6 +43,11 @@ class Schedule:
     most_images: int
     most_identities: int
     dropped: np.ndarray
+
+    @functools.cached_property
+    def tree_sensitivities(self) -> np.ndarray:
+        """See :func:`fedfr_jax.population.participation.tree_sensitivities`."""
+        return tree_sensitivities(self.cohorts)
 
     def assigned(self, round_index: int) -> np.ndarray:
         """(devices * slots,) client in each slot, -1 = empty."""

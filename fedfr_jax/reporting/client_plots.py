@@ -20,7 +20,7 @@ from fedfr_jax.reporting.figures import (
     slug,
     thin,
 )
-from fedfr_jax.reporting.tables import metric_label
+from fedfr_jax.reporting.labels import metric_label
 
 _MANY_CLIENTS = 150  # above this, outlines are drawn
 _NAMED_CLIENTS = 40  # up to so many have their numbers under the bars

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
+from fedfr_jax.reporting.by_time import evaluated
 from fedfr_jax.reporting.figures import (
     BLUE,
     INK,
@@ -24,7 +25,8 @@ from fedfr_jax.reporting.figures import (
     svg,
     thin,
 )
-from fedfr_jax.reporting.tables import metric_label, rate_label
+from fedfr_jax.reporting.labels import metric_label, rate_label
+from fedfr_jax.runtime.simulated_time import clock
 
 __all__ = [
     "Plot",
@@ -174,34 +176,23 @@ def hard_negatives(rows: Sequence[Mapping]) -> Plot | None:
 
 
 def evaluations(rows: Sequence[Mapping]) -> list[Plot]:
-    """One plot per metric that was evaluated in two rounds or more ("evaluation" records).
+    """One plot per main metric that was evaluated in two rounds or more ("evaluation" records).
 
-    All generic accuracies are shown; personal metrics only at one error
-    rate, 1e-3 for TAR and 1e-2 for TPIR if evaluated, else the nearest.
+    Where time was simulated, a second one of each has it as its axis.
     """
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    for row in rows:
-        if row.get("kind") == "evaluation":
-            for key, value in row.items():
-                if isinstance(value, (int, float)) and key not in ("round", "kind", "model"):
-                    found.setdefault(key, {}).setdefault(row["model"], {})[row["round"]] = value
-    keep = [key for key in found if key.startswith("generic/") and key.endswith("/accuracy")]
-    for base, aim in (
-        ("verification_tar", 1e-3),
-        ("identification_pair", 1e-2),
-        ("identification_openset", 1e-2),
-    ):
-        keys = [key for key in found if key.startswith(f"personal/{base}@")]
-        keep += sorted(keys, key=lambda key: abs(math.log(float(key.split("@")[1]) / aim)))[:1]
-    keep += [key for key in found if key == "personal/rank1"]
-    return [
-        _evaluation(key, found[key])
-        for key in keep
-        if max(len(points) for points in found[key].values()) > 1
+    found, seconds = evaluated(rows), clock(rows)
+    keep = [key for key in found if max(map(len, found[key].values())) > 1]
+    return [_evaluation(key, found[key]) for key in keep] + [
+        _evaluation(key, found[key], seconds) for key in keep if seconds
     ]
 
 
-def _evaluation(key: str, models: Mapping[str, Mapping[int, float]]) -> Plot:
+def _evaluation(
+    key: str,
+    models: Mapping[str, Mapping[int, float]],
+    seconds: Mapping[int, float] | None = None,
+) -> Plot:
+    """A metric by round, or by simulated time."""
     figure, (axes,) = new_figure(height=2.6)
     label = metric_label(key)
     measured = (
@@ -212,28 +203,32 @@ def _evaluation(key: str, models: Mapping[str, Mapping[int, float]]) -> Plot:
     names = ordered(models)
     ends = []
     for name, style in model_style(names).items():
-        points = sorted(models[name].items())
+        points: list[tuple[float, float]] = sorted(models[name].items())
+        ends.append(f"{name} {100 * points[-1][1]:.1f} %")
         if len(points) == 1:
             axes.axhline(points[0][1], label=name, **style)
-        else:
-            axes.plot(
-                *zip(*points, strict=True),
-                label=name,
-                marker=_marker(len(points)),
-                markersize=3,
-                **style,
-            )
-        ends.append(f"{name} {100 * points[-1][1]:.1f} %")
+            continue
+        if seconds is not None:
+            points = [(seconds[int(r)], value) for r, value in points if int(r) in seconds]
+        axes.plot(
+            *zip(*points, strict=True),
+            label=name,
+            marker=_marker(len(points)),
+            markersize=3,
+            **style,
+        )
     percent_axis(axes.yaxis)
-    _rounds_axis(axes)
+    _rounds_axis(axes, "round" if seconds is None else "simulated time (s)")
     axes.legend(loc="best")
+    over = "rounds" if seconds is None else "simulated time"
     return Plot(
-        f"by-round-{slug(key)}",
+        f"by-{'round' if seconds is None else 'time'}-{slug(key)}",
         figure,
-        label[:1].upper() + label[1:],
-        f"Line plot of {label} over rounds; in the end {', '.join(ends)}.",
-        f"{measured} Round 0 is before the first; a horizontal line is a model that does "
-        "not change.",
+        label[:1].upper() + label[1:] + ("" if seconds is None else ", by simulated time"),
+        f"Line plot of {label} over {over}; in the end {', '.join(ends)}.",
+        f"{measured} {'Round' if seconds is None else 'Time'} 0 is before the first"
+        f"{'' if seconds is None else ' round'}; a horizontal line is a model that does not "
+        "change.",
     )
 
 

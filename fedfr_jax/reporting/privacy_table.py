@@ -27,6 +27,12 @@ def privacy_table(summary: Mapping[str, Any]) -> ResultTable | None:
                 ),
             )
         )
+        if (most := found.get("participations")) is not None:
+            apart = found.get("least_separation")
+            notes.append(
+                f"A client took part in at most {most:,} of the rounds"
+                + (f", which were at least {apart:,} apart." if apart else ".")
+            )
         if other := found.get("otherwise"):
             cells = (f"{other['epsilon']:.3g}", delta, found["unit"], multiplier)
             rows.append(

@@ -24,6 +24,7 @@ from fedfr_jax.evaluation.variants import (
 )
 from fedfr_jax.population.cohort_data import PublicData
 from fedfr_jax.reporting import tables
+from fedfr_jax.reporting.by_time import time_to_accuracy
 from fedfr_jax.reporting.headline import headline
 from fedfr_jax.reporting.result_table import render
 from fedfr_jax.runtime import accounting, costs, message_rows, workdir
@@ -275,6 +276,9 @@ def write_results(
         "costs": describe_costs(sim, workdir.read_metrics(writer.workdir)),
         "models": models,
     }
+    rows = workdir.read_metrics(writer.workdir)
+    if times := time_to_accuracy(rows, sim.config.simulated_time.levels):
+        summary["time_to_accuracy"] = times
     summary["headline"] = headline(summary, parts["per_client"])
     first = jax.process_index() == 0
     # Nobody ends before everything is written.

@@ -12,6 +12,9 @@ without replacement, if one client is replaced by another.
 * ``without_replacement``: exactly so many of the clients are drawn. Renyi DP of Wang, Balle,
   Kasiviswanathan (AISTATS 2019), for replacing a client, which changes the sum by up to two bounds.
 
+* ``tree``: rounds share noise (``privacy.mechanism`` = tree). One Gaussian mechanism, whose
+  sensitivity follows from the rounds in which each client takes part.
+
 Sampled mechanisms are accounted by Google's ``dp-accounting``, an extra: ``pip install
 'fedfr_jax[privacy]'``.
 """
@@ -23,11 +26,11 @@ import functools
 import math
 from typing import Any
 
-import numpy as np
 from scipy import optimize, stats
 
 from fedfr_jax.config import Config
 from fedfr_jax.errors import ConfigError
+from fedfr_jax.population import participation
 from fedfr_jax.population.schedule import Schedule
 from fedfr_jax.settings import PrivacyConfig
 
@@ -38,6 +41,7 @@ ASSUMPTIONS = {
     "poisson": "Poisson sampling",
     "poisson approximation": "Poisson sampling, an approximation of sampling without replacement",
     "without_replacement": "sampling without replacement, replacing a client",
+    "tree": "tree aggregation over rounds; who takes part is known",
 }
 
 
@@ -48,7 +52,7 @@ class Mechanism:
     Attributes:
       noise_multiplier: std of the noise on the sum, in bounds.
       delta: of (epsilon, delta).
-      kind: participation | poisson | without_replacement.
+      kind: participation | poisson | without_replacement | tree.
       cohort, population: clients in a round, and in all.
       accountant: pld | rdp.
     """
@@ -156,7 +160,9 @@ def mechanism_of(config: Config) -> Mechanism:
     population, privacy = config.population, config.privacy
     count = config.fed.num_clients
     cohort = population.cohort or count
-    if population.sampling == "poisson":
+    if privacy.mechanism == "tree":
+        kind = "tree"
+    elif population.sampling == "poisson":
         kind = "poisson"
     elif population.sampling == "uniform" and cohort < count and not population.availability:
         kind = privacy.sampling
@@ -176,8 +182,23 @@ def assumption(config: Config) -> str:
 
 def most_rounds(schedule: Schedule, rounds: int) -> int:
     """In how many of the first rounds a client takes part, at most."""
-    taken = schedule.cohorts[:rounds]
-    return int(np.bincount(taken[taken >= 0], minlength=1).max()) if len(taken) else 0
+    return participation.most_rounds(schedule.cohorts[:rounds])
+
+
+def tree_epsilon(config: Config, schedule: Schedule, rounds: int) -> float:
+    """Epsilon of tree aggregation after so many rounds, from who takes part in which of them.
+
+    All noisy nodes together are one Gaussian mechanism (with adaptive rounds, too: Denisov et al.,
+    NeurIPS 2022, theorem 2.1), whose sensitivity follows from the schedule.
+    """
+    found = schedule.tree_sensitivities
+    sensitivity = float(found[min(rounds, len(found) - 1)])
+    if not sensitivity:
+        return 0.0
+    mechanism = dataclasses.replace(mechanism_of(config), kind="participation")
+    return dataclasses.replace(
+        mechanism, noise_multiplier=mechanism.noise_multiplier / sensitivity
+    ).epsilon(1)
 
 
 def spent(config: Config, schedule: Schedule, rounds: int) -> dict[str, float]:
@@ -189,7 +210,9 @@ def spent(config: Config, schedule: Schedule, rounds: int) -> dict[str, float]:
     """
     privacy = config.privacy
     found: dict[str, float] = {}
-    if privacy.noise_multiplier:
+    if privacy.noise_multiplier and privacy.mechanism == "tree":
+        found["epsilon"] = tree_epsilon(config, schedule, rounds)
+    elif privacy.noise_multiplier:
         mechanism = mechanism_of(config)
         by_participation = mechanism.kind == "participation"
         count = most_rounds(schedule, rounds) if by_participation else rounds
@@ -267,7 +290,11 @@ def describe(config: Config, schedule: Schedule, rounds: int) -> dict[str, Any]:
             "production_cohort": privacy.production_cohort,
             "cohort": mechanism.cohort,
         }
-        if mechanism.kind != "participation" and mechanism.cohort < mechanism.population:
+        if mechanism.kind == "tree":
+            taken = schedule.cohorts[:rounds]
+            found["participations"] = participation.most_rounds(taken)
+            found["least_separation"] = participation.least_separation(taken)
+        elif mechanism.kind != "participation" and mechanism.cohort < mechanism.population:
             other = "poisson" if mechanism.kind == "without_replacement" else "participation"
             found["otherwise"] = _otherwise(mechanism, other, schedule, rounds)
     if privacy.local_noise:

@@ -37,6 +37,9 @@ MAY_CHANGE = (
     "data.split.skew_features",  # may have moved; another one would give another split
     "population.schedule",
     "population.availability",
+    "simulated_time.speeds",
+    "simulated_time.bandwidths",
+    "simulated_time.levels",
 )
 
 

@@ -69,6 +69,12 @@ def communication(
     return {"down": parts, "up": {what: share * size for what, size in parts.items()}}
 
 
+def message_bytes(spec: RoundSpec, public_identities: int, identities: float) -> float:
+    """Bytes that a client sends in a round in which it sends; see :func:`communication`."""
+    received = communication(spec, public_identities, identities)["down"]
+    return sum(received.values()) * _sent_share(spec.message.privacy)
+
+
 def _sent_share(privacy: PrivacyConfig) -> float:
     """Bits sent per bit of a float32 message."""
     bits = privacy.quantize_bits or 32

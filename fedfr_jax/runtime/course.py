@@ -18,7 +18,7 @@ from fedfr_jax.algorithm.local_state import LOSS_TERMS
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.population.cohort_data import CohortData
 from fedfr_jax.population.store import RowStore
-from fedfr_jax.runtime import costs, message_rows, workdir
+from fedfr_jax.runtime import costs, message_rows, simulated_time, workdir
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
 from fedfr_jax.runtime.client_states import ClientStates
 from fedfr_jax.runtime.remarks import remark
@@ -205,7 +205,11 @@ class Course:
         )
         self._unsaved: tuple[int, ServerState] | None = None
         self._saved: int | None = None  # the round of the last checkpoint
-        self._remarked = False
+        self._remarked = self._warned = False
+        self._seconds = 0.0  # simulated
+        if run.sim.config.simulated_time.is_active and int(run.server.round):
+            rows = workdir.read_metrics(run.writer.workdir)
+            self._seconds = simulated_time.elapsed(rows, int(run.server.round))
 
     def hand_out(self, inputs: RoundInputs) -> Heads:
         """The heads of a round, on the devices."""
@@ -276,6 +280,9 @@ class Course:
 
     def _record(self, done, clients, metrics, seconds, due) -> dict[str, Any]:
         row = round_row(self._run.sim, done, clients, metrics, seconds)
+        if "round_seconds" in row:
+            self._seconds += row["round_seconds"]
+            row["simulated_time"] = self._seconds
         if due:
             self._unsaved = (done, jax.device_get(self.server))
         self._run.writer.append(row)
@@ -283,6 +290,16 @@ class Course:
         if not self._remarked and (text := remark(row)):
             self._remarked = True  # once is enough: settings do not change during a run
             logging.warning("%s", text)
+        if not self._warned and simulated_time.nobody_arrived(row):
+            self._warned = True  # the summary counts these rounds
+            logging.warning(
+                "round %d: nobody of %d clients arrived in time, so that the server keeps its "
+                "model; the slowest needed %.3g s. Raise simulated_time.deadline unless this is "
+                "what you simulate",
+                done,
+                row["clients"],
+                row["slowest_seconds"],
+            )
         return row
 
     def save(self) -> bool:

@@ -31,6 +31,8 @@ _WHAT = {
     "split": "who trains on whom",
     "schedule": "population.schedule",
     "availability": "population.availability",
+    "speeds": "simulated_time.speeds",
+    "bandwidths": "simulated_time.bandwidths",
     "pretrained": "the pretrained model",
     "classifier": "the public class embeddings learned with it",
 }
@@ -38,7 +40,7 @@ _WHAT = {
 
 def fingerprint(sim: Simulation) -> dict[str, Any]:
     """Digests of the data and the schedule; images themselves may be replaced."""
-    population = sim.config.population
+    population, time = sim.config.population, sim.config.simulated_time
     return {
         "identities": sim.source.num_identities,
         "images": len(sim.source.labels),
@@ -47,6 +49,8 @@ def fingerprint(sim: Simulation) -> dict[str, Any]:
         "split": split_digest(sim.split),
         "schedule": _file(population.schedule),
         "availability": _file(population.availability),
+        "speeds": _file(time.speeds),
+        "bandwidths": _file(time.bandwidths),
     }
 
 

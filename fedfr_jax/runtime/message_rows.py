@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedfr_jax.runtime import accounting
+from fedfr_jax.runtime import accounting, simulated_time
 from fedfr_jax.runtime.simulation import Simulation
 
 _NAMED = 5  # clients, at most, that the progress names
@@ -24,7 +24,7 @@ def trained_well(metrics: Mapping[str, np.ndarray]) -> np.ndarray:
 def about_messages(
     sim: Simulation, round_index: int, clients: np.ndarray, metrics: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Norms, quarantined and lost clients, and epsilon, as far as the settings have them.
+    """Norms, clients that were quarantined, lost or slow, and epsilon, as the settings have them.
 
     Args:
       round_index: rounds done.
@@ -44,6 +44,8 @@ def about_messages(
         }
         if len(norms):
             found["update_norm"] = float(np.median(norms))
+    if config.simulated_time.is_active:
+        found |= simulated_time.of_round(metrics)
     if "clip_norm" in metrics and len(clients):
         found["clip_norm"] = float(metrics["clip_norm"][0])
         found["clipped"] = float(metrics["clipped"].mean())
@@ -63,13 +65,15 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
         named = ", ".join(map(str, row["quarantined_clients"][:_NAMED]))
         more = "" if row["quarantined"] <= _NAMED else ", ..."
         found["quarantined"] = f"{row['quarantined']} (client {named}{more})"
+    if row.get("missed"):
+        found["too slow"] = f"{row['missed']} of {row['clients']}"
     if "epsilon" in row:
         found["epsilon"] = row["epsilon"]
     return found
 
 
 def in_all(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a run's records tell of quarantined and lost clients, for the summary."""
+    """What a run's records tell of quarantined, lost and slow clients, for the summary."""
     rounds = [row for row in rows if row.get("kind") == "round"]
     found: dict[str, Any] = {}
     if any(row.get("quarantined") for row in rounds):
@@ -81,7 +85,7 @@ def in_all(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for name in ("dropped", "late_dropouts"):
         if total := sum(row.get(name, 0) for row in rounds):
             found[name] = total
-    return found
+    return found | simulated_time.in_all(rows)
 
 
 def refuse_bad(round_index: int, clients: np.ndarray, bad: np.ndarray) -> None:

@@ -41,6 +41,8 @@ _OWN = (
     "data.root",
     "population.schedule",
     "population.availability",
+    "simulated_time.speeds",
+    "simulated_time.bandwidths",
     "model.weights",
 )
 

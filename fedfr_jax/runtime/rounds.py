@@ -159,7 +159,7 @@ def read_ahead(sim: Simulation, round_index: int, last: RoundInputs | None = Non
     return RoundInputs(
         assigned,
         mine,
-        sim.client_images.cohort_data(sim.schedule.rows(assigned)) if anybody else None,
+        sim.cohort_data(assigned, mine) if anybody else None,
     )
 
 

@@ -36,10 +36,11 @@ from fedfr_jax.engine.layout import Layout
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.models.parts import Parts, divide, trained_part
-from fedfr_jax.population.cohort_data import PublicData
+from fedfr_jax.population.cohort_data import CohortData, PublicData
 from fedfr_jax.population.images import ClientImages, choose_kind, open_client_images
+from fedfr_jax.population.pace import ClientPace, client_pace
 from fedfr_jax.population.schedule import Schedule, make_schedule
-from fedfr_jax.runtime import accounting, memory
+from fedfr_jax.runtime import accounting, costs, memory
 from fedfr_jax.runtime.autotune import settle
 from fedfr_jax.runtime.compilation_cache import use_compilation_cache
 from fedfr_jax.runtime.layouts import cohort_size, most_lanes
@@ -67,6 +68,7 @@ class Simulation:
       frozen: the pretrained variables of the whole network, below which nothing trains; None
         without parts, and before :func:`fedfr_jax.runtime.activations.with_activations`.
       layout: devices and lanes.
+      pace: how fast the clients are; None where rounds have no simulated duration.
     """
 
     config: Config
@@ -82,11 +84,23 @@ class Simulation:
     spec: RoundSpec
     layout: Layout
     frozen: PyTree = None
+    pace: ClientPace | None = None
 
     @property
     def backbone(self) -> Backbone:
         """The part of the network that trains, where its weights are shared."""
         return self.network if self.parts is None else self.parts.upper
+
+    def cohort_data(self, assigned: np.ndarray, mine: np.ndarray) -> CohortData:
+        """The data of a round's clients on the devices.
+
+        Args:
+          assigned: (C,) client in each slot of all devices; ``mine``: of this process' devices.
+        """
+        cohort = self.client_images.cohort_data(self.schedule.rows(assigned))
+        if self.pace is None:
+            return cohort
+        return cohort.replace(pace=engine.spread(self.pace.of(mine), self.layout.mesh))
 
 
 def make_layout(config: Config) -> Layout:
@@ -127,6 +141,8 @@ def spec_of(config: Config, backbone: Backbone) -> RoundSpec:
         hostile_clients(config.hostile, config.fed.num_clients),
         config.population.late_dropout,
         config.population.cohort or config.fed.num_clients,
+        config.simulated_time.deadline,
+        config.simulated_time.first,
     )
     spec = RoundSpec(backbone, config.fed, config.loss, config.recipe, config.options, message)
     variables = jax.eval_shape(backbone.init, jax.random.key(0))
@@ -213,6 +229,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     spec = make_spec(config)
     network = build(config.model, config.data.image_size, default_strategy())
     parts = divide(network, config.fed.trainable)
+    pace = _pace(config, spec, split)
     kind = choose_kind(config.data, source, split.clients)
     memory.check_images(config, source.labels, split, kind, schedule, spec)
     memory.say_messages(config, spec, schedule, len(split.public_identities))
@@ -231,7 +248,14 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
         parts,
         spec,
         layout,
+        pace=pace,
     )
+
+
+def _pace(config: Config, spec: RoundSpec, split: FederatedSplit) -> ClientPace | None:
+    identities = float(split.clients.identity_counts.mean())
+    sent = costs.message_bytes(spec, len(split.public_identities), identities)
+    return client_pace(config.simulated_time, len(split.clients), sent)
 
 
 def _read_images(

@@ -9,7 +9,7 @@ import made_up
 import pytest
 from rich.console import Console
 
-from fedfr_jax.reporting import tables
+from fedfr_jax.reporting import labels, tables
 from fedfr_jax.reporting.result_table import markdown, render
 
 
@@ -99,7 +99,7 @@ def test_rates_read_as_in_the_field(rate, text):
     ],
 )
 def test_metric_names(key, text):
-    assert tables.metric_label(key) == text
+    assert labels.metric_label(key) == text
 
 
 def test_spread_table_lists_every_model_and_rate():
