@@ -276,18 +276,19 @@ def write_results(
         "costs": describe_costs(sim, workdir.read_metrics(writer.workdir)),
         "models": models,
     }
-    rows = workdir.read_metrics(writer.workdir)
-    if times := time_to_accuracy(rows, sim.config.simulated_time.levels):
-        summary["time_to_accuracy"] = times
     summary["headline"] = headline(summary, parts["per_client"])
     first = jax.process_index() == 0
     # Nobody ends before everything is written.
-    together(lambda: _write(writer, summary, parts, show) if first else None)
+    together(lambda: _write(sim, writer, summary, parts, show) if first else None)
     return summary
 
 
 def _write(
-    writer: workdir.RunWriter, summary: dict[str, Any], parts: dict[str, Any], show: bool
+    sim: Simulation,
+    writer: workdir.RunWriter,
+    summary: dict[str, Any],
+    parts: dict[str, Any],
+    show: bool,
 ) -> None:
     """Writes the results of a run, and prints them where they are to be shown."""
     models = summary["models"]
@@ -296,6 +297,9 @@ def _write(
         summary["run"]["rounds"],
         {name: models[name] for name in HEADLINE_MODELS if name in models},
     )
+    rows = workdir.read_metrics(writer.workdir)  # with those of this evaluation
+    if times := time_to_accuracy(rows, sim.config.simulated_time.levels):
+        summary["time_to_accuracy"] = times
     writer.write_summary(summary)
     writer.write_evaluation(**parts)
     writer.flush()
