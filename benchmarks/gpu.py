@@ -84,7 +84,11 @@ def items(folder: str, repeats: int = 3, small: bool = False) -> list[Item]:
         found += _case_items(name, case, path, repeats, name.endswith("Net-20, batch 16"))
     rounds = ["--config=configs/quickstart.py"]
     if small:
-        rounds += ["--config.data.generated.identities=40", "--config.pretrain.epochs=1"]
+        rounds += [
+            *("--config.data.generated.identities=60", "--config.data.split.public_identities=8"),
+            *("--config.data.split.held_out_identities=8", "--config.fed.num_clients=2"),
+            "--config.pretrain.epochs=1",
+        ]
     first = (rounds, 240.0)
     found.append(Item("first round of quickstart", "train", f"{_ROWS}:first_round", first, 120))
     return found

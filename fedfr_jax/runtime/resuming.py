@@ -72,6 +72,24 @@ def begin(
         together(lambda: _join(folder, own))
     if jax.process_count() > 1:
         check_equal(_in_common(config, found))
+    # Nobody writes any state before all have looked: to the others it would be a damaged run's.
+    return together(lambda: _open(sim, folder, own, resume, found, earlier))
+
+
+def _open(
+    sim: Simulation,
+    folder: pathlib.Path,
+    own: pathlib.Path,
+    resume: bool,
+    found: dict[str, Any],
+    earlier: int,
+) -> workdir.RunWriter:
+    """Compares with what the folder holds, and opens it; of the data, ``found`` is here.
+
+    Raises:
+      InputError: as :func:`begin`.
+    """
+    config = to_dict(sim.config)
     begun = resume and (own / workdir.CONFIG).exists() and has_state(folder)
     if begun:
         check_data(sim, own)
