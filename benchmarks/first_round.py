@@ -47,7 +47,9 @@ def first_round(config: str, folder: pathlib.Path, cache: pathlib.Path, flags: l
     environment.pop("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", None)
     command = [
         *(sys.executable, "-m", "fedfr_jax.train", f"--config={config}", f"--workdir={folder}"),
-        *("--config.pretrain.epochs=0", "--config.fed.rounds=1", *flags),
+        *("--config.pretrain.epochs=0", "--config.fed.rounds=1"),
+        # Without pretraining all faces look alike, and every public image would be trained on.
+        *("--config.fed.hard_threshold=0.999999", *flags),
     ]
     started = time.monotonic()
     with (folder.parent / "output.txt").open("w") as output:
