@@ -10,6 +10,8 @@ Names are imported on first use: importing the package does not start JAX.
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 __version__ = "0.2.0"
@@ -33,13 +35,24 @@ _HOMES = {  # name -> module that defines it
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+def on_first_use(
+    package: str, homes: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package whose names are imported when they are used.
+
+    Args:
+      package: its name.
+      homes: name -> module that defines it.
+    """
+    names = vars(sys.modules[package])
+
+    def getattribute(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        names[name] = getattr(importlib.import_module(homes[name]), name)
+        return names[name]
+
+    return getattribute, lambda: sorted({*names, *homes})
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = on_first_use(__name__, _HOMES)

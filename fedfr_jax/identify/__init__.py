@@ -16,28 +16,24 @@ with five landmarks each; faces are not detected here.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from fedfr_jax import on_first_use
 
 _HOMES = {  # name -> module that defines it; imported on first use, so that --help is fast
-    "Claims": "gallery",
-    "FaceImages": "images",
-    "Gallery": "gallery",
-    "Matches": "gallery",
-    "Threshold": "thresholds",
-    "Thresholds": "thresholds",
-    "calibrate": "thresholds",
-    "calibrate_on_gallery": "thresholds",
-    "embed_images": "images",
-    "enrol": "gallery",
-    "fixed": "thresholds",
-    "list_images": "images",
-    "verify": "gallery",
+    "Claims": "fedfr_jax.identify.gallery",
+    "FaceImages": "fedfr_jax.identify.images",
+    "Gallery": "fedfr_jax.identify.gallery",
+    "Matches": "fedfr_jax.identify.gallery",
+    "Threshold": "fedfr_jax.identify.thresholds",
+    "Thresholds": "fedfr_jax.identify.thresholds",
+    "calibrate": "fedfr_jax.identify.thresholds",
+    "calibrate_on_gallery": "fedfr_jax.identify.thresholds",
+    "embed_images": "fedfr_jax.identify.images",
+    "enrol": "fedfr_jax.identify.gallery",
+    "fixed": "fedfr_jax.identify.thresholds",
+    "list_images": "fedfr_jax.identify.images",
+    "verify": "fedfr_jax.identify.gallery",
 }
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = on_first_use(__name__, _HOMES)

@@ -38,13 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def command(arguments: Sequence[str] | None = None) -> None:
     """The command; arguments are those of the process by default."""
-
-    def run(given: argparse.Namespace) -> None:
-        from fedfr_jax.identify.run import main  # noqa: PLC0415 - --help does not wait for JAX
-
-        main(given)
-
-    run_parsed(make_parser(), run, arguments)
+    run_parsed(make_parser(), "fedfr_jax.identify.run", arguments)
 
 
 if __name__ == "__main__":

@@ -53,13 +53,7 @@ def _add_mirror(parser: argparse.ArgumentParser) -> None:
 
 def command(arguments: Sequence[str] | None = None) -> None:
     """The command; arguments are those of the process by default."""
-
-    def run(given: argparse.Namespace) -> None:
-        from fedfr_jax.protocols.run import main  # noqa: PLC0415 - --help does not wait for JAX
-
-        main(given)
-
-    run_parsed(make_parser(), run, arguments)
+    run_parsed(make_parser(), "fedfr_jax.protocols.run", arguments)
 
 
 if __name__ == "__main__":

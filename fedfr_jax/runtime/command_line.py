@@ -8,6 +8,7 @@ What starts JAX is imported where it is used, so that ``--help`` answers at once
 from __future__ import annotations
 
 import argparse
+import importlib
 import pathlib
 import re
 import sys
@@ -120,14 +121,15 @@ def _help(command: Callable[[], None]) -> str:
 
 def run_parsed(
     parser: argparse.ArgumentParser,
-    command: Callable[[argparse.Namespace], None],
+    command: Callable[[argparse.Namespace], None] | str,
     arguments: Sequence[str] | None = None,
 ) -> None:
     """Runs a command that takes plain arguments and no configuration.
 
     Args:
       parser: its arguments.
-      command: takes the parsed ones.
+      command: takes the parsed ones; or the name of a module whose ``main`` does. It is imported
+        after parsing, so that ``--help`` does not wait for what it needs.
       arguments: those of the process by default.
     """
     given = parser.parse_args(arguments)
@@ -139,7 +141,8 @@ def run_parsed(
     interrupts.install()
     with reports_input_errors():
         logging.set_verbosity(logging.WARNING)
-        command(given)
+        run = importlib.import_module(command).main if isinstance(command, str) else command
+        run(given)
 
 
 def define_distributed_flags() -> None:
