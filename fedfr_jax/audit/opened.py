@@ -14,19 +14,14 @@ import numpy as np
 
 from fedfr_jax.algorithm.features import personal_features
 from fedfr_jax.algorithm.state import Heads, ServerState
-from fedfr_jax.config import merged, resolve, to_dict
 from fedfr_jax.data.types import ImageSource
-from fedfr_jax.engine import use_cpu_devices
 from fedfr_jax.evaluation.streaming import unit_rows
 from fedfr_jax.population.store import RowStore
-from fedfr_jax.runtime import resuming, workdir
-from fedfr_jax.runtime.activations import lower_part, trained_variables, with_activations
-from fedfr_jax.runtime.changes import check_changes
-from fedfr_jax.runtime.checkpoints import RoundCheckpoints
-from fedfr_jax.runtime.client_states import open_stores, personal_models
+from fedfr_jax.runtime.activations import lower_part
+from fedfr_jax.runtime.client_states import personal_models
 from fedfr_jax.runtime.embedding import in_batches, make_embed
-from fedfr_jax.runtime.lock import WorkdirLock
-from fedfr_jax.runtime.simulation import Simulation, build_simulation
+from fedfr_jax.runtime.reopened import reopen
+from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
 
@@ -107,26 +102,13 @@ def open_trained(
     Raises:
       InputError: there is no run or checkpoint, it is damaged, or the data have changed.
     """
-    folder = pathlib.Path(folder).expanduser()
-    earlier = workdir.read_config(folder)
-    config = resolve(merged(earlier, changed))
-    check_changes(folder, earlier, to_dict(config))
-    use_cpu_devices(config.engine.cpu_devices)
-    with contextlib.ExitStack() as files:
-        files.enter_context(WorkdirLock(folder))
-        sim = build_simulation(config, source)
-        resuming.check_data(sim, folder)
-        pretrained = resuming.load_pretrained(sim, folder)
-        checkpoints = files.enter_context(RoundCheckpoints(folder))
-        sim = with_activations(sim, pretrained, folder, images=False)
-        pretrained = jax.device_get(trained_variables(sim, pretrained))
-        stores = [files.enter_context(store) for store in open_stores(sim, folder)]
-        server = jax.device_get(resuming.state_to_evaluate(sim, checkpoints, stores))
+    with reopen(folder, source, **changed) as run:
+        server = jax.device_get(run.server)
         yield TrainedRun(
-            folder,
-            sim,
-            pretrained,
+            run.folder,
+            run.sim,
+            jax.device_get(run.pretrained),
             server,
-            personal_models(sim, stores, server.backbone),
-            stores,
+            personal_models(run.sim, run.stores, server.backbone),
+            run.stores,
         )

@@ -88,17 +88,10 @@ def _of_weights(path: pathlib.Path) -> Verifier:
     from fedfr_jax.convert.files import read_weights  # noqa: PLC0415 - only where it is used
     from fedfr_jax.models import build  # noqa: PLC0415
     from fedfr_jax.models.weights import weights_of  # noqa: PLC0415
-    from fedfr_jax.settings import ModelConfig  # noqa: PLC0415
 
     found = read_weights(path)
-    structure, size = found.structure, found.preprocessing.image_size
-    config = ModelConfig(
-        name=structure.name,
-        depth=structure.depth,
-        widths=structure.widths,
-        embedding=structure.embedding,
-    )
-    backbone = build(config, size, "grouped")
+    size = found.preprocessing.image_size
+    backbone = build(found.structure.config(), size, "grouped")
     variables = jax.device_put(weights_of(found.file, backbone, str(path)))
     apply = jax.jit(lambda variables, images: features(backbone, variables, images))
 
