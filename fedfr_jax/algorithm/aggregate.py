@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -172,12 +171,6 @@ def private_average(spec: RoundSpec, shared: Shared, parts: Parts, weight) -> Pa
     last = remembered(shared.server)["noised"]
     noise = tree_noise.increment(shared.key, done + 1, last, spec.rounds.bit_length(), parts)
     return [p + jnp.asarray(std, p.dtype) * n for p, n in zip(parts, noise, strict=True)]
-
-
-def noise_fits(message: MessageSpec) -> bool:
-    """Whether the noise on the count leaves anything of the budget for the sum."""
-    count = count_noise(message)
-    return not count or 2 * count > message.privacy.noise_multiplier * (1 + math.ulp(1.0))
 
 
 def _valid(average: PyTree) -> PyTree:

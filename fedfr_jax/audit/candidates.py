@@ -132,7 +132,7 @@ def similarity(features: np.ndarray, person: np.ndarray) -> np.ndarray:
     Returns:
       NaN where a person has one image.
     """
-    total = _sums(features, person)
+    total = sums_of_people(features, person)
     others = total[person] - features
     length = np.linalg.norm(others, axis=1)
     alone = np.bincount(person)[person] < 2
@@ -143,13 +143,14 @@ def similarity(features: np.ndarray, person: np.ndarray) -> np.ndarray:
 def compactness(features: np.ndarray, person: np.ndarray, people: int) -> np.ndarray:
     """(people,) mean cosine of pairs of images of one person; NaN with fewer than two images."""
     count = np.bincount(person, minlength=people)
-    total = _sums(features, person, people)
+    total = sums_of_people(features, person, people)
     pairs = count * (count - 1)
     inside = (total**2).sum(1) - np.bincount(person, (features**2).sum(1), people)
     return np.where(pairs > 0, inside / np.maximum(pairs, 1), np.nan)
 
 
-def _sums(features: np.ndarray, person: np.ndarray, people: int = 0) -> np.ndarray:
+def sums_of_people(features: np.ndarray, person: np.ndarray, people: int = 0) -> np.ndarray:
+    """(K, d) float64 sums of each person's features; K is ``people``, or more if there are more."""
     total = np.zeros((max(people, int(person.max(initial=-1)) + 1), features.shape[1]))
     np.add.at(total, person, features.astype(np.float64))
     return total

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedfr_jax.audit.candidates import KEPT, STRANGER, Candidates, choose
+from fedfr_jax.audit.candidates import KEPT, STRANGER, Candidates, choose, sums_of_people
 from fedfr_jax.audit.opened import TrainedRun
 from fedfr_jax.audit.plan import Plan
 from fedfr_jax.evaluation.streaming import far_is_resolvable, thresholds_at_far, unit_rows
@@ -62,8 +62,7 @@ def match(rows: np.ndarray, features: np.ndarray, asked: Candidates) -> dict[str
       ``rank1`` among all people, and ``accepted``: the share of rows whose cosine with the right
       person's mean embedding is above the threshold of ``FAR`` among wrong pairs.
     """
-    centers = np.zeros((asked.people, features.shape[1]))
-    np.add.at(centers, asked.person, features)
+    centers = sums_of_people(features, asked.person, asked.people)
     scores = rows @ unit_rows(centers, "mean embeddings").T
     own = scores[np.arange(len(rows)), np.arange(len(rows))]
     wrong = scores[~np.eye(len(rows), asked.people, dtype=bool)]

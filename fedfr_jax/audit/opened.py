@@ -12,14 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedfr_jax.algorithm.features import personal_features
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.evaluation.streaming import unit_rows
 from fedfr_jax.population.store import RowStore
 from fedfr_jax.runtime.activations import lower_part
 from fedfr_jax.runtime.client_states import personal_models
-from fedfr_jax.runtime.embedding import in_batches, make_embed
+from fedfr_jax.runtime.embedding import make_embed, make_personal_embed
 from fedfr_jax.runtime.reopened import reopen
 from fedfr_jax.runtime.simulation import Simulation
 
@@ -62,8 +61,7 @@ class TrainedRun:
 
     @functools.cached_property
     def _personal_embed(self):
-        spec = dataclasses.replace(self.sim.spec, backbone=self.sim.backbone)
-        return in_batches(self.sim, lambda model, x: personal_features(spec, model[0], model[1], x))
+        return make_personal_embed(self.sim)
 
     def features(self, variables: PyTree, inputs: np.ndarray) -> np.ndarray:
         """(n, d) unit features of inputs, as :attr:`lower` makes them, under a shared model."""

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fedfr_jax.algorithm.features import features
+from fedfr_jax.audit.candidates import sums_of_people
 from fedfr_jax.audit.opened import TrainedRun
 from fedfr_jax.evaluation.streaming import far_is_resolvable, thresholds_at_far, unit_rows
 
@@ -129,9 +130,7 @@ def make_gallery(features: np.ndarray, person: np.ndarray) -> Gallery:
       features: (n, d) of length one.
       person: (n,) whole numbers in [0, K), each at least once.
     """
-    people = int(person.max()) + 1
-    total = np.zeros((people, features.shape[1]))
-    np.add.at(total, person, features)
+    total = sums_of_people(features, person)
     scores = features @ features.T
     once = np.triu(np.ones(scores.shape, bool), 1) & (person[:, None] != person)
     negatives = scores[once]
