@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedfr_jax.data.complete import is_complete
+from fedfr_jax.data.jpeg import decode_usual
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import InputError
 
@@ -117,6 +118,10 @@ def decode_image(
         decoded then.
       Any error of Pillow if the image is damaged; :func:`decode_images` translates it.
     """
+    if image_size is not None and image_size**2 <= 1e6 * max_megapixels:
+        usual = decode_usual(blob, image_size)
+        if usual is not None:
+            return usual
     with _open(blob) as image:
         _check_size(image, max_megapixels)
         # A JPEG decoder can shrink by 2, 4 or 8, which is cheaper than full decoding; the
