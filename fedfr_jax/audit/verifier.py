@@ -13,6 +13,7 @@ from PIL import Image
 from fedfr_jax.algorithm.features import features
 from fedfr_jax.audit.candidates import sums_of_people
 from fedfr_jax.audit.opened import TrainedRun
+from fedfr_jax.data.batches import by_batches
 from fedfr_jax.evaluation.streaming import far_is_resolvable, thresholds_at_far, unit_rows
 
 FAR = 1e-3
@@ -97,12 +98,8 @@ def _of_weights(path: pathlib.Path) -> Verifier:
     apply = jax.jit(lambda variables, images: features(backbone, variables, images))
 
     def embed(images: np.ndarray) -> np.ndarray:
-        images, out = resized(images, size), []
-        for start in range(0, len(images), _BATCH):
-            part = images[start : start + _BATCH]
-            padding = [(0, _BATCH - len(part)), (0, 0), (0, 0), (0, 0)]
-            out.append(np.asarray(apply(variables, np.pad(part, padding)))[: len(part)])
-        return unit_rows(np.concatenate(out))
+        batches = by_batches(lambda batch: apply(variables, batch), resized(images, size), _BATCH)
+        return unit_rows(batches)
 
     return Verifier(path.name, False, size, embed)
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fedfr_jax.data.batches import equal_batches
 from fedfr_jax.errors import InputError
 
 
@@ -56,13 +57,12 @@ def image_and_mirror(model: FaceModel, images: np.ndarray, batch_size: int) -> n
       InputError: a feature is not finite, or of another size than the model says.
     """
     out = np.empty((len(images), 2, model.embedding), np.float32)
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        count = len(batch)
-        batch = np.pad(batch, [(0, batch_size - count), (0, 0), (0, 0), (0, 0)])
+    start = 0
+    for count, batch in equal_batches(images, batch_size):
         for side, seen in enumerate((batch, batch[:, :, ::-1])):
             found = checked_features(model.features(seen), batch_size, model)
             out[start : start + count, side] = found[:count]
+        start += count
     return out
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from fedfr_jax.data.batches import by_batches
 from fedfr_jax.data.folds import FOLDS, make_folds
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.scores import on_grid
@@ -169,15 +170,11 @@ def embed_with_mirror(
             f"images must be (N, S, S, 3) with N > 0 and batch_size positive, got "
             f"shape {images.shape} and batch_size {batch_size}"
         )
-    sums = []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        count = len(batch)
-        if count < batch_size:
-            filler = np.zeros((batch_size - count, *batch.shape[1:]), batch.dtype)
-            batch = np.concatenate([batch, filler])
-        features = np.asarray(embed(batch)) + np.asarray(embed(batch[:, :, ::-1]))
-        sums.append(features[:count].astype(np.float32))
-    total = np.concatenate(sums)
+
+    def of_batch(batch: np.ndarray) -> np.ndarray:
+        both = np.asarray(embed(batch)) + np.asarray(embed(batch[:, :, ::-1]))
+        return both.astype(np.float32)
+
+    total = by_batches(of_batch, images, batch_size)
     unit = unit_rows(total, "image features")
     return unit if normalize else total

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedfr_jax.data.batches import by_batches
 from fedfr_jax.data.types import as_images
 from fedfr_jax.errors import InputError
 from fedfr_jax.evaluation.streaming import unit_rows
@@ -61,12 +62,7 @@ class FaceModel:
             raise InputError(f"batch_size is {batch_size!r}; it must be a positive whole number")
         if mirror:
             return embed_with_mirror(self.features, images, batch_size)
-        found = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            padding = [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
-            found.append(np.asarray(self.features(np.pad(batch, padding)))[: len(batch)])
-        return unit_rows(np.concatenate(found), "image features")
+        return unit_rows(by_batches(self.features, images, batch_size), "image features")
 
 
 def load_model(

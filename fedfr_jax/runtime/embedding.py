@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from fedfr_jax import engine
 from fedfr_jax.algorithm.features import features, personal_features
 from fedfr_jax.algorithm.transforms import TRANSFORMS
+from fedfr_jax.data.batches import equal_batches
 from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
@@ -54,10 +55,8 @@ def in_batches(sim: Simulation, embed) -> Callable[[PyTree, np.ndarray], np.ndar
 
     def run_all(model, images):
         model, out = engine.replicate(engine.addressable(model), mesh), []
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            padding = [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1)
-            out.append(run(model, engine.spread(np.pad(part, padding), mesh)))
+        for _, batch in equal_batches(images, size):
+            out.append(run(model, engine.spread(batch, mesh)))
         parts = jax.device_get(out)  # after the last batch is under way
         return np.concatenate(parts)[: len(images)]
 

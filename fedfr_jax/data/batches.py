@@ -1,0 +1,31 @@
+"""Batches of one size, so that a compiled function is compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+
+def equal_batches(rows: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Cuts (N, ...) rows into batches of ``size``, the last one filled up with zeros.
+
+    Yields:
+      (number of real rows, (size, ...) batch).
+    """
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        missing = size - len(part)
+        yield len(part), np.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1))
+
+
+def by_batches(
+    function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, size: int
+) -> np.ndarray:
+    """``function`` of (N, ...) rows, N > 0, called with batches of ``size`` rows.
+
+    Args:
+      function: maps a (size, ...) batch to (size, ...) results.
+    """
+    found = [np.asarray(function(batch))[:count] for count, batch in equal_batches(rows, size)]
+    return np.concatenate(found)
