@@ -78,6 +78,10 @@ flags.FLAGS(["x", *sys.argv[3:]])
 cli.join_processes()
 train(resolve(json.loads(sys.argv[2])), sys.argv[1])
 """
+ROUNDS_ALONE = ONE_PROCESS.replace("import train", "import Experiment").replace(
+    "train(resolve(json.loads(sys.argv[2])), sys.argv[1])",
+    "Experiment(json.loads(sys.argv[2]), sys.argv[1]).run()",
+)
 SETTINGS = {
     "data": {
         "image_size": 16,
@@ -152,8 +156,8 @@ def free_port():
     raise OSError("no free port")
 
 
-def run_processes(folder, count, devices):
-    for process in start(ONE_PROCESS, count, devices, folder, json.dumps(SETTINGS)):
+def run_processes(folder, count, devices, settings=SETTINGS, script=ONE_PROCESS):
+    for process in start(script, count, devices, folder, json.dumps(settings)):
         status, errors = process.end(600)
         assert status == 0, errors[-6000:]
 
@@ -180,6 +184,59 @@ def test_two_processes_with_two_devices_equal_one_device(tmp_path):
     summary = evaluate(tmp_path / "two")
     assert set(summary["models"]) >= {"pretrained", "global", "personalized"}
     assert json.loads((tmp_path / "two" / "summary.json").read_text())
+
+
+MESSAGES = {
+    "robust": {
+        "fed": {"aggregator": "median", "aggregation": "uniform", "on_bad_update": "quarantine"},
+        "hostile": {"clients": (1,), "attack": "alie", "strength": 1.5},
+        "population": {"late_dropout": 0.2},
+        "privacy": {"quantize_bits": 8},
+    },
+    "private": {
+        "fed": {"aggregation": "uniform"},
+        "privacy": {
+            "clip_norm": 0.5,
+            "clip_quantile": 0.5,
+            "noise_multiplier": 0.5,
+            "clip_count_noise": 1.0,
+            "top_k": 0.5,
+        },
+    },
+    "secure": {
+        "fed": {"aggregation": "uniform"},
+        "privacy": {"clip_norm": 0.5, "secure_aggregation": True},
+        "population": {"late_dropout": 0.2},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESSAGES)
+def test_messages_are_treated_alike_by_two_processes(tmp_path, name):
+    from fedfr_jax.algorithm.initialize import server_shapes  # noqa: PLC0415
+    from fedfr_jax.config import merged, resolve  # noqa: PLC0415
+    from fedfr_jax.runtime import workdir  # noqa: PLC0415
+    from fedfr_jax.runtime.checkpoints import RoundCheckpoints  # noqa: PLC0415 - imports orbax
+    from fedfr_jax.runtime.simulation import build_simulation  # noqa: PLC0415
+
+    settings = merged(SETTINGS, {"eval": {"every": 0}, **MESSAGES[name]})
+    run_processes(tmp_path / "one", 1, 1, settings, ROUNDS_ALONE)
+    run_processes(tmp_path / "two", 2, 1, settings, ROUNDS_ALONE)
+    sim = build_simulation(resolve(settings))
+    servers, rows = [], []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        with RoundCheckpoints(folder) as checkpoints:
+            servers.append(
+                jax.device_get(checkpoints.restore(server_shapes(sim.spec, sim.public.identities)))
+            )
+        metrics = workdir.read_metrics(folder)
+        rows.append([row for row in metrics if row["kind"] == "round"])
+    chex.assert_trees_all_close(*servers, rtol=1e-4, atol=1e-5)
+    one, two = rows
+    assert len(one) == 3
+    for counted in ("quarantined", "late", "clipped"):
+        assert [row.get(counted) for row in one] == [row.get(counted) for row in two]
 
 
 LOSES_ONE = """
