@@ -6,14 +6,11 @@ import dataclasses
 import pathlib
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from PIL import Image
 
-from fedfr_jax.algorithm.features import features
 from fedfr_jax.audit.candidates import sums_of_people
 from fedfr_jax.audit.opened import TrainedRun
-from fedfr_jax.data.batches import by_batches
 from fedfr_jax.evaluation.streaming import far_is_resolvable, thresholds_at_far, unit_rows
 
 FAR = 1e-3
@@ -69,10 +66,6 @@ def open_verifier(path: str, run: TrainedRun) -> Verifier:
             lambda images: run.features(run.pretrained, run.lower(images)),
         )
     place = pathlib.Path(path).expanduser()
-    kind = place.suffix.lower()
-    exported = (place.parent / "card.json").exists()
-    if kind in (".npz", ".pth", ".pt") or (kind == ".safetensors" and not exported):
-        return _of_weights(place)
     import fedfr_jax  # noqa: PLC0415 - a lazy export
 
     model = fedfr_jax.load_model(place)
@@ -84,24 +77,6 @@ def open_verifier(path: str, run: TrainedRun) -> Verifier:
             resized(images, model.image_size), batch_size=_BATCH, mirror=False
         ),
     )
-
-
-def _of_weights(path: pathlib.Path) -> Verifier:
-    from fedfr_jax.convert.files import read_weights  # noqa: PLC0415 - only where it is used
-    from fedfr_jax.models import build  # noqa: PLC0415
-    from fedfr_jax.models.weights import weights_of  # noqa: PLC0415
-
-    found = read_weights(path)
-    size = found.preprocessing.image_size
-    backbone = build(found.structure.config(), size, "grouped")
-    variables = jax.device_put(weights_of(found.file, backbone, str(path)))
-    apply = jax.jit(lambda variables, images: features(backbone, variables, images))
-
-    def embed(images: np.ndarray) -> np.ndarray:
-        batches = by_batches(lambda batch: apply(variables, batch), resized(images, size), _BATCH)
-        return unit_rows(batches)
-
-    return Verifier(path.name, False, size, embed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -221,7 +221,7 @@ def _input_line(preprocessing: Preprocessing, given: Given, recorded: bool) -> s
     own = [name for name in ("channels", "scale") if getattr(given, name) is not None]
     rest = "recorded in the file" if recorded else "assumed, as is usual for this network"
     known = f"{' and '.join(own)} as given, the rest {rest}" if own else rest
-    check = "" if recorded or own else "; --check=lfw.bin compares RGB with BGR"
+    check = "" if recorded or own else "; fedfr_jax.convert --check=lfw.bin compares RGB with BGR"
     return f"input: {preprocessing.formula()} ({known}{check})"
 
 

@@ -1,8 +1,9 @@
-"""Exports models of a run.
+"""Exports models of a run, or published weights.
 
     python -m fedfr_jax.export --workdir=runs/x --out=models/global
     python -m fedfr_jax.export --workdir=runs/x --client=3 --format=folder,jax,onnx --out=models/3
     python -m fedfr_jax.export --workdir=runs/x --clients=all --out=models
+    python -m fedfr_jax.export --weights=backbone.pth --format=onnx --out=models/published
 
 The run may still be training: its newest complete round is taken. See docs/export.md.
 """
@@ -29,14 +30,41 @@ _MODELS = "Which clients' models, as 0,3 or all (also: global); each gets a fold
 
 def main() -> None:
     """Exports what the flags ask for."""
-    from fedfr_jax.export.saved import open_saved
-    from fedfr_jax.export.write import check_folder, check_formats, write_model
+    from fedfr_jax.export.write import check_formats
 
     given = flags.FLAGS
+    if bool(given.workdir) == bool(given.weights):
+        raise InputError("give one of --workdir (of a run) and --weights (a file)")
     formats = list(dict.fromkeys(given.format))
     check_formats(formats)
     out = pathlib.Path(given.out).expanduser()
-    with open_saved(given.workdir) as run:
+    if given.weights:
+        _published(pathlib.Path(given.weights).expanduser(), formats, out)
+    else:
+        _of_run(given.workdir, formats, out)
+
+
+def _published(path: pathlib.Path, formats: list[str], out: pathlib.Path) -> None:
+    from fedfr_jax.export.published import open_published
+    from fedfr_jax.export.write import write_model
+
+    given = flags.FLAGS
+    if given.client is not None or given.clients or given.variant:
+        raise InputError("--client, --clients and --variant choose models of a run, not of a file")
+    model = open_published(path)
+    print("\n".join(model.said), flush=True)
+    written = write_model(
+        model, model.weights, out, formats=formats, license=given.license, images=given.input
+    )
+    print(f"{', '.join(formats)} of {path}: " + (f"wrote {out}" if written else "had been written"))
+
+
+def _of_run(workdir: str, formats: list[str], out: pathlib.Path) -> None:
+    from fedfr_jax.export.saved import open_saved
+    from fedfr_jax.export.write import check_folder, write_model
+
+    given = flags.FLAGS
+    with open_saved(workdir) as run:
         wanted = _wanted(run, out)
         for client, variant, folder in wanted:
             run.check(client, variant)
@@ -82,7 +110,8 @@ def _wanted(run: SavedRun, out: pathlib.Path) -> list[tuple[int | None, str | No
 
 def command() -> None:
     """The command ``fedfr-export``."""
-    flags.DEFINE_string("workdir", None, "Work directory of the run.", required=True)
+    flags.DEFINE_string("workdir", None, "Work directory of the run.")
+    flags.DEFINE_string("weights", None, "Or a file of weights: .npz, .safetensors, .pth.")
     flags.DEFINE_string("out", None, "Folder to write into.", required=True)
     flags.DEFINE_integer("client", None, "Whose personalized model; without it the global one.")
     flags.DEFINE_list("clients", [], _MODELS)

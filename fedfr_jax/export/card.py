@@ -11,14 +11,14 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from fedfr_jax.algorithm.transforms import TRANSFORMS
 from fedfr_jax.data.alignment import template
 from fedfr_jax.errors import ConfigError, DamagedError, InputError
 from fedfr_jax.export.network import Architecture
 from fedfr_jax.export.options import INPUTS
-from fedfr_jax.export.saved import SavedRun, Weights
+from fedfr_jax.export.saved import Weights
 from fedfr_jax.runtime.json_file import json_text, plain, read_json
 
 CARD, README = "card.json", "README.md"
@@ -34,6 +34,20 @@ _MOST_WIDTHS, _WIDEST = 16, 1 << 14
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
+class Origin(Protocol):
+    """Where a model comes from: a run, or a file of weights."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """For the card."""
+        ...
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Variant -> what was measured."""
+        ...
+
+
 def preprocessing(image_size: int) -> dict[str, Any]:
     """How an image becomes the network's input: the same for all models of this project."""
     return {
@@ -46,10 +60,11 @@ def preprocessing(image_size: int) -> dict[str, Any]:
     }
 
 
-def card_of(run: SavedRun, model: Weights, license: str = "") -> dict[str, Any]:
-    """The card of a run's model, without its files.
+def card_of(origin: Origin, model: Weights, license: str = "") -> dict[str, Any]:
+    """The card of a model, without its files.
 
     Args:
+      origin: where it comes from.
       license: free text.
     """
     return plain(
@@ -59,8 +74,8 @@ def card_of(run: SavedRun, model: Weights, license: str = "") -> dict[str, Any]:
             "model": {"variant": model.variant, "client": model.client},
             "architecture": dataclasses.asdict(model.architecture),
             "preprocessing": preprocessing(model.architecture.image_size),
-            "training": run.description,
-            "metrics": run.metrics.get(model.variant, {}),
+            "training": origin.description,
+            "metrics": origin.metrics.get(model.variant, {}),
             _LICENSE: license,
             "files": {},
         }

@@ -20,6 +20,7 @@ from fedfr_jax.export.card import CARD, ONNX, PROGRAM, WEIGHTS, architecture_of,
 from fedfr_jax.export.folder import read_file, read_weights
 from fedfr_jax.export.network import Architecture, PyTree, nested
 from fedfr_jax.export.program import card_of_program, open_program
+from fedfr_jax.export.published import is_weights, open_published
 from fedfr_jax.export.saved import open_saved
 from fedfr_jax.runtime import workdir
 
@@ -68,11 +69,12 @@ class FaceModel:
 def load_model(
     path: str | os.PathLike, *, client: int | None = None, variant: str | None = None
 ) -> FaceModel:
-    """Opens a model that ``fedfr_jax.export`` wrote, or one of a run.
+    """Opens a model that ``fedfr_jax.export`` wrote, one of a run, or published weights.
 
     Args:
-      path: an exported folder (or the weights in it), a ``.jaxexport`` file, or the work
-        directory of a run.
+      path: an exported folder (or the weights in it), a ``.jaxexport`` file, the work directory of
+        a run, or a file of published weights (``.npz``, ``.safetensors``, ``.pth``). For the last,
+        what its network expects as input is printed, and whether that is recorded or assumed.
       client: of a work directory: whose personalized model; None: the global one.
       variant: of a work directory: another of a client's models, see docs/export.md.
 
@@ -93,6 +95,11 @@ def load_model(
             f"{path} is one exported model; client and variant choose among those of a run's "
             "work directory"
         )
+    if is_weights(path) and not (path.parent / CARD).exists():
+        published = open_published(path)
+        print("\n".join(f"{path.name}: {line}" for line in published.said), flush=True)
+        weights = published.weights
+        return of_weights(weights.architecture, nested(weights.arrays), card_of(published, weights))
     return _exported(path)
 
 

@@ -40,7 +40,13 @@ session = onnxruntime.InferenceSession("{file}")
 
 def readme(card: Mapping[str, Any]) -> str:
     """Markdown with what the model is, how to use it, and how it was trained."""
-    return "\n".join([*_head(card), *_usage(card), *_table("Training", _plain(card["training"]))])
+    title = "Training" if _is_trained(card) else "Origin"
+    return "\n".join([*_head(card), *_usage(card), *_table(title, _plain(card["training"]))])
+
+
+def _is_trained(card: Mapping[str, Any]) -> bool:
+    """Whether the model is of a run, and not of a file of published weights."""
+    return "method" in card["training"]
 
 
 def name_of(card: Mapping[str, Any]) -> str:
@@ -52,11 +58,12 @@ def name_of(card: Mapping[str, Any]) -> str:
 def _head(card: Mapping[str, Any]) -> Iterator[str]:
     network, name = card["architecture"], name_of(card)
     yield f"# Face model: {name}\n"
+    trained = "trained with fedfr_jax by federated learning"
+    how = trained if _is_trained(card) else "from published weights"
     depth = f"-{network['depth']}" if network["name"] in ("spherenet", "iresnet") else ""
     yield (
         f"A {network['name']}{depth} that maps an aligned face to {network['embedding']} numbers, "
-        "trained with fedfr_jax by federated learning. Two faces are compared by the cosine of "
-        "their features.\n"
+        f"{how}. Two faces are compared by the cosine of their features.\n"
     )
     yield f"License: {card['license'] or 'not stated'}\n"
 

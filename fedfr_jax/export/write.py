@@ -1,4 +1,4 @@
-"""Writes models of a run in any of the formats, one folder each."""
+"""Writes models in any of the formats, one folder each."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fedfr_jax.export.card import (
     PROGRAM,
     README,
     WEIGHTS,
+    Origin,
     card_of,
     card_text,
     read_card,
@@ -25,7 +26,7 @@ from fedfr_jax.export.card import (
 from fedfr_jax.export.folder import read_file, weights_bytes
 from fedfr_jax.export.options import FORMATS
 from fedfr_jax.export.readme import readme
-from fedfr_jax.export.saved import SavedRun, Weights
+from fedfr_jax.export.saved import Weights
 from fedfr_jax.runtime.workdir import make_folder
 
 # format -> (file, what makes its content).
@@ -67,7 +68,7 @@ def check_folder(folder: pathlib.Path) -> None:
 
 
 def write_model(
-    run: SavedRun,
+    origin: Origin,
     model: Weights,
     folder: str | pathlib.Path,
     *,
@@ -80,7 +81,7 @@ def write_model(
     A folder without its card is not complete.
 
     Args:
-      run: where the model is from.
+      origin: where the model is from.
       folder: made if it does not exist.
       formats: some of ``options.FORMATS``.
       license: free text for the card.
@@ -94,7 +95,7 @@ def write_model(
     """
     folder = pathlib.Path(folder).expanduser()
     check_folder(folder)
-    card, wanted = card_of(run, model, license), [_WRITERS[name] for name in formats]
+    card, wanted = card_of(origin, model, license), [_WRITERS[name] for name in formats]
     if _is_there(folder, card, {name for name, _ in wanted}, images):
         return False
     contents = {name: content(model, images) for name, content in wanted}

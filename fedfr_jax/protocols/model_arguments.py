@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of a command that :func:`open_model` reads."""
     add = parser.add_argument
-    add("--model", required=True, help="an exported model, or the work directory of a run")
+    add("--model", required=True, help="an exported model, the work directory of a run, or weights")
     add("--client", type=int, help="of a work directory: whose own model; else the global one")
     add("--variant", help="of a work directory: another of its models, see docs/export.md")
     add("--batch-size", type=int, default=64, help="images at a time (64)")
