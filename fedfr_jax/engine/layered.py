@@ -1,0 +1,157 @@
+"""A convolution that chooses its form when it sees how many clients run side by side.
+
+Forward, gradient of the weights and gradient of the input are an operation each, over lanes: the
+operands have a leading axis, the clients with weights of their own, which vmap extends. Without
+vmap it has length 1. Where the weights are shared, vmap adds images instead of lanes. The form comes
+from :mod:`fedfr_jax.engine.layer_rule`, and the platform is the one that the program is lowered for.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from fedfr_jax.engine import forms
+from fedfr_jax.engine.custom import operations
+from fedfr_jax.engine.layer_rule import PLATFORMS, form_of
+
+# Clients ``apart`` are so many copies in the program: independent kernels, which may overlap on the
+# chip. More of them take turns in groups, or compiling would take too long.
+MOST_COPIES = 16
+
+
+class _Layer(NamedTuple):
+    """The static part of a layer: what neither vmap nor the mini-batch changes."""
+
+    size: tuple[int, int]  # of the input map
+    channels: tuple[int, int]
+    window: tuple[int, int]
+    stride: int
+    padding: int
+    groups: int
+    choose: Callable[..., str]
+
+    def form(self, lanes: int, batch: int, platform: str) -> str:
+        return self.choose(
+            lanes,
+            batch,
+            math.isqrt(math.prod(self.size)),
+            self.channels,
+            stride=self.stride,
+            window=max(self.window),
+            depthwise=self.groups > 1,
+            platform=platform,
+        )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def layered(x, kernel, stride, padding, groups, choose=form_of):
+    """(N, H, W, C) maps with a (kh, kw, C / groups, C') kernel, as ``conv2d`` computes it.
+
+    Args:
+      choose: the rule, with the arguments of :func:`~fedfr_jax.engine.layer_rule.form_of`.
+    """
+    layer = _layer(x, kernel, stride, padding, groups, choose)
+    return _operation("forward", layer)(x[None], kernel[None])[0]
+
+
+def _layered_forward(x, kernel, stride, padding, groups, choose):
+    return layered(x, kernel, stride, padding, groups, choose), (x, kernel)
+
+
+def _layered_backward(stride, padding, groups, choose, residuals, dy):
+    x, kernel = residuals
+    layer = _layer(x, kernel, stride, padding, groups, choose)
+    dx = _operation("input", layer)(dy[None], kernel[None])[0]
+    return dx, _operation("weights", layer)(x[None], dy[None])[0]
+
+
+layered.defvjp(_layered_forward, _layered_backward)
+
+
+def _layer(x, kernel, stride, padding, groups, choose):
+    channels = (x.shape[-1], kernel.shape[-1])
+    return _Layer(x.shape[1:3], channels, kernel.shape[:2], stride, padding, groups, choose)
+
+
+@functools.cache
+def _operation(part: str, layer: _Layer):
+    """``forward`` (x, kernel), ``input`` (dy, kernel) or ``weights`` (x, dy), all over lanes."""
+    operation = custom_vmap(functools.partial(_over_lanes, part, layer))
+
+    @operation.def_vmap
+    def rule(size, batched, a, b):
+        if part != "weights" and not batched[1]:  # shared weights: clients are just more images
+            lanes, images = a.shape[1:3]
+            folded = a.swapaxes(0, 1).reshape(lanes, size * images, *a.shape[3:])
+            out = operation(folded, b)
+            return out.reshape(lanes, size, images, *out.shape[2:]).swapaxes(0, 1), True
+        a, b = (
+            v if own else jnp.broadcast_to(v, (size, *v.shape))
+            for v, own in zip((a, b), batched, strict=True)
+        )
+        out = operation(*(v.reshape(-1, *v.shape[2:]) for v in (a, b)))
+        return out.reshape(size, -1, *out.shape[1:]), True
+
+    return operation
+
+
+def _over_lanes(part: str, layer: _Layer, a, b):
+    """Chooses the form; where the platforms differ, all are traced and one is lowered."""
+    lanes, images = a.shape[:2]
+    chosen = {platform: layer.form(lanes, images, platform) for platform in PLATFORMS}
+    ways = {form: functools.partial(_in_form, form, part, layer) for form in chosen.values()}
+    if len(ways) == 1:
+        return ways[chosen["gpu"]](a, b)
+    cpu, gpu, tpu = (ways[chosen[platform]] for platform in PLATFORMS)
+    return lax.platform_dependent(a, b, cpu=cpu, tpu=tpu, default=gpu)
+
+
+def _in_form(form: str, part: str, layer: _Layer, a, b):
+    one = _one_client(form, part, layer)
+    if len(a) == 1:
+        return one(a[0], b[0])[None]
+    return _apart(one, a, b) if form == "apart" else jax.vmap(one)(a, b)
+
+
+def _apart(one: Callable, a, b):
+    """``one`` for each lane, as copies in the program."""
+    lanes = len(a)
+    if lanes <= MOST_COPIES:
+        return jnp.stack([one(a[i], b[i]) for i in range(lanes)])
+    rest = lanes % MOST_COPIES
+    groups = [v[: lanes - rest].reshape(-1, MOST_COPIES, *v.shape[1:]) for v in (a, b)]
+    out = lax.map(lambda ab: _apart(one, *ab), groups)
+    out = out.reshape(-1, *out.shape[2:])
+    return jnp.concatenate([out, _apart(one, a[-rest:], b[-rest:])]) if rest else out
+
+
+def _one_client(form: str, part: str, layer: _Layer) -> Callable:
+    """The operation for one client, in a form."""
+    size, (channels, features), window, stride, padding, groups, _ = layer
+    if form == "custom":
+        forward, weights, input_for = operations(window, stride, padding)
+        if part == "input":
+            return lambda dy, kernel: input_for((len(dy), *size, channels))(dy, kernel)
+        return forward if part == "forward" else weights
+    by = {"patches": forms.by_patches, "shifted": forms.depthwise}.get(form)
+    by = by or functools.partial(forms.ordinary, groups=groups)
+
+    def weight_gradient(x, dy):
+        kernel = jnp.zeros((*window, channels // groups, features), x.dtype)
+        return jax.vjp(lambda k: by(x, k, stride, padding), kernel)[1](dy)[0]
+
+    def input_gradient(dy, kernel):
+        x = jnp.zeros((len(dy), *size, channels), dy.dtype)
+        return jax.vjp(lambda v: by(v, kernel, stride, padding), x)[1](dy)[0]
+
+    if part == "forward":
+        return lambda x, kernel: by(x, kernel, stride, padding)
+    return weight_gradient if part == "weights" else input_gradient
