@@ -44,10 +44,9 @@ def _matmul_forward(x, w):
 
 def _matmul_backward(residuals, dy):
     x, w = residuals
-    dot = functools.partial(lax.dot_general, dy, preferred_element_type=sum_type(x))
-    lead = tuple(range(x.ndim - 1))
-    dx = dot(w, (((x.ndim - 1,), (1,)), ((), ())))
-    dw = dot(x, ((lead, lead), ((), ()))).T
+    dx = jnp.einsum("...c,kc->...k", dy, w, preferred_element_type=sum_type(x))
+    rows, drows = (v.reshape(-1, v.shape[-1]) for v in (x, dy))
+    dw = jnp.einsum("nc,nk->ck", drows, rows, preferred_element_type=sum_type(x)).T
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 

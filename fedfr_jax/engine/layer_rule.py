@@ -3,15 +3,15 @@
 The rule follows one measurement: 3x3 convolutions, forward and both gradients, on an H100
 (docs/engine.md has the table). In short:
 
-* ``grouped`` needs wide layers and maps of middle size: with 64 channels it took twice the time of
-  patches, and in a network of 32 and 64 channels three times;
+* ``grouped`` needs wide layers and maps of middle size: with 64 channels it took twice the time
+  of patches, and in a network of 32 and 64 channels three times;
 * ``apart``, one client after the other, is best where one client has enough work for the chip:
   56 x 56 at batch 16, or 28 x 28 at batch 64;
-* ``patches`` is best for small maps and at stride 2, where ``grouped`` took six times as long, and for
-  narrow layers.
+* ``patches`` is best for small maps and at stride 2, where ``grouped`` took six times as long,
+  and for narrow layers.
 
-Shapes between those measured are divided at the geometric mean. Nothing was measured on a TPU: there
-one client's layer of 64 channels or more is taken to fill the matrix unit.
+Shapes between those measured are divided at the geometric mean. Nothing was measured on a TPU:
+there, one client's layer of 64 channels or more is taken to fill the matrix unit.
 """
 
 from __future__ import annotations
@@ -61,11 +61,16 @@ def form_of(
         return "patches"
     if platform == "cpu":
         return "custom"
-    narrow = min(channels)
+    return _of_windows(batch * side**2, min(channels), stride, platform)
+
+
+def _of_windows(positions: int, narrow: int, stride: int, platform: str) -> str:
+    """The form of windows larger than a pixel, of several clients on an accelerator."""
+    if narrow < _NARROW:
+        return "patches"
     if platform == "tpu":
-        return "apart" if narrow >= _NARROW else "patches"
-    positions = batch * side**2
-    if stride > 1 or narrow < _NARROW or positions < _FEW:
+        return "apart"
+    if stride > 1 or positions < _FEW:
         return "patches"
     if positions > _MANY:
         return "apart"

@@ -2,8 +2,9 @@
 
 Forward, gradient of the weights and gradient of the input are an operation each, over lanes: the
 operands have a leading axis, the clients with weights of their own, which vmap extends. Without
-vmap it has length 1. Where the weights are shared, vmap adds images instead of lanes. The form comes
-from :mod:`fedfr_jax.engine.layer_rule`, and the platform is the one that the program is lowered for.
+vmap it has length 1. Where the weights are shared, vmap adds images instead of lanes. The form is
+that of :mod:`fedfr_jax.engine.layer_rule`; the platform is the one that the program is lowered
+for. Maps and weights are kept for the gradient, and patches are made again.
 """
 
 from __future__ import annotations

@@ -51,9 +51,12 @@ def most_lanes(config: Config, devices: int) -> int:
 def candidates(
     config: Config, devices: int, backend: str, seeds: int = 1
 ) -> Iterator[list[Candidate]]:
-    """Groups of candidates that differ only in lanes, fewest first; the most promising group first.
+    """Groups of candidates that differ in lanes, fewest first; the most promising group first.
 
-    bfloat16 is never tried on a CPU, where it is slower.
+    bfloat16 is never tried on a CPU, where it is slower. On accelerators a candidate with one lane
+    comes first, so that more lanes are chosen only where they were measured to be faster; and
+    grouped convolutions have one lane, where ``layered`` is the same: with more they were the
+    slowest form on an H100 (docs/performance.md).
     """
     settings, limit = config.engine, most_lanes(config, devices) * seeds
     on_cpu = backend == "cpu"
@@ -64,13 +67,21 @@ def candidates(
         dtypes = ["float32"] if on_cpu else ["bfloat16", "float32"]
     convs = [settings.conv]
     if settings.conv == "auto":
-        convs = ["patches", "grouped"] if _is_small(config) else ["grouped", "patches"]
+        convs = ["patches", "layered"] if _is_small(config) else ["layered", "patches"]
         convs = ["custom", "patches"] if on_cpu else convs
     for dtype in dtypes:
         for conv in convs:
             # Under vmap the custom convolutions take turns: lanes do not help.
             fewer = [n for n in lanes if conv != "custom" or n == lanes[0]]
-            yield [Candidate(n, conv, settings.gradient_batch, dtype) for n in fewer]
+            yield [
+                Candidate(n, _plain(conv, n, settings.conv), settings.gradient_batch, dtype)
+                for n in fewer
+            ]
+
+
+def _plain(conv: str, lanes: int, wanted: str) -> str:
+    """With one lane, ``layered`` is the ordinary convolution: called by its name, unless set."""
+    return "grouped" if conv == "layered" and lanes == 1 and wanted == "auto" else conv
 
 
 def _is_small(config: Config) -> bool:
