@@ -85,7 +85,8 @@ def _layer(x, kernel, stride, padding, groups, choose):
 @functools.cache
 def _operation(part: str, layer: _Layer):
     """``forward`` (x, kernel), ``input`` (dy, kernel) or ``weights`` (x, dy), all over lanes."""
-    operation = custom_vmap(functools.partial(_over_lanes, part, layer))
+    # Under jit, so that layers of the same shape are traced once.
+    operation = custom_vmap(jax.jit(functools.partial(_over_lanes, part, layer), inline=True))
 
     @operation.def_vmap
     def rule(size, batched, a, b):
@@ -105,9 +106,11 @@ def _operation(part: str, layer: _Layer):
 
 
 def _over_lanes(part: str, layer: _Layer, a, b):
-    """Chooses the form; where the platforms differ, all are traced and one is lowered."""
+    """Chooses the form; where platforms differ, each is traced and that of the lowering is kept."""
     lanes, images = a.shape[:2]
     chosen = {platform: layer.form(lanes, images, platform) for platform in PLATFORMS}
+    if jax.default_backend() != "cpu":  # where nothing runs on a CPU, its form need not be traced
+        chosen["cpu"] = chosen["gpu"]
     ways = {form: functools.partial(_in_form, form, part, layer) for form in chosen.values()}
     if len(ways) == 1:
         return ways[chosen["gpu"]](a, b)
