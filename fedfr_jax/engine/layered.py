@@ -149,12 +149,18 @@ def _one_client(form: str, part: str, layer: _Layer) -> Callable:
     by = by or functools.partial(forms.ordinary, groups=groups)
 
     def weight_gradient(x, dy):
-        kernel = jnp.zeros((*window, channels // groups, features), x.dtype)
-        return jax.vjp(lambda k: by(x, k, stride, padding), kernel)[1](dy)[0]
+        kernel = jax.ShapeDtypeStruct((*window, channels // groups, features), x.dtype)
+        return pulled(lambda k: by(x, k, stride, padding), kernel, dy)
 
     def input_gradient(dy, kernel):
-        x = jnp.zeros((len(dy), *size, channels), dy.dtype)
-        return jax.vjp(lambda v: by(v, kernel, stride, padding), x)[1](dy)[0]
+        x = jax.ShapeDtypeStruct((len(dy), *size, channels), dy.dtype)
+        return pulled(lambda v: by(v, kernel, stride, padding), x, dy)
+
+    def pulled(linear, operand, dy):
+        if form != "patches":
+            return jax.linear_transpose(linear, operand)(dy)[0]
+        # Their product has a gradient of its own. XLA drops the forward pass.
+        return jax.vjp(linear, jnp.zeros(operand.shape, operand.dtype))[1](dy)[0]
 
     if part == "forward":
         return lambda x, kernel: by(x, kernel, stride, padding)
