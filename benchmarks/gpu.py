@@ -26,7 +26,13 @@ _ENV = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE"
 
 
 # Layouts beside the one that is found, for batch 16.
-ALTERNATIVES = (("grouped", 1), ("layered", 16), ("layered", 4), ("patches", 16))
+ALTERNATIVES = {
+    "grouped, 1 lane": {"conv": "grouped", "lanes": 1},
+    "layered, 16 lanes": {"conv": "layered", "lanes": 16},
+    "layered, 4 lanes": {"conv": "layered", "lanes": 4},
+    "patches, 16 lanes": {"conv": "patches", "lanes": 16},
+    "4 lanes as copies": {"conv": "grouped", "lanes": 4, "unroll": True},
+}
 # Clients, batch, map, channels and stride of the 3x3 convolutions of SphereNet-20 at 112 pixels.
 LAYERS = (
     (16, 16, 56, (64, 64), 1),
@@ -154,10 +160,9 @@ def _case_items(name: str, case: Case, path: str, repeats: int, profile: bool) -
     given = ("benchmarks.plain_jax:dense", case, path, dense, repeats)
     found.append(Item(f"{name}: one dense network", "jax", f"{_ROWS}:timed", given, 20))
     if not large:
-        for conv, lanes in ALTERNATIVES:
-            forced = (*ours[:3], half | {"lanes": lanes, "conv": conv}, repeats)
-            title = f"{name}: ours, {conv}, {lanes} lanes"
-            found.append(Item(title, "jax", f"{_ROWS}:timed", forced, 60))
+        for title, layout in ALTERNATIVES.items():
+            forced = (*ours[:3], half | layout, repeats)
+            found.append(Item(f"{name}: ours, {title}", "jax", f"{_ROWS}:timed", forced, 60))
     return found
 
 

@@ -82,7 +82,7 @@ def test_a_small_run_writes_every_row(tmp_path, monkeypatch, capsys):
 def test_layouts_and_forms_of_layers_are_timed():
     names = [item.name for item in gpu.items("folder")]
     assert "SphereNet-20, batch 16: ours, layered, 16 lanes" in names
-    assert "MobileFaceNet, batch 16: ours, grouped, 1 lanes" in names
+    assert "MobileFaceNet, batch 16: ours, 4 lanes as copies" in names
     assert not any(n.startswith("SphereNet-20, batch 256: ours, layered") for n in names)
     layers = [i for i in gpu.items("folder", 1, True) if i.name.startswith("forms of a layer")]
     assert len(layers) == len(gpu.LAYERS)

@@ -256,6 +256,7 @@ def _program(config: Config, candidate: Candidate, mesh):
             work > 0,
             mesh=mesh,
             lanes=candidate.lanes,
+            unroll=config.engine.unroll_lanes,
         )[::3]
     )
     return run, (engine.replicate((server, batch), mesh), heads, work)

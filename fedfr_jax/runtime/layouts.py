@@ -13,6 +13,7 @@ from fedfr_jax.config import Config
 # Below these, one client leaves most of an accelerator idle: docs/performance.md.
 _SMALL_IMAGE, _SMALL_WIDTH = 64, 128
 _SURE_LANES = 8
+_MOST_COPIES = 8  # lanes that are tried where each is a copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,8 @@ def candidates(
     settings, limit = config.engine, most_lanes(config, devices) * seeds
     on_cpu = backend == "cpu"
     lanes = [1, 4] if on_cpu else [1, 2, 4, 8, 16, 32, 64, 128]
+    if settings.unroll_lanes:  # compiling takes as many times longer
+        lanes = [n for n in lanes if n <= _MOST_COPIES]
     lanes = [n for n in lanes if n <= limit] if not settings.lanes else [min(settings.lanes, limit)]
     dtypes = [config.model.dtype]
     if config.model.dtype == "auto":
