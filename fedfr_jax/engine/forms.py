@@ -44,10 +44,10 @@ def _matmul_forward(x, w):
 
 def _matmul_backward(residuals, dy):
     x, w = residuals
-    dx = jnp.einsum("...c,kc->...k", dy, w, preferred_element_type=sum_type(x))
-    rows, drows = (v.reshape(-1, v.shape[-1]) for v in (x, dy))
+    rows, drows = (v.reshape(-1, v.shape[-1]) for v in (x, dy))  # XLA:CPU needs it for bfloat16
+    dx = jnp.einsum("nc,kc->nk", drows, w, preferred_element_type=sum_type(x))
     dw = jnp.einsum("nc,nk->ck", drows, rows, preferred_element_type=sum_type(x)).T
-    return dx.astype(x.dtype), dw.astype(w.dtype)
+    return dx.astype(x.dtype).reshape(x.shape), dw.astype(w.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

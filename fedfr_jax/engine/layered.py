@@ -119,10 +119,14 @@ def _over_lanes(part: str, layer: _Layer, a, b):
 
 
 def _in_form(form: str, part: str, layer: _Layer, a, b):
-    one = _one_client(form, part, layer)
-    if len(a) == 1:
+    """The operation on (L, ...) operands, in a form."""
+    lanes = len(a)
+    one = _of_cpus(part, layer) if form == "custom" else _plain(form, part, layer)
+    if lanes == 1:
         return one(a[0], b[0])[None]
-    return _apart(one, a, b) if form == "apart" else jax.vmap(one)(a, b)
+    if form == "custom":
+        return jax.vmap(one)(a, b)
+    return _apart(one, a, b) if form == "apart" else _plain(form, part, layer, lanes)(a, b)
 
 
 def _apart(one: Callable, a, b):
@@ -137,24 +141,36 @@ def _apart(one: Callable, a, b):
     return jnp.concatenate([out, _apart(one, a[-rest:], b[-rest:])]) if rest else out
 
 
-def _one_client(form: str, part: str, layer: _Layer) -> Callable:
-    """The operation for one client, in a form."""
+def _of_cpus(part: str, layer: _Layer) -> Callable:
+    """The operation of :mod:`fedfr_jax.engine.custom`, for one client."""
+    forward, weights, input_for = operations(layer.window, layer.stride, layer.padding)
+    if part == "input":
+        shape = (*layer.size, layer.channels[0])
+        return lambda dy, kernel: input_for((len(dy), *shape))(dy, kernel)
+    return forward if part == "forward" else weights
+
+
+def _plain(form: str, part: str, layer: _Layer, *lanes: int) -> Callable:
+    """The operation for one client, or batched over ``lanes``."""
     size, (channels, features), window, stride, padding, groups, _ = layer
-    if form == "custom":
-        forward, weights, input_for = operations(window, stride, padding)
-        if part == "input":
-            return lambda dy, kernel: input_for((len(dy), *size, channels))(dy, kernel)
-        return forward if part == "forward" else weights
-    by = {"patches": forms.by_patches, "shifted": forms.depthwise}.get(form)
-    by = by or functools.partial(forms.ordinary, groups=groups)
+
+    def convolve(x, kernel):
+        if form == "patches":
+            return forms.by_patches(x, kernel, stride, padding)
+        if form == "shifted":
+            return forms.depthwise(x, kernel, stride, padding)
+        return forms.ordinary(x, kernel, stride, padding, groups)
+
+    # Batched before the gradient is taken: some versions of JAX cannot batch that of a convolution.
+    batched = jax.vmap(convolve) if lanes else convolve
 
     def weight_gradient(x, dy):
-        kernel = jax.ShapeDtypeStruct((*window, channels // groups, features), x.dtype)
-        return pulled(lambda k: by(x, k, stride, padding), kernel, dy)
+        kernel = jax.ShapeDtypeStruct((*lanes, *window, channels // groups, features), x.dtype)
+        return pulled(lambda k: batched(x, k), kernel, dy)
 
     def input_gradient(dy, kernel):
-        x = jax.ShapeDtypeStruct((len(dy), *size, channels), dy.dtype)
-        return pulled(lambda v: by(v, kernel, stride, padding), x, dy)
+        shape = (*dy.shape[: 1 + len(lanes)], *size, channels)
+        return pulled(lambda x: batched(x, kernel), jax.ShapeDtypeStruct(shape, dy.dtype), dy)
 
     def pulled(linear, operand, dy):
         if form != "patches":
@@ -162,6 +178,4 @@ def _one_client(form: str, part: str, layer: _Layer) -> Callable:
         # Their product has a gradient of its own. XLA drops the forward pass.
         return jax.vjp(linear, jnp.zeros(operand.shape, operand.dtype))[1](dy)[0]
 
-    if part == "forward":
-        return lambda x, kernel: by(x, kernel, stride, padding)
-    return weight_gradient if part == "weights" else input_gradient
+    return {"forward": batched, "weights": weight_gradient, "input": input_gradient}[part]
