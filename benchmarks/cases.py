@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import problem as problems
 from benchmarks import scale
-from benchmarks.compare import TOLERANCE, Competitor, compare
+from benchmarks.compare import Competitor, compare
 from benchmarks.machine import has_torch
 from benchmarks.problem import WORKLOADS, Case
 from benchmarks.worker import call
@@ -105,7 +105,7 @@ def fedfr_case(
     return {"title": title, "case": dataclasses.asdict(case), "rows": rows, **facts}
 
 
-def _describe(case: Case) -> str:
+def describe(case: Case) -> str:
     net = (
         f"SphereNet-{case.depth} {'/'.join(map(str, case.widths))}"
         if case.model == "spherenet"
@@ -136,14 +136,14 @@ PAPER = Case(
 @case("cpu", "small")
 def small(settings: Settings) -> Result:
     return fedfr_case(
-        f"small: {_describe(SMALL)}", SMALL, [TORCH, OURS, TORCH_TWO, LOOP, NAIVE], settings
+        f"small: {describe(SMALL)}", SMALL, [TORCH, OURS, TORCH_TWO, LOOP, NAIVE], settings
     )
 
 
 @case("cpu", "middle")
 def middle(settings: Settings) -> Result:
     return fedfr_case(
-        f"middle: {_describe(MIDDLE)}", MIDDLE, [TORCH, OURS, TORCH_TWO, LOOP], settings
+        f"middle: {describe(MIDDLE)}", MIDDLE, [TORCH, OURS, TORCH_TWO, LOOP], settings
     )
 
 
@@ -151,19 +151,19 @@ def middle(settings: Settings) -> Result:
 def middle_naive(settings: Settings) -> Result:
     """Two clients: the naive form takes about a minute for two of their steps."""
     few = dataclasses.replace(MIDDLE, clients=2)
-    return fedfr_case(f"middle, naive: {_describe(few)}", few, [OURS, NAIVE], settings)
+    return fedfr_case(f"middle, naive: {describe(few)}", few, [OURS, NAIVE], settings)
 
 
 @case("cpu", "paper")
 def paper(settings: Settings) -> Result:
     """One step per epoch, because ten steps take PyTorch more than a minute."""
-    return fedfr_case(f"paper: {_describe(PAPER)}", PAPER, [TORCH, OURS], settings)
+    return fedfr_case(f"paper: {describe(PAPER)}", PAPER, [TORCH, OURS], settings)
 
 
 @case("cpu", "small_bf16")
 def small_bf16(settings: Settings) -> Result:
     return fedfr_case(
-        f"small, bfloat16: {_describe(SMALL)}",
+        f"small, bfloat16: {describe(SMALL)}",
         SMALL,
         [bf16(TORCH), bf16(OURS), bf16(TORCH_TWO)],
         settings,
@@ -173,7 +173,7 @@ def small_bf16(settings: Settings) -> Result:
 @case("cpu", "middle_bf16")
 def middle_bf16(settings: Settings) -> Result:
     return fedfr_case(
-        f"middle, bfloat16: {_describe(MIDDLE)}",
+        f"middle, bfloat16: {describe(MIDDLE)}",
         MIDDLE,
         [bf16(TORCH), bf16(OURS), bf16(TORCH_TWO)],
         settings,
@@ -183,7 +183,7 @@ def middle_bf16(settings: Settings) -> Result:
 @case("cpu", "paper_bf16")
 def paper_bf16(settings: Settings) -> Result:
     return fedfr_case(
-        f"paper, bfloat16: {_describe(PAPER)}", PAPER, [bf16(TORCH), bf16(OURS)], settings
+        f"paper, bfloat16: {describe(PAPER)}", PAPER, [bf16(TORCH), bf16(OURS)], settings
     )
 
 
@@ -194,7 +194,7 @@ def cached_features(settings: Settings) -> Result:
         OURS, name="ours, features in every step", options={"cache_features": False}
     )
     return fedfr_case(
-        f"frozen features once per round: {_describe(MIDDLE)}", MIDDLE, [without, OURS], settings
+        f"frozen features once per round: {describe(MIDDLE)}", MIDDLE, [without, OURS], settings
     )
 
 
@@ -267,7 +267,7 @@ def _layouts(settings: Settings, title: str, case: Case) -> Result:
         )
         for name, (conv, lanes, devices) in names.items()
     ]
-    return fedfr_case(f"{title}: {_describe(plain)}, CosFace only", plain, competitors, settings)
+    return fedfr_case(f"{title}: {describe(plain)}, CosFace only", plain, competitors, settings)
 
 
 @case("layouts", "small")
@@ -323,96 +323,4 @@ def lanes(settings: Settings) -> Result:
         dataclasses.replace(OURS, name=f"{n} lanes", options={"lanes": n, "conv": "patches"})
         for n in (1, 2, 4, 8, 16)
     ]
-    return fedfr_case(f"lanes, patches: {_describe(few)}", few, [OURS, *sweep], settings)
-
-
-# GPU: lanes by network and batch. The cohort is as large as the memory for its previous backbones
-# allows.
-_WIDTHS = (64, 128, 256, 512)
-GPU_CASES = {
-    f"{label}_b{batch}": Case(
-        model=model,
-        depth=depth,
-        widths=_WIDTHS,
-        size=112,
-        batch=batch,
-        clients=clients,
-        images=3 * max(64, batch) // 4,
-        public=max(64, batch) // 4,
-        embedding=embedding,
-        epochs=2,
-    )
-    for label, model, depth, embedding, batch, clients in (
-        ("mobilefacenet", "mobilefacenet", 20, 128, 16, 256),
-        ("mobilefacenet", "mobilefacenet", 20, 128, 256, 64),
-        ("spherenet20", "spherenet", 20, 512, 16, 64),
-        ("spherenet20", "spherenet", 20, 512, 256, 40),
-        ("spherenet64", "spherenet", 64, 512, 16, 40),
-        ("spherenet64", "spherenet", 64, 512, 256, 40),
-    )
-}
-GPU_LANES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-GPU_DENSE_BATCH = 4096  # most images of the plain dense step
-
-
-def gpu_case(name: str, case: Case, settings: Settings, lanes: Sequence[int] = GPU_LANES) -> Result:
-    """Compares float32 updates of a small cohort, then times every number of lanes in bf16."""
-    few = dataclasses.replace(case, clients=min(4, case.clients), epochs=1)
-    # In MobileFaceNet, batch norm amplifies rounding: even two layouts of ours differ by 1e-2.
-    tolerance = TOLERANCE if case.model == "spherenet" else 3e-2
-    checks = [
-        dataclasses.replace(TORCH, name="check: PyTorch, float32", options={"tf32": False}),
-        *(
-            dataclasses.replace(
-                OURS,
-                name=f"check: ours, float32, {n} lanes",
-                options={"lanes": n},
-                tolerance=tolerance,
-                env={"JAX_DEFAULT_MATMUL_PRECISION": "highest"},
-            )
-            for n in (1, 2)
-        ),
-    ]
-    checked = fedfr_case(name, few, checks, dataclasses.replace(settings, repeats=0), False)
-    free = dict(may_fail=True, tolerance=None)
-    sweep = [
-        dataclasses.replace(
-            bf16(OURS), name=f"ours, {n} lanes", **free, options={"dtype": "bfloat16", "lanes": n}
-        )
-        for n in lanes
-        if n <= case.clients
-    ]
-    dense = [
-        Competitor(
-            f"one dense network, batch {n * case.batch}",
-            "benchmarks.plain_jax:dense",
-            {"dtype": "bfloat16", "batch": n * case.batch},
-            **free,
-        )
-        for n in lanes
-        if n <= case.clients and n * case.batch <= GPU_DENSE_BATCH
-    ]
-    compiled = dict(TORCH.options, compiled=True)
-    torch = [
-        bf16(TORCH, None),
-        bf16(
-            dataclasses.replace(TORCH, name="PyTorch, compiled", options=compiled, may_fail=True),
-            None,
-        ),
-    ]
-    result = fedfr_case(
-        f"{name}: {_describe(case)}, bfloat16",
-        case,
-        [*torch, bf16(OURS, None), *sweep, *dense],
-        settings,
-        together=False,
-    )
-    return result | {"rows": checked["rows"] + result["rows"]}
-
-
-def _register_gpu(name: str, settings_of_case: Case) -> None:
-    case("gpu", name)(lambda settings: gpu_case(name, settings_of_case, settings))
-
-
-for _name, _case in GPU_CASES.items():
-    _register_gpu(_name, _case)
+    return fedfr_case(f"lanes, patches: {describe(few)}", few, [OURS, *sweep], settings)

@@ -25,6 +25,25 @@ _OURS, _TORCH = "benchmarks.ours", "benchmarks.torch_fedfr"
 _ENV = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
+# Layouts beside the one that is found, for batch 16.
+ALTERNATIVES = {
+    "grouped, 1 lane": {"conv": "grouped", "lanes": 1},
+    "layered, 16 lanes": {"conv": "layered", "lanes": 16},
+    "layered, 4 lanes": {"conv": "layered", "lanes": 4},
+    "patches, 16 lanes": {"conv": "patches", "lanes": 16},
+    "4 lanes as copies": {"conv": "grouped", "lanes": 4, "unroll": True},
+}
+# Clients, batch, map, channels and stride of the 3x3 convolutions of SphereNet-20 at 112 pixels.
+LAYERS = (
+    (16, 16, 56, (64, 64), 1),
+    (16, 16, 28, (128, 128), 1),
+    (4, 64, 28, (128, 128), 1),
+    (16, 16, 14, (256, 256), 1),
+    (16, 16, 7, (512, 512), 1),
+    (16, 16, 56, (64, 128), 2),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Item:
     """One row.
@@ -81,7 +100,10 @@ def items(folder: str, repeats: int = 3, small: bool = False) -> list[Item]:
     found = _workload_items(workload, os.path.join(folder, "A.npz"), lanes, repeats)
     for name, case in cases.items():
         path = os.path.join(folder, f"{len(found)}.npz")
-        found += _case_items(name, case, path, repeats, name.endswith("Net-20, batch 16"))
+        first = name.endswith("Net-20, batch 16")
+        found += _case_items(name, case, path, repeats, first)
+        if first:
+            found += [_layer_item(*layer, repeats=repeats, small=small) for layer in LAYERS]
     rounds = ["--config=configs/quickstart.py"]
     if small:
         rounds += [
@@ -92,6 +114,18 @@ def items(folder: str, repeats: int = 3, small: bool = False) -> list[Item]:
     first = (rounds, 240.0)
     found.append(Item("first round of quickstart", "train", f"{_ROWS}:first_round", first, 120))
     return found
+
+
+def _layer_item(
+    lanes: int, batch: int, side: int, channels: tuple[int, int], stride: int, **how: Any
+) -> Item:
+    """Every form of a layer, to check the rule of ``engine.conv=layered``."""
+    small = how.pop("small")
+    if small:
+        lanes, batch, side, channels = 2, 2, 8, (4, 4)
+    name = f"{side}², {channels[0]}→{channels[1]}, stride {stride}, {lanes} clients × {batch}"
+    given = (lanes, batch, side, channels, stride, how["repeats"])
+    return Item(f"forms of a layer: {name}", "jax", f"{_ROWS}:forms_of_a_layer", given, 20)
 
 
 def _workload_items(
@@ -124,7 +158,12 @@ def _case_items(name: str, case: Case, path: str, repeats: int, profile: bool) -
         given = (f"{_TORCH}:build", case, path, options, repeats)
         found.append(Item(f"{name}: {title}", "torch", f"{_ROWS}:timed", given, 25))
     given = ("benchmarks.plain_jax:dense", case, path, dense, repeats)
-    return [*found, Item(f"{name}: one dense network", "jax", f"{_ROWS}:timed", given, 20)]
+    found.append(Item(f"{name}: one dense network", "jax", f"{_ROWS}:timed", given, 20))
+    if not large:
+        for title, layout in ALTERNATIVES.items():
+            forced = (*ours[:3], half | layout, repeats)
+            found.append(Item(f"{name}: ours, {title}", "jax", f"{_ROWS}:timed", forced, 60))
+    return found
 
 
 def run(
@@ -182,6 +221,9 @@ def line(row: Mapping[str, Any]) -> str:
     """A row as text."""
     if reason := row.get("error", row.get("skipped")):
         return f"{row['name']}: {'failed' if 'error' in row else 'skipped'}: {reason}"
+    if "forms" in row:
+        times = ", ".join(f"{form} {1e6 * t:,.0f} µs" for form, t in row["forms"].items())
+        return f"{row['name']}: {times}; the rule says {row['rule']}"
     if "kernels" in row:
         lines = [
             f"{row['name']}: round of {1e3 * row['round_seconds']:.1f} ms, kernels take "

@@ -126,6 +126,47 @@ def kernel_totals(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float,
     return {name: (sum(found[name]) / 1e6, len(found[name])) for name in order}
 
 
+def forms_of_a_layer(
+    lanes: int, batch: int, side: int, channels: tuple[int, int], stride: int, repeats: int
+) -> dict[str, Any]:
+    """Seconds of a 3x3 convolution of clients with their own weights, in bfloat16, by form.
+
+    Forward and both gradients; 20 of them are queued for a time, and the fastest time counts.
+    """
+    import jax  # noqa: PLC0415  (only the process of the rows starts JAX)
+    import jax.numpy as jnp  # noqa: PLC0415
+
+    from fedfr_jax.engine.layer_rule import form_of  # noqa: PLC0415
+    from fedfr_jax.engine.layered import layered  # noqa: PLC0415
+
+    rng, calls, found = np.random.default_rng(0), 20, {}
+    shapes = (
+        (lanes, batch, side, side, channels[0]),
+        (lanes, 3, 3, *channels),
+        (lanes, batch, -(-side // stride), -(-side // stride), channels[1]),
+    )
+    operands = [jnp.asarray(rng.standard_normal(s, np.float32), jnp.bfloat16) for s in shapes]
+    for form in ("grouped", "patches", "apart"):
+
+        def one(x, kernel, dy, form=form):
+            y, pull = jax.vjp(
+                lambda x, k: layered(x, k, stride, 1, 1, lambda *a, **b: form), x, kernel
+            )
+            return y, *pull(dy)
+
+        run = jax.jit(jax.vmap(one))
+        jax.block_until_ready(run(*operands))
+        times = []
+        for _ in range(max(3, repeats)):
+            started = time.perf_counter()
+            for _ in range(calls):
+                last = run(*operands)
+            jax.block_until_ready(last)
+            times.append((time.perf_counter() - started) / calls)
+        found[form] = min(times)
+    return {"forms": found, "rule": form_of(lanes, batch, side, channels, stride=stride)}
+
+
 def first_round(arguments: list[str], longest: float) -> dict[str, Any]:
     """Seconds from the start of ``fedfr_jax.train`` to the end of a run of one round.
 

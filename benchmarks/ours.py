@@ -28,7 +28,7 @@ from fedfr_jax.runtime.autotune import settle
 from fedfr_jax.settings import DataConfig, EngineConfig, FedConfig, ModelConfig, SplitConfig
 
 
-def _config(case: Case, dtype: str, conv: str, lanes: int, cache_features: bool) -> Config:
+def _config(case: Case, dtype: str, settings: EngineConfig) -> Config:
     fed = FedConfig(
         num_clients=case.clients,
         batch_size=case.batch,
@@ -49,7 +49,7 @@ def _config(case: Case, dtype: str, conv: str, lanes: int, cache_features: bool)
         method=dataclasses.replace(
             method_config(), fedfr=dataclasses.replace(METHODS["fedfr"].options(), **terms)
         ),
-        engine=EngineConfig(lanes=lanes, conv=conv, cache_features=cache_features),
+        engine=settings,
         data=DataConfig(
             image_size=case.size, split=SplitConfig(identities_per_client=(case.identities,) * 2)
         ),
@@ -105,6 +105,7 @@ def build(
     lanes: int = 0,
     devices: int = 0,
     cache_features: bool = True,
+    unroll: bool = False,
 ) -> Built:
     """The compiled round; by default with the layout that a run would choose.
 
@@ -115,9 +116,13 @@ def build(
       dtype: compute type.
       conv, lanes, devices: forced layout; "auto" and 0 leave the choice to the library.
       cache_features: False computes frozen features in every step, as published.
+      unroll: lanes as copies.
     """
     engine.use_cpu_devices(devices)
-    config = settle(_config(case, dtype, conv, lanes, cache_features), report=lambda line: None)
+    settings = EngineConfig(
+        lanes=lanes, conv=conv, cache_features=cache_features, unroll_lanes=unroll
+    )
+    config = settle(_config(case, dtype, settings), report=lambda line: None)
     layout = simulation.make_layout(config)
     spec = simulation.make_spec(config)
     step = compile_round(spec, layout)

@@ -21,12 +21,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import gpu, machine
+from benchmarks import gpu, gpu_cases, machine
 from benchmarks.cases import SUITES, Settings
 from benchmarks.compare import bad
-from benchmarks.peers import suite as _  # noqa: F401  (registers its cases)
+from benchmarks.peers import suite
 from benchmarks.worker import call
 
+_SUITES_FROM = (gpu_cases, suite)  # importing them registers their cases
 _COLUMNS = (
     "",
     "round (s)",

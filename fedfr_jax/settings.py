@@ -328,7 +328,8 @@ class EngineConfig:
     lanes: int = 0  # clients side by side under vmap on a device; 0 = measured
     plan_seconds: float = 20.0  # for measuring layouts; 0 = by rules, without measuring
     cpu_devices: int = 0  # one XLA device per so many cores' worth; 0 = one per core
-    conv: str = "auto"  # auto (measured) | grouped | patches | custom
+    conv: str = "auto"  # auto (measured) | grouped | patches | layered | custom
+    unroll_lanes: bool = False  # a step as a copy for each lane, instead of vmap; compiles longer
     feature_batch: int = 256  # images per forward pass of a frozen backbone
     gradient_batch: int = 0  # images per gradient pass, a divisor of fed.batch_size; 0 = all
     cache_features: bool = True  # contrastive features once per round, not in every step

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import gpu, run
 from benchmarks.gpu import Item
-from benchmarks.gpu_rows import kernel_totals
+from benchmarks.gpu_rows import forms_of_a_layer, kernel_totals
 
 
 def test_rows_that_do_not_fit_are_skipped_and_late_ones_killed():
@@ -77,3 +77,15 @@ def test_a_small_run_writes_every_row(tmp_path, monkeypatch, capsys):
     assert rows["SphereNet-20, batch 16: kernels"]["kernels"][0]["seconds"] > 0
     assert rows["first round of quickstart"]["first_seconds"] > 0
     assert "workload A, 4 clients: ours, 2 lanes: round" in capsys.readouterr().out
+
+
+def test_layouts_and_forms_of_layers_are_timed():
+    names = [item.name for item in gpu.items("folder")]
+    assert "SphereNet-20, batch 16: ours, layered, 16 lanes" in names
+    assert "MobileFaceNet, batch 16: ours, 4 lanes as copies" in names
+    assert not any(n.startswith("SphereNet-20, batch 256: ours, layered") for n in names)
+    layers = [i for i in gpu.items("folder", 1, True) if i.name.startswith("forms of a layer")]
+    assert len(layers) == len(gpu.LAYERS)
+    row = forms_of_a_layer(*layers[-1].arguments)
+    assert set(row["forms"]) == {"grouped", "patches", "apart"} and row["rule"] == "patches"
+    assert "grouped" in gpu.line({"name": "x", **row})

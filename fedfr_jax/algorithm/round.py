@@ -68,7 +68,7 @@ def run_round(spec: RoundSpec, layout: Layout, server: ServerState, heads: Heads
                      in_time=in_time)
     average, weight, heads, metrics = engine.for_each_client(
         functools.partial(local_update, spec, layout), shared, device, clients, heads,
-        steps, cohort.clients >= 0, mesh=layout.mesh, lanes=layout.lanes)
+        steps, cohort.clients >= 0, mesh=layout.mesh, lanes=layout.lanes, unroll=layout.unroll)
     heads = embeddings_at_server(spec, heads, cohort)
     server, average, weight, metrics = combine(spec, shared, cohort, average, weight, metrics)
     return server_average(spec, server, average, weight), heads, metrics | times

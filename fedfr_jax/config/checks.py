@@ -32,7 +32,7 @@ _CHOICES = {
     "data.images": ("auto", "resident", "stream", "render"),
     "population.sampling": ("uniform", "poisson", "weighted", "cyclic", "schedule"),
     "population.previous": ("full", "bfloat16", "off"),
-    "engine.conv": ("auto", "grouped", "patches", "custom"),
+    "engine.conv": ("auto", "grouped", "patches", "layered", "custom"),
 }
 _POSITIVE = (
     "data.image_size",

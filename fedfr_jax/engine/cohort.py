@@ -31,6 +31,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int
 
 from fedfr_jax.engine.precision import sum_type
+from fedfr_jax.engine.unrolled import unrolled
 
 AXIS = "clients"  # of the device mesh
 _LANES = "lanes"  # of vmap
@@ -45,10 +46,12 @@ class Lane:
     Attributes:
       active: bool scalar, False for a slot without a client.
       neighbours: clients that run side by side with this one, itself included.
+      unrolled: a step is a copy for each of them, and not one operation for all.
     """
 
     active: jax.Array
     neighbours: int
+    unrolled: bool = False
 
     def repeat(self, times, body: Callable[[jax.Array, PyTree], PyTree], state: PyTree) -> PyTree:
         """``for i in range(times): state = body(i, state)`` with a traced ``times``.
@@ -69,6 +72,8 @@ class Lane:
             new = body(i, state)
             return jax.tree.map(lambda n, o: jnp.where(i < times, n, o), new, state)
 
+        if self.unrolled:
+            step = unrolled(step, _LANES, jnp.zeros_like(bound), state)
         return lax.fori_loop(0, bound, step, state)
 
 
@@ -158,12 +163,12 @@ def _chunk_order(work, taken, lanes):
     return order, -(-jnp.sum(taken) // lanes)
 
 
-def _side_by_side(update: ClientUpdate, lanes: int) -> Callable[..., tuple]:
+def _side_by_side(update: ClientUpdate, lanes: int, unroll: bool) -> Callable[..., tuple]:
     """``update`` for ``lanes`` clients: arguments and results with a leading axis."""
 
     def one(shared, device, client, state, active):
         sent, weight, state, metrics = jax.tree.map(  # numbers are fine, too
-            jnp.asarray, update(Lane(active, lanes), shared, device, client, state)
+            jnp.asarray, update(Lane(active, lanes, unroll), shared, device, client, state)
         )
         return sent, jnp.where(active, weight, 0).astype(sum_type(sent)), state, metrics
 
@@ -223,6 +228,7 @@ def for_each_client(
     *,
     mesh: Mesh | None = None,
     lanes: int = 1,
+    unroll: bool = False,
 ) -> CohortResult:
     """Runs ``update`` for every client and averages what they send.
 
@@ -242,6 +248,8 @@ def for_each_client(
         outer vmap leave it unbatched, or every chunk would copy all ``state``. None: all are.
       mesh: from :func:`make_mesh`; None: all devices.
       lanes: clients side by side on one device.
+      unroll: the steps of :meth:`Lane.repeat` are independent copies for the lanes in one program,
+        and what is around them stays under vmap. Compiling takes as many times longer.
 
     Returns:
       The average, the total weight, the new state and the metrics; also as a tuple.
@@ -254,7 +262,9 @@ def for_each_client(
     slots = _slots((clients, state, work, taken), mesh.size)
     work = jnp.ones(slots, jnp.int32) if work is None else work
     taken = jnp.ones(slots, bool) if taken is None else taken
-    on_one_device = functools.partial(_all_of_one_device, _side_by_side(update, lanes), lanes)
+    on_one_device = functools.partial(
+        _all_of_one_device, _side_by_side(update, lanes, unroll), lanes
+    )
     # check_vma=False: otherwise jax.grad inside would sum the gradient of the
     # replicated model over devices, and local training would no longer be local.
     (total, weight), state, metrics = jax.shard_map(

@@ -19,6 +19,7 @@ class Layout:
         the gradients are averaged. 0: the whole mini-batch at once.
       cache_features: the features of the contrastive term are computed once per image and
         mirror and looked up in every epoch; False computes them in every step, as published.
+      unroll: a step of several lanes is a copy for each, see ``engine.for_each_client``.
     """
 
     mesh: Mesh
@@ -26,3 +27,4 @@ class Layout:
     feature_batch: int
     gradient_batch: int = 0
     cache_features: bool = True
+    unroll: bool = False

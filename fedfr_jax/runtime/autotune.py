@@ -40,7 +40,7 @@ from fedfr_jax.runtime.layouts import Candidate, by_rule, candidates, cohort_siz
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.settings import LossConfig
 
-_VERSION = 3  # of the measurement; a new one makes old files invalid
+_VERSION = 4  # of the measurement; a new one makes old files invalid
 _STEPS = 3  # per client and timed call
 _LARGEST_FILE = 1 << 20  # bytes; about a thousand plans
 _WORTH = 0.97  # more lanes must take at most this share of the time
@@ -256,6 +256,7 @@ def _program(config: Config, candidate: Candidate, mesh):
             work > 0,
             mesh=mesh,
             lanes=candidate.lanes,
+            unroll=config.engine.unroll_lanes,
         )[::3]
     )
     return run, (engine.replicate((server, batch), mesh), heads, work)

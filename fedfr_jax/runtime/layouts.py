@@ -13,6 +13,7 @@ from fedfr_jax.config import Config
 # Below these, one client leaves most of an accelerator idle: docs/performance.md.
 _SMALL_IMAGE, _SMALL_WIDTH = 64, 128
 _SURE_LANES = 8
+_MOST_COPIES = 8  # lanes that are tried where each is a copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,26 +52,39 @@ def most_lanes(config: Config, devices: int) -> int:
 def candidates(
     config: Config, devices: int, backend: str, seeds: int = 1
 ) -> Iterator[list[Candidate]]:
-    """Groups of candidates that differ only in lanes, fewest first; the most promising group first.
+    """Groups of candidates that differ in lanes, fewest first; the most promising group first.
 
-    bfloat16 is never tried on a CPU, where it is slower.
+    bfloat16 is never tried on a CPU, where it is slower. On accelerators a candidate with one lane
+    comes first, so that more lanes are chosen only where they were measured to be faster; and
+    grouped convolutions have one lane, where ``layered`` is the same: with more they were the
+    slowest form on an H100 (docs/performance.md).
     """
     settings, limit = config.engine, most_lanes(config, devices) * seeds
     on_cpu = backend == "cpu"
     lanes = [1, 4] if on_cpu else [1, 2, 4, 8, 16, 32, 64, 128]
+    if settings.unroll_lanes:  # compiling takes as many times longer
+        lanes = [n for n in lanes if n <= _MOST_COPIES]
     lanes = [n for n in lanes if n <= limit] if not settings.lanes else [min(settings.lanes, limit)]
     dtypes = [config.model.dtype]
     if config.model.dtype == "auto":
         dtypes = ["float32"] if on_cpu else ["bfloat16", "float32"]
     convs = [settings.conv]
     if settings.conv == "auto":
-        convs = ["patches", "grouped"] if _is_small(config) else ["grouped", "patches"]
+        convs = ["patches", "layered"] if _is_small(config) else ["layered", "patches"]
         convs = ["custom", "patches"] if on_cpu else convs
     for dtype in dtypes:
         for conv in convs:
             # Under vmap the custom convolutions take turns: lanes do not help.
             fewer = [n for n in lanes if conv != "custom" or n == lanes[0]]
-            yield [Candidate(n, conv, settings.gradient_batch, dtype) for n in fewer]
+            yield [
+                Candidate(n, _plain(conv, n, settings.conv), settings.gradient_batch, dtype)
+                for n in fewer
+            ]
+
+
+def _plain(conv: str, lanes: int, wanted: str) -> str:
+    """With one lane, ``layered`` is the ordinary convolution: called by its name, unless set."""
+    return "grouped" if conv == "layered" and lanes == 1 and wanted == "auto" else conv
 
 
 def _is_small(config: Config) -> bool:

@@ -120,6 +120,7 @@ def make_layout(config: Config) -> Layout:
         settings.feature_batch,
         settings.gradient_batch,
         settings.cache_features,
+        settings.unroll_lanes,
     )
 
 

@@ -25,6 +25,8 @@ LAYOUTS = [
         ("spherenet", "custom", 2, "bfloat16"),
         ("spherenet", "patches", 2, "float32"),
         ("spherenet", "grouped", 1, "float32"),
+        ("spherenet", "layered", 2, "float32"),
+        ("mobilefacenet", "layered", 2, "bfloat16"),
         ("mobilefacenet", "patches", 2, "bfloat16"),
         ("mobilefacenet", "grouped", 1, "float32"),
         ("iresnet", "patches", 2, "float32"),

@@ -234,6 +234,13 @@ def test_other_ways_to_the_same_round(changes, table, devices):
     )
 
 
+def test_lanes_as_copies():
+    layout = small.layout(2, 1, unroll=True)
+    assert_round_equals_reference(
+        small.method(), layout, small.federation(), two_reference_rounds()
+    )
+
+
 @pytest.mark.slow
 def test_a_network_of_several_layers():
     assert_round_equals_reference(

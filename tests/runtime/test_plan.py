@@ -175,3 +175,22 @@ def test_a_file_of_others_is_measured_anew(change, monkeypatch):
     assert list(plan._read().values()) == [dataclasses.asdict(best)]  # written anew
     plan._write({plan._key(settings(), 1): kept})
     assert plan.settle(settings(), report=lambda line: None).engine.conv == "custom"
+
+
+def test_accelerators_try_layers_that_choose_and_one_lane_first():
+    small, large = (
+        settings(),
+        resolve(SETTINGS | {"model": SETTINGS["model"] | {"widths": (64, 128, 256, 512)}}),
+    )
+    for config in (small, large):
+        for backend in ("gpu", "tpu"):
+            groups = list(plan.candidates(config, 1, backend))
+            assert [g[0].lanes for g in groups] == [1] * len(groups)
+            convs = {c.conv for g in groups for c in g if c.lanes > 1}
+            assert convs == {"layered", "patches"}
+            assert not any(c.conv == "layered" for g in groups for c in g if c.lanes == 1)
+    first = next(plan.candidates(large, 1, "gpu"))
+    assert [(c.lanes, c.conv) for c in first][:2] == [(1, "grouped"), (2, "layered")]
+    assert plan.by_rule(large, backend="gpu", devices=1)[0].lanes == 1
+    given = resolve(SETTINGS | {"engine": {"conv": "layered"}})
+    assert {c.conv for g in plan.candidates(given, 1, "gpu") for c in g} == {"layered"}
