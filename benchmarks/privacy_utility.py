@@ -240,10 +240,10 @@ def draw(found: Mapping[str, Mapping], seeds: Sequence[int], path: pathlib.Path)
             [("global 1:1", "global/accuracy", 100), ("personal 1:N", "personalized/rank1", 100)],
         ),
         (
-            "membership, AUC",
+            "membership of images, AUC (chance: 0.5)",
             [
-                ("image", "auc/global/image (strangers)", 1),
-                ("person", "auc/global/person (training images)", 1),
+                ("global model", "auc/global/image (strangers)", 1),
+                ("own model", "auc/personalized/image (strangers)", 1),
             ],
         ),
         (
@@ -261,15 +261,18 @@ def draw(found: Mapping[str, Mapping], seeds: Sequence[int], path: pathlib.Path)
             for (label, key, factor), style in zip(lines, ("-", "--"), strict=True):
                 cells = [values_of(found, method, e, seeds, key) for e in EPSILONS]
                 means = [factor * statistics.mean(v) if v else math.nan for v in cells]
-                axis.plot(
-                    places, means, style, marker=marker, color=color, label=f"{method}, {label}"
+                spreads = [factor * statistics.pstdev(v) if v else math.nan for v in cells]
+                name = f"{method}, {label}"
+                axis.errorbar(
+                    places, means, spreads, fmt=style, marker=marker, color=color, label=name
                 )
         axis.set_xticks(places, [f"{e:g}" for e in EPSILONS])
         axis.set_xlabel("epsilon of the run")
         axis.set_title(title, loc="left", fontsize=10)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-        axis.legend(frameon=False, fontsize=7)
+        place = "center" if "AUC" in title else "best"
+        axis.legend(frameon=False, fontsize=7, handlelength=3.2, markerscale=0.8, loc=place)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
