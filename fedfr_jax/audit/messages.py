@@ -75,7 +75,8 @@ def _batch(setting: Setting, head: Heads, images: jax.Array, labels: jax.Array) 
     inputs = setting.inputs(images)
     direction = None
     if setting.spec.uses_contrastive:
-        direction = directions.direction(setting.spec, setting.server, head, inputs)
+        backbones = directions.frozen_backbones(setting.server, head)
+        direction = directions.direction(setting.spec, backbones, inputs)
     return Batch(inputs, labels, direction)
 
 

@@ -9,7 +9,11 @@ import jax
 
 from fedfr_jax import engine
 from fedfr_jax.config import Config
+from fedfr_jax.runtime import costs
 
+# On a CPU, steps in float32 of more work than this are always fastest one client at a time with the
+# custom convolutions, as measured; smaller ones may gain from lanes.
+_CLEAR_ON_CPU = 1e8  # floating-point operations of a client's step
 # Below these, one client leaves most of an accelerator idle: docs/performance.md.
 _SMALL_IMAGE, _SMALL_WIDTH = 64, 128
 _SURE_LANES = 8
@@ -53,7 +57,8 @@ def candidates(
 ) -> Iterator[list[Candidate]]:
     """Groups of candidates that differ only in lanes, fewest first; the most promising group first.
 
-    bfloat16 is never tried on a CPU, where it is slower.
+    bfloat16 is never tried on a CPU, where it is slower; and where the network is not tiny, nothing
+    else than one lane with custom convolutions is.
     """
     settings, limit = config.engine, most_lanes(config, devices) * seeds
     on_cpu = backend == "cpu"
@@ -66,11 +71,18 @@ def candidates(
     if settings.conv == "auto":
         convs = ["patches", "grouped"] if _is_small(config) else ["grouped", "patches"]
         convs = ["custom", "patches"] if on_cpu else convs
+        if on_cpu and dtypes == ["float32"] and _step_flops(config) > _CLEAR_ON_CPU:
+            convs = ["custom"]
     for dtype in dtypes:
         for conv in convs:
             # Under vmap the custom convolutions take turns: lanes do not help.
             fewer = [n for n in lanes if conv != "custom" or n == lanes[0]]
             yield [Candidate(n, conv, settings.gradient_batch, dtype) for n in fewer]
+
+
+def _step_flops(config: Config) -> float:
+    """Floating-point operations of a client's step: forward, and twice as many backward."""
+    return 3.0 * config.fed.batch_size * costs.forward_flops(config)
 
 
 def _is_small(config: Config) -> bool:

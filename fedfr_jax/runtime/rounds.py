@@ -214,10 +214,12 @@ def run_rounds(
     )()
     compiled = {"first round": 0, "later rounds": 0}
     inputs = read_ahead(sim, first) if first < last else None
+    # The pretrained model does not change: its evaluation need not keep the first round waiting.
+    pretrained = [course for course in courses if course.lacks_pretrained()]
     try:
         with track("federated rounds", last - first, "round") as bar:
             for r in range(first, last):
-                due = [course for course in courses if course.evaluates_at(r)]
+                due = [course for course in courses if r and course.evaluates_at(r)]
                 if due and all([course.save() for course in courses]):
                     interrupts.release()
                 for course in due:
@@ -228,6 +230,8 @@ def run_rounds(
                 loss = {"loss": rows[0]["loss"]} if "loss" in rows[0] else {}
                 about = loss | message_rows.shown(rows[0])
                 bar.update(1, images=sum(row["images"] for row in rows), **about)
+                while pretrained:
+                    pretrained.pop().evaluate_pretrained()
             finished = [course.finish(compiled) for course in courses]
             interrupts.release()
             return finished
