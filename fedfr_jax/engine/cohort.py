@@ -341,7 +341,8 @@ def loop_blocks(
             lambda t, n: lax.dynamic_update_slice_in_dim(t, n, i * block, 0), table, new
         )
 
-    shapes = jax.eval_shape(fn, jax.ShapeDtypeStruct((block,), positions.dtype))
+    some = positions[:block] if size else jax.ShapeDtypeStruct((block,), positions.dtype)
+    shapes = jax.eval_shape(fn, some)
     table = jax.tree.map(lambda s: jnp.zeros((padded, *s.shape[1:]), s.dtype), shapes)
     if size:
         table = lax.fori_loop(0, -(-count // block), one_block, table)

@@ -333,7 +333,7 @@ class Course:
         self._run.evaluate(done, backbone, self._clients.models(done, backbone))
 
     def lacks_pretrained(self) -> bool:
-        """Whether ``eval.every`` asks for an evaluation of the pretrained model that is not there."""
+        """Whether ``eval.every`` asks for the pretrained model's evaluation, which is not there."""
         if self._run.evaluate is None:
             return False
         folder = self._run.writer.workdir

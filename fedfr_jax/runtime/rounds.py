@@ -19,6 +19,7 @@ from fedfr_jax.algorithm.initialize import initial_server, server_shapes
 from fedfr_jax.algorithm.pretraining import pretrain
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.engine.compilations import compilations
+from fedfr_jax.engine.once import run_once
 from fedfr_jax.errors import InputError
 from fedfr_jax.models.weight_file import read_weight_file
 from fedfr_jax.models.weights import assumptions, weights_of
@@ -44,7 +45,7 @@ def starting_weights(sim: Simulation) -> tuple[PyTree, jax.Array | None]:
       InputError: the weights are missing or do not fit the model.
     """
     path = sim.config.model.weights
-    variables = sim.network.init(jax.random.key(sim.config.seed))
+    variables = run_once(sim.network.init, jax.random.key(sim.config.seed))
     if not path:
         return variables, None
     if not pathlib.Path(path).is_dir():
