@@ -9,7 +9,7 @@ import jax
 
 # On a CPU; LLVM's vectorizers and unrolling take most of the time, and for hundreds of small
 # kernels, as in drawing initial weights, three times as long as all else.
-_OPTIONS = {"xla_backend_optimization_level": 1}
+_OPTIONS: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
 
 
 def run_once(function: Callable[..., Any], *arguments: Any) -> Any:

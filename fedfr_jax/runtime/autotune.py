@@ -5,7 +5,8 @@ compute type) depends on the chip, the network and the batch. Automatic settings
 here: candidates train a few steps through the cohort engine on random images, the most promising
 first, until ``engine.plan_seconds`` are spent, and the fastest per client and step is used. The
 outcome is printed, kept in a file for the next run, and written into the run's ``config.json``; a
-setting that the user gives is never changed.
+setting that the user gives is never changed. Where rules leave a single candidate, as on a CPU
+for networks that are not tiny, nothing is measured.
 """
 
 from __future__ import annotations
