@@ -7,7 +7,6 @@ looked up in every epoch, unless the layout says to compute them in every step, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,25 +20,15 @@ from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.engine import Lane
 from fedfr_jax.engine.layout import Layout
 
-PyTree = Any
 
-
-def frozen_backbones(server: ServerState, head: Heads) -> PyTree:
-    """Variables of the global and of the client's previous backbone, stacked."""
-    return jax.tree.map(
-        lambda v, own: jnp.stack([v, own.astype(v.dtype)]), server.backbone, head.previous
+def direction(
+    spec: RoundSpec, server: ServerState, head: Heads, images: Images
+) -> Float[Array, "B d"]:
+    """(B, d) direction of the contrastive term for images as the network sees them."""
+    previous = jax.tree.map(lambda v, own: own.astype(v.dtype), server.backbone, head.previous)
+    return losses.contrastive_direction(
+        features(spec.backbone, server.backbone, images), features(spec.backbone, previous, images)
     )
-
-
-def direction(spec: RoundSpec, backbones: PyTree, images: Images) -> Float[Array, "B d"]:
-    """(B, d) direction of the contrastive term for images as the network sees them.
-
-    Args:
-      backbones: from :func:`frozen_backbones`. They take turns in a loop, so that the network is
-        compiled once for both.
-    """
-    found = jax.lax.map(lambda variables: features(spec.backbone, variables, images), backbones)
-    return losses.contrastive_direction(*found)
 
 
 def contrastive_directions(
@@ -48,17 +37,16 @@ def contrastive_directions(
     """A function ``(positions (B,), flip (B,), images (B, S, S, 3)) -> (B, d)``, or None."""
     if not spec.uses_contrastive:
         return lambda positions, flip, images: None
-    backbones = frozen_backbones(shared.server, head)
     if not layout.cache_features:
-        return lambda positions, flip, images: direction(spec, backbones, images)
-    table = _table(spec, layout, lane, backbones, head, pool, epochs)
+        return lambda positions, flip, images: direction(spec, shared.server, head, images)
+    table = _table(spec, layout, lane, shared, head, pool, epochs)
     return lambda positions, flip, images: table[
         flip.astype(int) if pool.mirrored else 0, positions
     ]
 
 
 def _table(
-    spec: RoundSpec, layout: Layout, lane: Lane, backbones: PyTree, head: Heads, pool: Pool, epochs
+    spec: RoundSpec, layout: Layout, lane: Lane, shared: Shared, head: Heads, pool: Pool, epochs
 ) -> jax.Array:
     """(V, P, d): :func:`direction` of the views that occur in some epoch, once per round.
 
@@ -79,7 +67,7 @@ def _table(
     def one_block(i, table):
         entries = jax.lax.dynamic_slice_in_dim(first, i * block, block)
         images = pool.views(entries % count, entries >= count)
-        return table.at[entries].set(direction(spec, backbones, images))
+        return table.at[entries].set(direction(spec, shared.server, head, images))
 
-    table = jnp.zeros((views * count, spec.backbone.embedding), type_of(backbones))
+    table = jnp.zeros((views * count, spec.backbone.embedding), type_of(shared.server.backbone))
     return lane.repeat(blocks, one_block, table).reshape(views, count, -1)

@@ -75,8 +75,7 @@ def _batch(setting: Setting, head: Heads, images: jax.Array, labels: jax.Array) 
     inputs = setting.inputs(images)
     direction = None
     if setting.spec.uses_contrastive:
-        backbones = directions.frozen_backbones(setting.server, head)
-        direction = directions.direction(setting.spec, backbones, inputs)
+        direction = directions.direction(setting.spec, setting.server, head, inputs)
     return Batch(inputs, labels, direction)
 
 
