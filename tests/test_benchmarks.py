@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import cases, compare, ours, plain_jax, problem, run, trainable, workloads
+from benchmarks import (
+    cases,
+    compare,
+    compile_time,
+    ours,
+    plain_jax,
+    problem,
+    run,
+    trainable,
+    workloads,
+)
 from benchmarks.problem import Case
 from fedfr_jax.config import resolve
 from fedfr_jax.engine import flops
@@ -221,3 +231,9 @@ def test_training_from_a_layer_up_sends_less():
         spec = spec_of(config, trained_part(network, part))
         sent.append(costs.communication(spec, 4, 4.0)["up"]["backbone"])
     assert sent == sorted(sent, reverse=True) and sent[-1] > 0
+
+
+def test_compiling_is_timed_by_phase():
+    found = compile_time.measure(dataclasses.replace(TINY, depth=4), rounds=2)
+    assert all(found[phase] > 0 for phase in ("trace", "lower", "compile"))
+    assert len(found["rounds"]) == 2 and found["sum of weights"] > 0

@@ -163,6 +163,24 @@ def _chunk_order(work, taken, lanes):
     return order, -(-jnp.sum(taken) // lanes)
 
 
+def _rows(tree: PyTree, at: jax.Array) -> PyTree:
+    """The rows (lanes, ...) at some slots; beyond the last slot, that one."""
+    if len(at) == 1:  # XLA:CPU compiles a slice much faster than a gather, for every array
+        return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, at[0], 1), tree)
+    return jax.tree.map(lambda x: x.at[at].get(mode="clip"), tree)
+
+
+def _with_rows(tree: PyTree, at: jax.Array, active: jax.Array, new: PyTree) -> PyTree:
+    """``tree`` with ``new`` rows (lanes, ...) at the active ones of some slots."""
+    if len(at) == 1:  # a chunk of one client has one, see _chunk_order()
+        return jax.tree.map(lambda x, n: lax.dynamic_update_slice_in_dim(x, n, at[0], 0), tree, new)
+
+    def put(x, n):  # results of empty slots are dropped
+        return x.at[jnp.where(active, at, len(x))].set(n, mode="drop")
+
+    return jax.tree.map(put, tree, new)
+
+
 def _side_by_side(update: ClientUpdate, lanes: int, unroll: bool) -> Callable[..., tuple]:
     """``update`` for ``lanes`` clients: arguments and results with a leading axis."""
 
@@ -185,26 +203,21 @@ def _all_of_one_device(side_by_side, lanes, shared, device, clients, state, work
     slots = work.shape[0]
     order, chunks = _chunk_order(work, taken, lanes)
 
-    def rows(tree, at):
-        return jax.tree.map(lambda x: x.at[at].get(mode="clip"), tree)
-
     def one_chunk(i, carry):
         total, weights, state, metrics = carry
         at = lax.dynamic_slice_in_dim(order, i * lanes, lanes)
         active = (at < slots) & taken.at[at].get(mode="clip")
         sent, weight, new, measured = side_by_side(
-            shared, device, rows(clients, at), rows(state, at), active
+            shared, device, _rows(clients, at), _rows(state, at), active
         )
         total = jax.tree.map(
             lambda t, s: t + jnp.tensordot(weight, s.astype(t.dtype), 1), total, sent
         )
-        place = jnp.where(active, at, slots)  # results of empty slots are dropped
-        state, metrics = jax.tree.map(
-            lambda x, n: x.at[place].set(n, mode="drop"), (state, metrics), (new, measured)
-        )
+        state, metrics = _with_rows((state, metrics), at, active, (new, measured))
         return total, weights + weight.sum(), state, metrics
 
-    example = rows((clients, state), jnp.zeros(lanes, int))
+    side_by_side = jax.jit(side_by_side)  # traced once, for its shapes and in the loop
+    example = _rows((clients, state), jnp.zeros(lanes, int))
     sent, weight, new, measured = jax.eval_shape(
         side_by_side, shared, device, *example, jnp.ones(lanes, bool)
     )
@@ -330,6 +343,7 @@ def loop_blocks(
     block = max(1, min(block, size))
     padded = -(-size // block) * block
     positions = jnp.pad(positions, (0, padded - size), mode="edge") if size else positions
+    fn = jax.jit(fn)  # traced once, for its shapes and in the loop
 
     def one_block(i, table):
         new = fn(lax.dynamic_slice_in_dim(positions, i * block, block))
@@ -337,7 +351,8 @@ def loop_blocks(
             lambda t, n: lax.dynamic_update_slice_in_dim(t, n, i * block, 0), table, new
         )
 
-    shapes = jax.eval_shape(fn, jax.ShapeDtypeStruct((block,), positions.dtype))
+    some = positions[:block] if size else jax.ShapeDtypeStruct((block,), positions.dtype)
+    shapes = jax.eval_shape(fn, some)
     table = jax.tree.map(lambda s: jnp.zeros((padded, *s.shape[1:]), s.dtype), shapes)
     if size:
         table = lax.fori_loop(0, -(-count // block), one_block, table)

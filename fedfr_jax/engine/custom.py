@@ -176,8 +176,12 @@ def _divisor(n, most):
 
 @functools.cache
 def operations(window, stride, padding):
-    """Forward, weight-gradient and input-gradient functions of one geometry."""
+    """Forward, weight-gradient and input-gradient functions of one geometry.
 
+    Under ``jax.jit``, so that equal layers of a network are traced and lowered once.
+    """
+
+    @jax.jit
     def forward(x, kernel):
         return _plain(x, kernel, stride, [(padding, padding)] * 2)
 
@@ -194,6 +198,7 @@ def operations(window, stride, padding):
             x = jnp.broadcast_to(x, (axis_size, *x.shape))
         return lax.map(lambda xk: forward(*xk), (x, kernel)), True
 
+    @jax.jit
     def weight_gradient(x, dy):
         # Otherwise XLA:CPU fuses the previous layer into the transposes, at a slow stride.
         x, dy = lax.optimization_barrier((x, dy))
@@ -226,6 +231,7 @@ def operations(window, stride, padding):
         return lax.fori_loop(0, dy.shape[0] // images * bands, add_piece, total).astype(x.dtype)
 
     def input_gradient_for(shape):
+        @jax.jit
         def input_gradient(dy, kernel):
             return _phases(dy, kernel, stride, padding, shape)
 

@@ -318,12 +318,12 @@ def make_round_evaluation(
     """The evaluation between rounds that ``eval.every`` asks for.
 
     Returns:
-      ``(rounds done, backbone, personal models)``, which adds rows to ``metrics.jsonl``;
-      before the first round of the pretrained model alone.
+      ``(rounds done, backbone, personal models)``, which adds rows to ``metrics.jsonl``; for
+      0 rounds, of the pretrained model alone, and without personal models.
     """
 
-    def evaluate(done: int, backbone: PyTree, personal: assess.PersonalModels) -> None:
-        if done == 0:
+    def evaluate(done: int, backbone: PyTree, personal: assess.PersonalModels | None) -> None:
+        if personal is None:
             models = {"pretrained": assess.assess_shared(assessor, pretrained)}
         else:
             models = {

@@ -26,8 +26,6 @@ import functools
 import math
 from typing import Any
 
-from scipy import optimize, stats
-
 from fedfr_jax.config import Config
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.population import participation
@@ -125,12 +123,14 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
 
     k of them are one with a noise multiplier that is smaller by the root of k.
     """
+    from scipy import optimize, special  # noqa: PLC0415 (takes a second; few runs are private)
+
     half, z = 0.5 / noise_multiplier, noise_multiplier
 
     def excess(epsilon):
-        upper = stats.norm.cdf(half - epsilon * z)
+        upper = special.ndtr(half - epsilon * z)
         # exp(epsilon) alone would overflow.
-        lower = math.exp(min(700.0, epsilon + stats.norm.logcdf(-half - epsilon * z)))
+        lower = math.exp(min(700.0, epsilon + special.log_ndtr(-half - epsilon * z)))
         return upper - lower - delta
 
     if excess(0.0) <= 0:

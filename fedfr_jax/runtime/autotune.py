@@ -5,7 +5,8 @@ compute type) depends on the chip, the network and the batch. Automatic settings
 here: candidates train a few steps through the cohort engine on random images, the most promising
 first, until ``engine.plan_seconds`` are spent, and the fastest per client and step is used. The
 outcome is printed, kept in a file for the next run, and written into the run's ``config.json``; a
-setting that the user gives is never changed.
+setting that the user gives is never changed. Where rules leave a single candidate, as on a CPU
+for networks that are not tiny, nothing is measured.
 """
 
 from __future__ import annotations
@@ -75,9 +76,11 @@ def settle(config: Config, *, seeds: int = 1, report=print) -> Config:
     """
     if not is_automatic(config):
         return config
-    key, known = _key(config, seeds), _read()
-    found, note = _kept(config, seeds, known.get(key)), f"measured before, kept in {cache_file()}"
-    if found is not None:
+    key, known, every = _key(config, seeds), _read(), _candidates(config, seeds)
+    found, note = _kept(every, known.get(key)), f"measured before, kept in {cache_file()}"
+    if len(every) == 1:
+        [best], note = every, "by rule: nothing else is as fast"
+    elif found is not None:
         best = found
     else:
         busy = _is_busy()
@@ -97,11 +100,16 @@ def settle(config: Config, *, seeds: int = 1, report=print) -> Config:
     )
 
 
-def _kept(config: Config, seeds: int, plan: dict[str, Any] | None) -> Candidate | None:
+def _candidates(config: Config, seeds: int) -> list[Candidate]:
+    """All that could be measured on this process' devices."""
+    devices = min(len(jax.local_devices()), cohort_size(config))
+    groups = candidates(config, devices, jax.default_backend(), seeds)
+    return [candidate for group in groups for candidate in group]
+
+
+def _kept(every: list[Candidate], plan: dict[str, Any] | None) -> Candidate | None:
     """The candidate that a plan names; None if it is not among those that would be measured."""
-    mesh = engine.make_mesh(jax.local_devices()[: cohort_size(config)])
-    groups = candidates(config, mesh.size, jax.default_backend(), seeds) if plan else ()
-    return next((c for group in groups for c in group if dataclasses.asdict(c) == plan), None)
+    return next((c for c in every if dataclasses.asdict(c) == plan), None)
 
 
 def _is_busy() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +22,12 @@ from fedfr_jax.population.store import RowStore
 from fedfr_jax.runtime import costs, message_rows, simulated_time, workdir
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
 from fedfr_jax.runtime.client_states import ClientStates
+from fedfr_jax.runtime.processes import worst
 from fedfr_jax.runtime.remarks import remark
 from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
+_SMALL_LEAF = 1 << 16  # numbers per client; a copy of so many is nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,15 +116,21 @@ def round_row(
 def compile_finite(mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """``(server, heads) -> (whether all of the server is finite, the same of each slot (C,))``."""
 
-    def floats(tree):
-        return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    def all_finite(tree):  # leaves (N, ...) -> (N,)
+        rows = [
+            x.reshape(len(x), -1)
+            for x in jax.tree.leaves(tree)
+            if jnp.issubdtype(x.dtype, jnp.floating)
+        ]
+        # Every test takes a while to compile: small leaves of one type are tested together.
+        together, alone = collections.defaultdict(list), []
+        for x in rows:
+            (together[x.dtype] if x.shape[1] <= _SMALL_LEAF else alone).append(x)
+        tested = [*alone, *(jnp.concatenate(small, 1) for small in together.values())]
+        return jnp.stack([jnp.isfinite(x).all(1) for x in tested]).all(0)
 
     def finite(server, heads):
-        slots = [jnp.isfinite(x).reshape(x.shape[0], -1).all(1) for x in floats(heads)]
-        return (
-            jnp.stack([jnp.isfinite(x).all() for x in floats(server)]).all(),
-            jnp.stack(slots).all(0),
-        )
+        return all_finite(jax.tree.map(lambda x: x[None], server))[0], all_finite(heads)
 
     return jax.jit(finite, out_shardings=NamedSharding(mesh, P()))
 
@@ -322,6 +331,20 @@ class Course:
         backbone = engine.addressable(self.server.backbone)
         assert self._run.evaluate is not None  # checked by evaluates_at()
         self._run.evaluate(done, backbone, self._clients.models(done, backbone))
+
+    def lacks_pretrained(self) -> bool:
+        """Whether ``eval.every`` asks for the pretrained model's evaluation, which is not there."""
+        if self._run.evaluate is None:
+            return False
+        folder = self._run.writer.workdir
+        rows = workdir.read_metrics(folder) if (folder / workdir.METRICS).exists() else []
+        there = any(row["kind"] == "evaluation" and row.get("round") == 0 for row in rows)
+        return bool(worst(int(jax.process_index() == 0 and not there)))  # which has such rows
+
+    def evaluate_pretrained(self) -> None:
+        """The evaluation of the pretrained model, which is also that before the first round."""
+        assert self._run.evaluate is not None  # checked by lacks_pretrained()
+        self._run.evaluate(0, self._run.pretrained, None)
 
     def finish(self, compiled: dict[str, int]) -> tuple[ServerState, dict[str, Any]]:
         """Saves the last state; returns (server, numbers for the summary)."""

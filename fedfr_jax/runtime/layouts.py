@@ -9,7 +9,11 @@ import jax
 
 from fedfr_jax import engine
 from fedfr_jax.config import Config
+from fedfr_jax.runtime import costs
 
+# On a CPU, steps in float32 of more work than this are always fastest one client at a time with the
+# custom convolutions, as measured; smaller ones may gain from lanes.
+_CLEAR_ON_CPU = 1e8  # floating-point operations of a client's step
 # Below these, one client leaves most of an accelerator idle: docs/performance.md.
 _SMALL_IMAGE, _SMALL_WIDTH = 64, 128
 _SURE_LANES = 8
@@ -57,7 +61,8 @@ def candidates(
     bfloat16 is never tried on a CPU, where it is slower. On accelerators a candidate with one lane
     comes first, so that more lanes are chosen only where they were measured to be faster; and
     grouped convolutions have one lane, where ``layered`` is the same: with more they were the
-    slowest form on an H100 (docs/performance.md).
+    slowest form on an H100 (docs/performance.md). On a CPU nothing but one lane with custom
+    convolutions is tried where the network is not tiny.
     """
     settings, limit = config.engine, most_lanes(config, devices) * seeds
     on_cpu = backend == "cpu"
@@ -72,6 +77,8 @@ def candidates(
     if settings.conv == "auto":
         convs = ["patches", "layered"] if _is_small(config) else ["layered", "patches"]
         convs = ["custom", "patches"] if on_cpu else convs
+        if on_cpu and dtypes == ["float32"] and _step_flops(config) > _CLEAR_ON_CPU:
+            convs = ["custom"]
     for dtype in dtypes:
         for conv in convs:
             # Under vmap the custom convolutions take turns: lanes do not help.
@@ -85,6 +92,11 @@ def candidates(
 def _plain(conv: str, lanes: int, wanted: str) -> str:
     """With one lane, ``layered`` is the ordinary convolution: called by its name, unless set."""
     return "grouped" if conv == "layered" and lanes == 1 and wanted == "auto" else conv
+
+
+def _step_flops(config: Config) -> float:
+    """Floating-point operations of a client's step: forward, and twice as many backward."""
+    return 3.0 * config.fed.batch_size * costs.forward_flops(config)
 
 
 def _is_small(config: Config) -> bool:

@@ -19,6 +19,7 @@ from fedfr_jax.algorithm.initialize import initial_server, server_shapes
 from fedfr_jax.algorithm.pretraining import pretrain
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.engine.compilations import compilations
+from fedfr_jax.engine.once import run_once
 from fedfr_jax.errors import InputError
 from fedfr_jax.models.weight_file import read_weight_file
 from fedfr_jax.models.weights import assumptions, weights_of
@@ -44,7 +45,7 @@ def starting_weights(sim: Simulation) -> tuple[PyTree, jax.Array | None]:
       InputError: the weights are missing or do not fit the model.
     """
     path = sim.config.model.weights
-    variables = sim.network.init(jax.random.key(sim.config.seed))
+    variables = run_once(sim.network.init, jax.random.key(sim.config.seed))
     if not path:
         return variables, None
     if not pathlib.Path(path).is_dir():
@@ -214,10 +215,12 @@ def run_rounds(
     )()
     compiled = {"first round": 0, "later rounds": 0}
     inputs = read_ahead(sim, first) if first < last else None
+    # The pretrained model does not change: its evaluation need not keep the first round waiting.
+    pretrained = [course for course in courses if course.lacks_pretrained()]
     try:
         with track("federated rounds", last - first, "round") as bar:
             for r in range(first, last):
-                due = [course for course in courses if course.evaluates_at(r)]
+                due = [course for course in courses if r and course.evaluates_at(r)]
                 if due and all([course.save() for course in courses]):
                     interrupts.release()
                 for course in due:
@@ -228,6 +231,8 @@ def run_rounds(
                 loss = {"loss": rows[0]["loss"]} if "loss" in rows[0] else {}
                 about = loss | message_rows.shown(rows[0])
                 bar.update(1, images=sum(row["images"] for row in rows), **about)
+                while pretrained:
+                    pretrained.pop().evaluate_pretrained()
             finished = [course.finish(compiled) for course in courses]
             interrupts.release()
             return finished
