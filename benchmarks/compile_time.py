@@ -25,6 +25,7 @@ from fedfr_jax import engine
 from fedfr_jax.algorithm.plain import compile_round
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.runtime import simulation
+from fedfr_jax.settings import EngineConfig
 
 CASES = {"small": cases.SMALL, "middle": cases.MIDDLE, "paper": cases.PAPER}
 
@@ -50,10 +51,10 @@ def _state(case: Case, variables: Any) -> tuple[ServerState, Heads]:
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
     """Seconds of all cores per phase of compiling a case's round, and of some rounds."""
-    config = ours._config(case, "float32", "custom", 1, True)
+    config = ours.config_of(case, "float32", EngineConfig(lanes=1, conv="custom"))
     layout, spec = simulation.make_layout(config), simulation.make_spec(config)
     variables = jax.device_get(spec.backbone.init(jax.random.key(0)))
-    public, cohort = ours._data(case, federation(case), layout.mesh.size)
+    public, cohort = ours.data_of(case, federation(case), layout.mesh.size)
     server, heads = _state(case, variables)
     heads = jax.tree.map(lambda x: x[np.maximum(cohort.clients, 0)], heads)  # of the slots
     state = [engine.replicate(server, layout.mesh), engine.spread(heads, layout.mesh)]

@@ -28,7 +28,8 @@ from fedfr_jax.runtime.autotune import settle
 from fedfr_jax.settings import DataConfig, EngineConfig, FedConfig, ModelConfig, SplitConfig
 
 
-def _config(case: Case, dtype: str, settings: EngineConfig) -> Config:
+def config_of(case: Case, dtype: str, settings: EngineConfig) -> Config:
+    """The settings of a case."""
     fed = FedConfig(
         num_clients=case.clients,
         batch_size=case.batch,
@@ -56,7 +57,8 @@ def _config(case: Case, dtype: str, settings: EngineConfig) -> Config:
     )
 
 
-def _data(case: Case, problem, devices: int) -> tuple[PublicData, CohortData]:
+def data_of(case: Case, problem, devices: int) -> tuple[PublicData, CohortData]:
+    """The images of a case, for a mesh of that many devices."""
     images, labels = problem["images"], problem["client/image_labels"]
     clients = [
         (images[rows], own) for rows, own in zip(problem["client/image_rows"], labels, strict=True)
@@ -74,7 +76,7 @@ def _data(case: Case, problem, devices: int) -> tuple[PublicData, CohortData]:
 def _place(case: Case, problem, layout: Layout):
     """((server, heads), public, cohort) on the devices, and the client in each slot."""
     mesh = layout.mesh
-    public, cohort = _data(case, problem, mesh.size)
+    public, cohort = data_of(case, problem, mesh.size)
     server, heads = _state(case, problem)
     heads = jax.tree.map(lambda x: x[np.maximum(cohort.clients, 0)], heads)
     state = engine.replicate(server, mesh), engine.spread(heads, mesh)
@@ -122,7 +124,7 @@ def build(
     settings = EngineConfig(
         lanes=lanes, conv=conv, cache_features=cache_features, unroll_lanes=unroll
     )
-    config = settle(_config(case, dtype, settings), report=lambda line: None)
+    config = settle(config_of(case, dtype, settings), report=lambda line: None)
     layout = simulation.make_layout(config)
     spec = simulation.make_spec(config)
     step = compile_round(spec, layout)
