@@ -30,14 +30,17 @@ def compare_with_public(
     shared: Shared,
     device: Device,
     cohort: CohortData,
+    everybody: jax.Array | None = None,
 ) -> Bool[Array, "C N_0"]:
     """(C, N_0) bool: ``choose`` of each client's features and those of the public images.
 
     Args:
       choose: ``(own (M, d), exists (M,) bool, public (N_0, d)) -> (N_0,) bool``; all features
         are under the global backbone.
+      everybody: (N_0, d) features of the public images, if they are known already.
     """
-    everybody = public_features(spec, layout, shared.server.backbone, shared.public)
+    if everybody is None:
+        everybody = public_features(spec, layout, shared.server.backbone, shared.public)
 
     def on_one_device(shared, device):
         shared, public = shared

@@ -18,6 +18,7 @@ from fedfr_jax import engine
 from fedfr_jax.algorithm import losses
 from fedfr_jax.algorithm.features import to_input, type_of, views
 from fedfr_jax.models import Backbone
+from fedfr_jax.population.images import StoredImages
 from fedfr_jax.settings import PretrainConfig
 
 PyTree = Any
@@ -47,7 +48,8 @@ def pretrain(
 
     Args:
       backbone: the network; ``variables`` its initial variables.
-      images: (N, S, S, 3) uint8 table; the first ``len(labels)`` images are used.
+      images: (N, S, S, 3) uint8 table; the first ``len(labels)`` images are used. Or
+        :class:`StoredImages`, of which every mini-batch is read while the one before trains.
       labels: (N_0,) int in [0, K_0).
       config: epochs, batch size, learning rate and its schedule.
       mesh: the batch is spread over it.
@@ -70,13 +72,15 @@ def pretrain(
     step = _make_step(backbone, config, optimizer, augment)
     state = _initial(backbone, variables, optimizer, int(labels.max()) + 1, seed)
     state = jax.device_put(state, NamedSharding(mesh, P()))
-    images = jax.device_put(images, NamedSharding(mesh, P()))
+    stored = isinstance(images, StoredImages)
+    table = None if stored else jax.device_put(images, NamedSharding(mesh, P()))
     spread = NamedSharding(mesh, P(engine.AXIS))
     rng = np.random.default_rng([seed, 1])
     for epoch in range(config.epochs):
         totals = []
-        for i, inputs in enumerate(_batches(labels, batch, rng)):
-            state, metrics = step(state, images, *jax.device_put(inputs, spread))
+        for i, (rows, *inputs) in enumerate(_batches(labels, batch, rng)):
+            found = images[rows] if stored else rows
+            state, metrics = step(state, table, *jax.device_put((found, *inputs), spread))
             totals.append(metrics)
             if i % 8 == 7 or i + 1 == per_epoch:
                 on_step(batch * (i % 8 + 1), _finite(totals[-1][0], epoch))
@@ -164,8 +168,9 @@ def _make_step(backbone, config, optimizer, augment):
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, (new_stats, (cosine.argmax(-1) == labels).mean())
 
+    # Positions in the table, or where there is none the images themselves.
     def step(state, table, rows, labels, flip):
-        images = table[rows]
+        images = rows if table is None else table[rows]
         if augment:
             images = views(images, flip)
         (loss, (stats, accuracy)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
