@@ -9,6 +9,8 @@ import numpy as np
 from fedfr_jax.population.feed import CohortRows, cohort_rows, needed_capacity
 from fedfr_jax.population.schedule import Schedule
 
+_FEWEST = 256  # public images that there is room for, at least
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -89,3 +91,18 @@ def parts_of(assigned: np.ndarray, sizes: np.ndarray, devices: int, size: int) -
         if (clients >= 0).any():
             found.append(Part(np.where(clients >= 0, at, -1), clients))
     return found
+
+
+def capacity_for(count: int, most: int, before: int = 0) -> int:
+    """Public images that a program has room for: a power of two, so that there are few programs.
+
+    It never shrinks during a run, as the memory for the largest part is needed anyway.
+
+    Args:
+      count: images to be kept; ``most``: N_0.
+      before: the largest capacity so far.
+    """
+    needed = max(_FEWEST, before)
+    while needed < count:
+        needed *= 2
+    return min(needed, most)

@@ -65,7 +65,7 @@ def check_fits(parts: Mapping[str, float], free: float | None = None) -> None:
 
 def check_plan(config: Config) -> None:
     """Refuses a population or schedule that does not fit; before data are opened."""
-    _check_processes(config)
+    check_processes(config, jax.process_count())
     data, clients = config.data, config.fed.num_clients
     images = data.generated.identities * data.generated.images_per_identity[0]
     cohort, rounds = config.population.cohort or clients, config.rounds
@@ -84,11 +84,11 @@ def check_plan(config: Config) -> None:
     check_fits(sizes | {schedule: sizes.get(schedule, 0) + 8 * rounds * cohort})
 
 
-def _check_processes(config: Config) -> None:
+def check_processes(config: Config, processes: int) -> None:
     """Refuses rounds in parts with several processes."""
-    if config.engine.part and jax.process_count() > 1:
+    if config.engine.part and processes > 1:
         raise ConfigError(
-            f"engine.part is {config.engine.part}, but there are {jax.process_count()} processes, "
+            f"engine.part is {config.engine.part}, but there are {processes} processes, "
             "and only one process can run rounds in parts; set engine.part=0"
         )
 

@@ -25,9 +25,11 @@ from fedfr_jax.algorithm.features import type_of
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.engine.layout import Layout
+from fedfr_jax.errors import ConfigError
 from fedfr_jax.population.cohort_data import CohortData, PublicData
 from fedfr_jax.population.images import StoredImages
-from fedfr_jax.population.parts import Part
+from fedfr_jax.population.parts import Part, capacity_for
+from fedfr_jax.runtime import memory
 from fedfr_jax.runtime.client_states import ClientStates
 from fedfr_jax.runtime.processes import wait
 from fedfr_jax.runtime.progress import track
@@ -35,7 +37,6 @@ from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
 _READ = 1024  # images that are read at once
-_FEWEST = 256  # public images that there is room for, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +211,7 @@ def _kept_images(
 ) -> tuple[PublicData, jax.Array]:
     """(the public images that clients of a part keep, (C, N) which of them each client keeps)."""
     mesh, public, stored = sim.layout.mesh, sim.public, sim.public_inputs
-    assert stored is not None
+    assert stored is not None  # engine.part is set
     if now.hard is None:
         nobody = np.zeros((len(now.part.clients), 0), bool)
         return public, engine.spread(nobody, mesh)
@@ -222,6 +223,7 @@ def _kept_images(
         if programs.capacities:
             print(f"clients keep more public images: compiling for {capacity:,} of them")
         programs.capacities.add(capacity)
+        _check_room(sim, len(numbers), capacity)
     columns = np.zeros(capacity, np.int32)
     columns[: len(numbers)] = numbers
     kept = np.zeros((len(hard), capacity), bool)
@@ -234,6 +236,25 @@ def _kept_images(
     return some, engine.spread(kept, mesh)
 
 
+def _check_room(sim: Simulation, count: int, capacity: int) -> None:
+    """Refuses more kept public images than the memory that is free, as far as that is known."""
+    devices = list(sim.layout.mesh.local_mesh.devices.flat)
+    assert sim.public_inputs is not None  # engine.part is set
+    stats, example = devices[0].memory_stats(), sim.public_inputs[:1]
+    size = float(capacity * example.nbytes)
+    if stats and "bytes_limit" in stats:
+        free = float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    else:  # the devices' memory is the host's
+        free, size = memory.available(), size * (1 + len(devices))
+    if size > free:
+        raise ConfigError(
+            f"fed.hard_threshold is {sim.config.fed.hard_threshold}, at which the clients of one "
+            f"part keep {count:,} public images together; with room for {capacity:,} that are "
+            f"{size / 2**30:,.1f} GiB, but {free / 2**30:,.1f} GiB are free. Raise it, or lower "
+            "engine.part"
+        )
+
+
 def _read(stored: StoredImages, numbers: np.ndarray, capacity: int) -> np.ndarray:
     """(capacity, ...) images at (n,) positions; the others are black."""
     example = stored[numbers[:1]] if len(numbers) else stored[:1]
@@ -242,18 +263,3 @@ def _read(stored: StoredImages, numbers: np.ndarray, capacity: int) -> np.ndarra
         at = numbers[first : first + _READ]
         images[first : first + len(at)] = stored[at]
     return images
-
-
-def capacity_for(count: int, most: int, before: int = 0) -> int:
-    """Public images that a program has room for: a power of two, so that there are few programs.
-
-    It never shrinks during a run, as the memory for the largest part is needed anyway.
-
-    Args:
-      count: images to be kept; ``most``: N_0.
-      before: the largest capacity so far.
-    """
-    needed = max(_FEWEST, before)
-    while needed < count:
-        needed *= 2
-    return min(needed, most)
