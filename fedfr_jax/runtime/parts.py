@@ -97,8 +97,8 @@ def stored_features(sim: Simulation, variables: PyTree) -> jax.Array:
     stored, layout = sim.public_inputs, sim.layout
     assert stored is not None  # engine.part is set
     run, block = compile_features(sim.spec, layout), layout.feature_batch * layout.mesh.size
-    shape = len(stored), sim.spec.backbone.embedding
-    table = engine.replicate(jnp.zeros(shape, type_of(variables)), layout.mesh)
+    shape, everywhere = (len(stored), sim.spec.backbone.embedding), NamedSharding(layout.mesh, P())
+    table = jnp.zeros(shape, type_of(variables), device=everywhere)
     with track("features of the public images", len(stored), "image", keep=False) as bar:
         for first in range(0, len(stored), block):
             images = stored[first : first + block]  # read while the last block is computed

@@ -1,5 +1,7 @@
 """Rounds in parts (``engine.part``) have the results of whole rounds."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,7 +109,7 @@ def test_activations_in_place_of_images(tmp_path):
 def test_a_round_that_was_interrupted_is_done_again(tmp_path, monkeypatch):
     config = quick(**FEDFR, engine={"part": 1})
     whole = rounds_only(tmp_path / "whole", config=config)
-    real, left = parts._kept_images, [3]
+    real, left = parts._kept_images, [1]
 
     def interrupted(*arguments):
         left[0] -= 1
@@ -115,8 +117,9 @@ def test_a_round_that_was_interrupted_is_done_again(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(parts, "_kept_images", interrupted)
     with Experiment(config, tmp_path / "stopped") as run:
+        run.run(1)
+        monkeypatch.setattr(parts, "_kept_images", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run.run()  # in the second part of the second round
         assert run.round == 1 and run._store.newest == 1
@@ -175,7 +178,7 @@ def test_every_client_is_in_one_part_and_those_with_most_images_come_first():
         there = part.slots >= 0
         assert np.array_equal(assigned[part.slots[there]], part.clients[there])
     assert parts_of(np.array([-1, -1]), sizes, 1, 1) == []
-    assert [len(part.clients) for part in parts_of(assigned, sizes, 2, 3)] == [6, 6]
+    assert [len(part.clients) for part in parts_of(assigned, sizes, 2, 3)] == [6]
 
 
 def test_room_for_kept_images_is_a_power_of_two_and_never_shrinks():
@@ -221,11 +224,14 @@ def test_several_processes_are_refused(monkeypatch):
         memory.check_plan(quick(engine={"part": 1}))
 
 
-def test_more_kept_images_than_memory_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: 1e5)
-    monkeypatch.setattr(memory, "check_fits", lambda sizes: None)
-    with (
-        Experiment(quick(**FEDFR, engine={"part": 1}), tmp_path / "run") as run,
-        pytest.raises(ConfigError, match=r"^fed\.hard_threshold is 0\.9.*Raise it"),
-    ):
-        run.run()
+def test_more_kept_images_than_memory_are_refused(monkeypatch):
+    mesh = small.layout(devices=2).mesh
+    sim = SimpleNamespace(
+        layout=SimpleNamespace(mesh=mesh),
+        public_inputs=np.zeros((10, 16, 16, 3), np.uint8),
+        config=quick(**FEDFR),
+    )
+    monkeypatch.setattr(memory, "available", lambda: 3 * 768.0 * 512)  # the devices are the host's
+    parts._check_room(sim, 300, 512)
+    with pytest.raises(ConfigError, match=r"^fed\.hard_threshold is 0\.9.* 600 public.*Raise it"):
+        parts._check_room(sim, 600, 1024)
