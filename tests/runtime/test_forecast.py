@@ -332,8 +332,8 @@ def test_parts_by_hand():
     whole, parts = parts_of(plan_of_tiny()), parts_of(plan)
     image, d = 16 * 16 * 3, 8
     assert "public images" not in parts and parts["features of public images"] == (35 * 4 * d, 0)
-    assert parts["kept public images of a part"] == (24 * image, 24 * image)  # 2 clients, 12 images
-    assert parts["tables of directions, per lane"][0] == 2 * (12 + 24) * 4 * d
+    assert parts["kept public images of a part"] == (35 * image, 35 * image)  # room for all
+    assert parts["tables of directions, per lane"] == whole["tables of directions, per lane"]
     assert parts["which public images are hard"][0] == 35
     assert parts["training images, all clients'"] == whole["training images, all clients'"]
     streamed = plan_of_tiny(
@@ -346,12 +346,16 @@ def test_parts_by_hand():
 
 
 def test_parts_are_advised_where_they_are_enough():
-    plan = plan_of_tiny(small_machine(2.0**40), data={"images": "stream"})
+    config, counts = big(3000)
+    plan = forecast(config, small_machine(2.0**40), source=source_of(counts))
     everything = needed(situation(plan)).device
-    small = dataclasses.replace(plan, machine=small_machine(0.8 * everything))
-    changes, after = remedies(situation(small))
+    small = dataclasses.replace(plan, machine=small_machine(0.3 * everything))
+    [change], after = remedies(situation(small))
+    assert change.text.startswith("engine.part=") and not change.changes_results
     assert not any(excess(after))
-    assert any(c.text.startswith("engine.part=") and not c.changes_results for c in changes)
+    allowed = dataclasses.replace(config.fed, aggregator="median", aggregation="uniform")
+    refused = dataclasses.replace(small, config=dataclasses.replace(config, fed=allowed))
+    assert not any("engine.part" in c.text for c in remedies(situation(refused))[0])
     with pytest.raises(ConfigError, match=r"engine\.part is 1, but there are 2 processes"):
         forecast(
             tiny(engine={"part": 1, "plan_seconds": 0.0}),
