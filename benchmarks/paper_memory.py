@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--public", type=int, default=PUBLIC)
     parser.add_argument("--embedding", type=int, default=64)
     # At these a client keeps about as many public images as it has of its own.
-    parser.add_argument("--threshold", type=float, default=0.9987)
+    parser.add_argument("--threshold", type=float, default=0.9986)
     parser.add_argument("--few", type=int, default=2 * PUBLIC_PEOPLE, help="of the second run")
     parser.add_argument("--few_threshold", type=float, default=0.9915)
     parser.add_argument("--step", choices=("run", "plan"), help=argparse.SUPPRESS)

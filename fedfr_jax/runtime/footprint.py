@@ -290,9 +290,8 @@ def _state_parts(config: Config, n: Counts, units: Units) -> list[Part]:
     on_host *= n.local_devices
     late = (ROUNDS, EVALUATION)
     return [
-        # The state, the pretrained backbone, and the sums of what clients send.
+        # The state, the pretrained backbone, and the sums: in parts, that of the part, too.
         Part("server's state", units.server + units.backbone, 0, late, "model"),
-        # In parts that of the part, too.
         Part("sums of what clients send", (1 + (part > 0)) * units.server, 0, (ROUNDS,), "model"),
         Part(
             "models kept on the host",
@@ -362,12 +361,13 @@ def _working_parts(config: Config, n: Counts, units: Units) -> list[Part]:
         parts.append(Part("which public images are hard", kept, 0, (ROUNDS,), "population.cohort"))
         # Features of public and own images, normalized; a block of cosines.
         found = n.public_images * units.feature
-        if config.engine.part:  # they stay
+        if config.engine.part:
             parts.append(Part("features of public images", found, 0, (ROUNDS,), own_public))
         search = (1.0 if config.engine.part else 2.0) * found + n.part_capacity * units.feature
         search += 9 * min(_COSINES, n.public_images) * n.most_images
         search += units.step.forward if units.step else 0
-        more = search - (tables + state + step + lists)
+        # In parts the next one's search may be laid out while a part trains.
+        more = search - (0 if config.engine.part else tables + state + step + lists)
         if more > 0:
             name = "hard-negative search, beside it"
             parts.append(Part(name, more, 0, (ROUNDS,), own_public))

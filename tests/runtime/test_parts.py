@@ -24,14 +24,13 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 LOSSES = ("loss", "identification", "contrastive", "binary", "images", "hard_negatives_mean")
 
 
-def in_both_ways(tmp_path, **changes):
+def in_both_ways(tmp_path, part=1, lanes=1, **changes):
     """(states, metrics) of a run with whole rounds and of one in parts, of the same settings."""
-    engine = changes.pop("engine", {})
     found = []
-    for part in (0, 1):
-        config = quick(engine={**engine, "part": part}, **changes)
-        state = rounds_only(tmp_path / str(part), config=config)
-        rows = [row for row in read_metrics(tmp_path / str(part)) if row["kind"] == "round"]
+    for size in (0, part):
+        config = quick(engine={"lanes": lanes, "part": size}, **changes)
+        state = rounds_only(tmp_path / str(size), config=config)
+        rows = [row for row in read_metrics(tmp_path / str(size)) if row["kind"] == "round"]
         found.append((state, rows))
     return found
 
@@ -84,7 +83,8 @@ def test_fedfr_with_pretraining_and_evaluation(tmp_path):
 def test_fedavg_with_a_server_optimizer_and_clipped_noisy_messages(tmp_path):
     fed = {"rounds": 2, "server_optimizer": "momentum", "aggregation": "uniform", "lr": 0.01}
     privacy = {"clip_norm": 0.05, "noise_multiplier": 0.1, "clip_quantile": 0.5}
-    assert_same(in_both_ways(tmp_path, fed=fed, privacy=privacy, population={"cohort": 0}))
+    everybody = {"cohort": 0}  # 3 and 2 clients on two devices, of which 2 have places at a time
+    assert_same(in_both_ways(tmp_path, 2, 2, fed=fed, privacy=privacy, population=everybody))
 
 
 def test_a_method_with_private_tensors_and_simulated_time(tmp_path):
