@@ -59,7 +59,7 @@ def hard_negative_examples(
 
 
 def _closest(own: np.ndarray, public: np.ndarray, block: int) -> tuple[float, int, int]:
-    """(largest cosine, its row in ``own``, its row in ``public``), by blocks of the latter."""
+    """(largest cosine, its row in ``own``, its row in ``public``), by blocks of the former."""
     best = -np.inf, 0, 0
     for rows in _some_rows(len(own), len(public), block):
         cosine = own[rows] @ public.T
@@ -106,28 +106,29 @@ def mistake_examples(
 
 def _client_mistakes(held_out, position, unit, threshold, block) -> Iterator[dict]:
     own = np.flatnonzero(held_out.shows(position))
-    for kind, sign in (("false accept", -1), ("false reject", 1)):
-        worst, a, b = np.inf, 0, 0
-        for rows in _some_rows(len(own), len(unit), block):
-            mine = own[rows]
-            score = on_grid(unit[mine] @ unit.T)
-            same = held_out.labels[mine][:, None] == held_out.labels
-            other_image = mine[:, None] != np.arange(len(unit))
+    kinds = {"false accept": -1, "false reject": 1}
+    worst = {kind: (np.inf, 0, 0) for kind in kinds}
+    for rows in _some_rows(len(own), len(unit), block):
+        mine = own[rows]
+        score = on_grid(unit[mine] @ unit.T)
+        same = held_out.labels[mine][:, None] == held_out.labels
+        other_image = mine[:, None] != np.arange(len(unit))
+        for kind, sign in kinds.items():
             relevant = ~same if kind == "false accept" else same & other_image
             candidates = np.where(relevant, sign * score, np.inf)
-            i, j = np.unravel_index(candidates.argmin(), candidates.shape)
-            if candidates[i, j] < worst:
-                worst, a, b = float(candidates[i, j]), int(mine[i]), int(j)
-        score_of_worst = sign * worst
-        accepted = score_of_worst > threshold
-        if np.isfinite(worst) and accepted == (kind == "false accept"):
+            a, b = np.unravel_index(candidates.argmin(), candidates.shape)
+            if candidates[a, b] < worst[kind][0]:
+                worst[kind] = float(candidates[a, b]), int(mine[a]), int(b)
+    for kind, sign in kinds.items():
+        value, a, b = worst[kind]
+        if np.isfinite(value) and (sign * value > threshold) == (kind == "false accept"):
             yield {
                 "kind": kind,
                 "model": "personalized",
                 "client": int(held_out.numbers[position]),
                 "image_a": held_out.images[a],
                 "image_b": held_out.images[b],
-                "score": score_of_worst,
+                "score": sign * value,
                 "threshold": threshold,
             }
 

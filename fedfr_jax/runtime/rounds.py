@@ -309,7 +309,7 @@ def starting_server(
     mesh = sim.layout.mesh
     if saved is None:
         pretrained, embeddings = engine.replicate((pretrained, embeddings), mesh)
-        if embeddings is None and sim.public_inputs is not None:
+        if embeddings is None and sim.public_inputs is not None and len(sim.public_inputs):
             embeddings = stored_means(sim, pretrained)
         saved = initial_server(sim.spec, sim.layout, pretrained, embeddings, sim.public)
     # A copy: rounds donate the server's memory, and these arrays may be the caller's.

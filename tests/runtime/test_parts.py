@@ -87,6 +87,7 @@ def test_fedavg_with_a_server_optimizer_and_clipped_noisy_messages(tmp_path):
     assert_same(in_both_ways(tmp_path, 2, 2, fed=fed, privacy=privacy, population=everybody))
 
 
+@pytest.mark.slow
 def test_a_method_with_private_tensors_and_simulated_time(tmp_path):
     fed = {"rounds": 2, "local_epochs": (2,), "lr": 0.01, "partial_batch": True}
     time = {"speed": 100.0, "deadline": 0.2}
@@ -98,6 +99,7 @@ def test_a_method_with_private_tensors_and_simulated_time(tmp_path):
         assert [row[name] for row in rows] == [row[name] for row in in_parts]
 
 
+@pytest.mark.slow
 def test_activations_in_place_of_images(tmp_path):
     model = {"name": "tiny_norm"}
     found = in_both_ways(
