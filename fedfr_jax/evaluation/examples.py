@@ -116,9 +116,9 @@ def _client_mistakes(held_out, position, unit, threshold, block) -> Iterator[dic
         for kind, sign in kinds.items():
             relevant = ~same if kind == "false accept" else same & other_image
             candidates = np.where(relevant, sign * score, np.inf)
-            a, b = np.unravel_index(candidates.argmin(), candidates.shape)
-            if candidates[a, b] < worst[kind][0]:
-                worst[kind] = float(candidates[a, b]), int(mine[a]), int(b)
+            i, j = np.unravel_index(candidates.argmin(), candidates.shape)
+            if candidates[i, j] < worst[kind][0]:
+                worst[kind] = float(candidates[i, j]), int(mine[i]), int(j)
     for kind, sign in kinds.items():
         value, a, b = worst[kind]
         if np.isfinite(value) and (sign * value > threshold) == (kind == "false accept"):
