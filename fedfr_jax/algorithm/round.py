@@ -27,7 +27,7 @@ from fedfr_jax.algorithm.arrivals import arrivals
 from fedfr_jax.algorithm.directions import contrastive_directions
 from fedfr_jax.algorithm.features import Device, Shared, to_input, type_of, where_images_are
 from fedfr_jax.algorithm.gradient import gradient_in_parts
-from fedfr_jax.algorithm.hard_negatives import all_or_nothing, compare_with_public
+from fedfr_jax.algorithm.hard_negatives import all_or_nothing, by_blocks, compare_with_public
 from fedfr_jax.algorithm.local_state import LocalState, hand_back, local_optimizer
 from fedfr_jax.algorithm.messages import protect
 from fedfr_jax.algorithm.pool import Batch, Client, clients_of, make_pool
@@ -87,8 +87,8 @@ def hard_negatives(spec: RoundSpec, layout: Layout, shared: Shared, device: Devi
     """
     def resembled(own, exists, public):  # (M, d), (M,) bool, (N_0, d) -> (N_0,) bool
         own = losses.normalize(own)
-        return jax.lax.map(lambda image: jnp.any((own @ image > spec.fed.hard_threshold) & exists),
-                           losses.normalize(public), batch_size=4096)  # bounds memory
+        return by_blocks(lambda image: jnp.any(
+            (own @ losses.normalize(image) > spec.fed.hard_threshold) & exists), public)
     if spec.fed.public_data != "hard":
         return all_or_nothing(spec, shared, cohort)
     return compare_with_public(resembled, spec, layout, shared, device, cohort, everybody)

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from fedfr_jax.algorithm.hard_negatives import BLOCK
 from fedfr_jax.algorithm.initialize import head_shapes, server_shapes
 from fedfr_jax.algorithm.local_state import initial_state
 from fedfr_jax.algorithm.spec import RoundSpec
@@ -34,7 +35,6 @@ PHASES = (READING, PRETRAINING, ROUNDS, EVALUATION)
 # numbers that they are sorted by.
 _POOL_ENTRY = 52
 _DRAWS = 12  # bytes of each entry of the pool, where only some of them are there
-_COSINES = 4096  # public images that are compared with a client's own at a time, see round.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,12 +359,12 @@ def _working_parts(config: Config, n: Counts, units: Units) -> list[Part]:
     if hard:
         kept = (min(config.engine.part, n.slots) or n.slots) * n.public_images
         parts.append(Part("which public images are hard", kept, 0, (ROUNDS,), "population.cohort"))
-        # Features of public and own images, normalized; a block of cosines.
+        # Features of public and own images; a block of cosines.
         found = n.public_images * units.feature
         if config.engine.part:
             parts.append(Part("features of public images", found, 0, (ROUNDS,), own_public))
-        search = (1.0 if config.engine.part else 2.0) * found + n.part_capacity * units.feature
-        search += 9 * min(_COSINES, n.public_images) * n.most_images
+        search = (not config.engine.part) * found + n.part_capacity * units.feature
+        search += min(BLOCK, n.public_images) * (5.0 * n.most_images + 2 * units.feature)
         search += units.step.forward if units.step else 0
         # In parts the next one's search may be laid out while a part trains.
         more = search - (0 if config.engine.part else tables + state + step + lists)
