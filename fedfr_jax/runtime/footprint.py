@@ -363,7 +363,7 @@ def _working_parts(config: Config, n: Counts, units: Units) -> list[Part]:
         found = n.public_images * units.feature
         if config.engine.part:
             parts.append(Part("features of public images", found, 0, (ROUNDS,), own_public))
-        search = (not config.engine.part) * found + n.part_capacity * units.feature
+        search = n.part_capacity * units.feature + (0.0 if config.engine.part else found)
         search += min(BLOCK, n.public_images) * (5.0 * n.most_images + 2 * units.feature)
         search += units.step.forward if units.step else 0
         # In parts the next one's search may be laid out while a part trains.
