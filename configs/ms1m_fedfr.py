@@ -1,7 +1,10 @@
 """FedFR at the paper's numbers: 40 clients x 100 identities of MS-Celeb-1M, SphereNet-64.
 
-Needs ``--config.data.root`` (the folder of ``train.rec``) and a chip with the memory for
-it: the backbone has 49.7 million parameters, and every client keeps its own.
+Needs ``--config.data.root`` (the folder of ``train.rec``), a chip of 16 GiB and 12 GiB on the host:
+clients are on the chip one at a time (``engine.part``). The backbone has 49.7 million parameters,
+and every client keeps its own, on the disk. With more memory, ``--config.engine.part=0`` has all of
+them on the devices at once, and public images are read once, not in every round; see
+docs/scaling.md.
 """
 
 from fedfr_jax.config import default_config
@@ -40,4 +43,5 @@ def get_config():
     c.method.fedfr.binary_weight = 10.0
     c.eval.fars = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     c.engine.lanes = 1
+    c.engine.part = 1
     return c

@@ -37,7 +37,7 @@ from fedfr_jax.runtime import resuming, workdir
 from fedfr_jax.runtime.activations import lower_part, trained_variables, with_activations
 from fedfr_jax.runtime.autotune import keep_settled
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
-from fedfr_jax.runtime.client_states import check_own, head_of, open_store, own_models
+from fedfr_jax.runtime.client_states import check_own, check_whole, head_of, open_store, own_models
 from fedfr_jax.runtime.command_line import folder_of_process
 from fedfr_jax.runtime.embedding import make_embed, make_personal_embed
 from fedfr_jax.runtime.lock import WorkdirLock
@@ -258,11 +258,7 @@ class Experiment:
         return lambda images: personal_embed(personal, lower(images))
 
     def _personal(self):
-        if self._store.rounds[-1:] not in ([self.round], []):
-            raise InputError(
-                "the rounds were interrupted: server and clients are not of one "
-                "round; open the experiment again with resume=True"
-            )
+        check_whole(self._store, self.round)
         return own_models(self.sim, self._store, self.server.backbone)
 
     def _run(self) -> dict[str, Any]:

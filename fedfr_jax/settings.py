@@ -96,7 +96,7 @@ class DataConfig:
     # Where the clients' training images are during training: resident (all clients' on every
     # device), stream (the cohort's, read ahead), render (the cohort's, generated on the device);
     # auto: resident if they take up at most resident_gib, else render if possible, else stream.
-    # Public images are always resident.
+    # Public images are resident, too, unless rounds run in parts (engine.part).
     images: str = "auto"
     resident_gib: float = 2.0  # per device
     generated: GeneratedConfig = GeneratedConfig()
@@ -332,6 +332,9 @@ class EngineConfig:
     unroll_lanes: bool = False  # a step as a copy for each lane, instead of vmap; compiles longer
     feature_batch: int = 256  # images per forward pass of a frozen backbone
     gradient_batch: int = 0  # images per gradient pass, a divisor of fed.batch_size; 0 = all
+    # Clients of a device at a time: a round then runs in parts, public images stay in the source,
+    # and only those that a part's clients keep are on the devices with it. 0 = all clients at once.
+    part: int = 0
     cache_features: bool = True  # contrastive features once per round, not in every step
     # Where compiled programs are kept: auto (JAX's setting, or ~/.cache/fedfr_jax) | off | a folder
     compilation_cache: str = "auto"

@@ -31,7 +31,7 @@ class Shared:
     """Data that all clients read in a round."""
 
     server: ServerState
-    public: PublicData
+    public: Any  # PublicData, or None where nothing looks at it
     table: Any  # (T, S, S, 3) training images, if they are on every device, or None
     key: jax.Array
 
@@ -44,7 +44,7 @@ class Device:
     table_rows: Any  # (R,), or None
 
 
-def where_images_are(server, public: PublicData, cohort: CohortData, key):
+def where_images_are(server, public: PublicData | None, cohort: CohortData, key):
     """Returns (data that all devices share, data of each device)."""
     in_table = cohort.table_rows is not None
     return (

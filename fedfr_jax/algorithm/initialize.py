@@ -72,10 +72,10 @@ def _public_means(spec, layout, backbone, public):
     if not count:
         return jnp.zeros((public.identities, spec.backbone.embedding), type_of(backbone))
     features = public_features(spec, layout, backbone, public)
-    return _class_means(features, public.labels, jnp.ones(count, bool), public.identities)
+    return class_means(features, public.labels, jnp.ones(count, bool), public.identities)
 
 
-def _class_means(features, labels, mask, classes):
+def class_means(features, labels, mask, classes):
     """(classes, d) mean feature of each label; zero for a label without images."""
     sums = jax.ops.segment_sum(features * mask[:, None], labels, classes)
     counts = jax.ops.segment_sum(mask.astype(features.dtype), labels, classes)
@@ -151,7 +151,7 @@ def _initial_head(spec, own, client, key, most):
         exists = jnp.arange(most) < identities
         embeddings = 0.01 * jax.random.normal(embedding_key, (most, d), own.dtype) * exists[:, None]
     else:
-        embeddings = _class_means(own[rows], labels, jnp.arange(len(rows)) < size, most)
+        embeddings = class_means(own[rows], labels, jnp.arange(len(rows)) < size, most)
     return Heads(
         class_embeddings=embeddings,
         transform=TRANSFORMS[spec.terms.transform].init(transform_key, d, own.dtype),

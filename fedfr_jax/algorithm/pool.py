@@ -11,7 +11,9 @@ from jaxtyping import Array, Bool, Int
 
 from fedfr_jax.algorithm import losses
 from fedfr_jax.algorithm.features import Device, Images, Shared, own_images, type_of, views
+from fedfr_jax.algorithm.hostile import labels_of
 from fedfr_jax.algorithm.spec import RoundSpec
+from fedfr_jax.population.cohort_data import CohortData
 
 
 @struct.dataclass
@@ -25,6 +27,21 @@ class Client:
     identities: jax.Array
     kept_public: jax.Array  # (N_0,) bool, or (0,) without public data
     in_time: Any = None  # bool, whether the server waits for its message; None: it does
+
+
+def clients_of(
+    spec: RoundSpec, cohort: CohortData, kept_public: Bool[Array, "C N_0"], in_time: Any
+) -> Client:
+    """The clients of a cohort, with a leading axis C; hostile ones with the labels they use."""
+    return Client(
+        number=cohort.clients,
+        rows=cohort.rows,
+        labels=labels_of(spec, cohort),
+        size=cohort.sizes,
+        identities=cohort.identities,
+        kept_public=kept_public,
+        in_time=in_time,
+    )
 
 
 @struct.dataclass
@@ -59,6 +76,9 @@ class Pool:
       batch_size: images of a mini-batch.
       partial: whether the last mini-batch of an epoch may have fewer.
       key: of the client and the round; the epoch is folded in.
+      drawn: (P,) places of the entries among all for which random numbers are drawn, or None where
+        they are the same: draws do not depend on which public images are here.
+      draws: how many random numbers are drawn for an epoch.
       images: maps (B,) positions in the pool to images (or their activations).
       mirrored: whether half of the images are mirrored, drawn again in every epoch.
     """
@@ -67,6 +87,8 @@ class Pool:
     valid: jax.Array
     weights: jax.Array | None
     key: jax.Array
+    drawn: jax.Array | None
+    draws: int = struct.field(pytree_node=False)
     images: Any = struct.field(pytree_node=False)
     mirrored: bool = struct.field(pytree_node=False)
     batch_size: int = struct.field(pytree_node=False)
@@ -77,12 +99,13 @@ class Pool:
         """Images that the client trains on."""
         return self.valid.sum()
 
-    def _keys(self, epoch):
-        return jax.random.split(jax.random.fold_in(self.key, epoch))
+    def _draws(self, purpose: int, epoch) -> Int[Array, " P"]:
+        bits = _bits(jax.random.split(jax.random.fold_in(self.key, epoch))[purpose], (self.draws,))
+        return bits if self.drawn is None else bits[self.drawn]
 
     def order(self, epoch: Int[Array, ""]) -> Int[Array, " Q"]:
         """(Q,) positions in the order of an epoch: all P, filled up to whole batches if partial."""
-        order = epoch_order(self._keys(epoch)[0], self.valid)
+        order = _order(self._draws(0, epoch), self.valid)
         return jnp.pad(order, (0, -len(order) % self.batch_size)) if self.partial else order
 
     def at(self, order: Int[Array, " Q"], step: Int[Array, ""]) -> Int[Array, " B"]:
@@ -107,7 +130,7 @@ class Pool:
         """(P,) bool, which images an epoch mirrors."""
         if not self.mirrored:
             return jnp.zeros(self.valid.shape, bool)
-        return _bits(self._keys(epoch)[1], self.valid.shape) < jnp.uint32(2**31)
+        return self._draws(1, epoch) < jnp.uint32(2**31)
 
     def views(self, positions: Int[Array, " B"], flip: Bool[Array, " B"]) -> Images:
         """Images at (B,) positions, mirrored where (B,) ``flip`` says so."""
@@ -119,6 +142,7 @@ def make_pool(
 ) -> Pool:
     """The pool of one client; its key is the run's, with round and client folded in."""
     own, public = client.rows.shape[0], client.kept_public.shape[0]
+    numbers = shared.public.numbers if public else None
 
     def images(positions):
         local = own_images(shared, device, client.rows[jnp.minimum(positions, own - 1)])
@@ -141,8 +165,22 @@ def make_pool(
         else None
     )
     key = jax.random.fold_in(jax.random.fold_in(shared.key, shared.server.round), client.number)
+    drawn, draws = None, own + public
+    if numbers is not None:
+        drawn, draws = jnp.concatenate([jnp.arange(own), own + numbers]), own + shared.public.count
     fed = spec.fed
-    return Pool(labels, valid, weights, key, images, fed.mirror, fed.batch_size, fed.partial_batch)
+    return Pool(
+        labels,
+        valid,
+        weights,
+        key,
+        drawn,
+        draws,
+        images,
+        fed.mirror,
+        fed.batch_size,
+        fed.partial_batch,
+    )
 
 
 def epoch_order(key: jax.Array, valid: Bool[Array, " P"]) -> Int[Array, " P"]:
@@ -154,7 +192,11 @@ def epoch_order(key: jax.Array, valid: Bool[Array, " P"]) -> Int[Array, " P"]:
     Returns:
       (P,) int32 positions.
     """
-    draws = _bits(key, valid.shape) >> 9  # as many bits as a random float32 has
+    return _order(_bits(key, valid.shape), valid)
+
+
+def _order(bits, valid):
+    draws = bits >> 9  # as many bits as a random float32 has
     return jnp.argsort(jnp.where(valid, draws, jnp.uint32(2**32 - 1)))
 
 

@@ -18,6 +18,7 @@ from fedfr_jax import engine
 from fedfr_jax.algorithm import losses
 from fedfr_jax.algorithm.features import to_input, type_of, views
 from fedfr_jax.models import Backbone
+from fedfr_jax.population.images import StoredImages
 from fedfr_jax.settings import PretrainConfig
 
 PyTree = Any
@@ -47,7 +48,7 @@ def pretrain(
 
     Args:
       backbone: the network; ``variables`` its initial variables.
-      images: (N, S, S, 3) uint8 table; the first ``len(labels)`` images are used.
+      images: (N, S, S, 3) uint8, of which the first ``len(labels)`` are used; or as stored.
       labels: (N_0,) int in [0, K_0).
       config: epochs, batch size, learning rate and its schedule.
       mesh: the batch is spread over it.
@@ -63,20 +64,20 @@ def pretrain(
     """
     labels = np.asarray(labels)
     batch = min(config.batch_size, len(labels))
-    # Every device takes an equal part of a batch.
-    batch = max(mesh.size, batch - batch % mesh.size)
+    batch = max(mesh.size, batch - batch % mesh.size)  # every device takes an equal part
     per_epoch = len(labels) // batch
     optimizer, rate = _optimizer(config, per_epoch)
     step = _make_step(backbone, config, optimizer, augment)
     state = _initial(backbone, variables, optimizer, int(labels.max()) + 1, seed)
     state = jax.device_put(state, NamedSharding(mesh, P()))
-    images = jax.device_put(images, NamedSharding(mesh, P()))
+    stored = images if isinstance(images, StoredImages) else None
+    table = jax.device_put(images if stored is None else None, NamedSharding(mesh, P()))
     spread = NamedSharding(mesh, P(engine.AXIS))
     rng = np.random.default_rng([seed, 1])
     for epoch in range(config.epochs):
         totals = []
-        for i, inputs in enumerate(_batches(labels, batch, rng)):
-            state, metrics = step(state, images, *jax.device_put(inputs, spread))
+        for i, inputs in enumerate(_batches(labels, batch, rng, stored)):
+            state, metrics = step(state, table, *jax.device_put(inputs, spread))
             totals.append(metrics)
             if i % 8 == 7 or i + 1 == per_epoch:
                 on_step(batch * (i % 8 + 1), _finite(totals[-1][0], epoch))
@@ -123,13 +124,17 @@ def pretraining_step(
 
 
 def _batches(
-    labels: np.ndarray, size: int, rng: np.random.Generator
+    labels: np.ndarray, size: int, rng: np.random.Generator, stored: StoredImages | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The batches of an epoch: (positions, labels, whether mirrored), each (size,)."""
+    """The batches of an epoch: (positions, labels, whether mirrored), each (size,).
+
+    Of stored images, the images instead of positions: read while the batch before trains.
+    """
     order = rng.permutation(len(labels))
     for i in range(len(labels) // size):
         chosen = order[i * size : (i + 1) * size]
-        yield chosen.astype(np.int32), labels[chosen].astype(np.int32), rng.random(size) < 0.5
+        rows = chosen.astype(np.int32) if stored is None else stored[chosen]
+        yield rows, labels[chosen].astype(np.int32), rng.random(size) < 0.5
 
 
 def _optimizer(config: PretrainConfig, steps_per_epoch: int):
@@ -164,8 +169,9 @@ def _make_step(backbone, config, optimizer, augment):
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, (new_stats, (cosine.argmax(-1) == labels).mean())
 
+    # Positions in the table, or where there is none the images themselves.
     def step(state, table, rows, labels, flip):
-        images = table[rows]
+        images = rows if table is None else table[rows]
         if augment:
             images = views(images, flip)
         (loss, (stats, accuracy)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(

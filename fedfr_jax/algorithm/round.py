@@ -27,11 +27,10 @@ from fedfr_jax.algorithm.arrivals import arrivals
 from fedfr_jax.algorithm.directions import contrastive_directions
 from fedfr_jax.algorithm.features import Device, Shared, to_input, type_of, where_images_are
 from fedfr_jax.algorithm.gradient import gradient_in_parts
-from fedfr_jax.algorithm.hard_negatives import all_or_nothing, compare_with_public
-from fedfr_jax.algorithm.hostile import labels_of
+from fedfr_jax.algorithm.hard_negatives import all_or_nothing, by_blocks, compare_with_public
 from fedfr_jax.algorithm.local_state import LocalState, hand_back, local_optimizer
 from fedfr_jax.algorithm.messages import protect
-from fedfr_jax.algorithm.pool import Batch, Client, make_pool
+from fedfr_jax.algorithm.pool import Batch, Client, clients_of, make_pool
 from fedfr_jax.algorithm.server import embeddings_at_server, server_step
 from fedfr_jax.algorithm.spec import RoundSpec, epochs_of_round
 from fedfr_jax.algorithm.state import Heads, ServerState
@@ -54,41 +53,45 @@ def run_round(spec: RoundSpec, layout: Layout, server: ServerState, heads: Heads
       key: the run's key; round, client and epoch are folded in here.
 
     Returns:
-      (server state with ``round`` + 1, heads, metrics): metrics are (C,) arrays of
-      loss terms (means over the client's steps), ``hard_negatives``, ``images``, ``steps``;
-      zero for an empty slot; and those of ``arrivals``, where time is simulated. In a round
-      without clients the server's model does not change.
+      (server state with ``round`` + 1, heads, metrics): metrics are (C,) arrays of loss terms
+      (means over the client's steps), ``hard_negatives``, ``images``, ``steps``, and of
+      ``arrivals``; zero for an empty slot. Without clients the server's model does not change.
     """
     shared, device = where_images_are(server, public, cohort, key)
     kept_public = hard_negatives(spec, layout, shared, device, cohort)
-    steps = spec.steps(cohort.sizes + kept_public.sum(1))
-    in_time, times = arrivals(spec, shared, cohort, kept_public, steps)
-    clients = Client(number=cohort.clients, rows=cohort.rows, labels=labels_of(spec, cohort),
-                     size=cohort.sizes, identities=cohort.identities, kept_public=kept_public,
-                     in_time=in_time)
-    average, weight, heads, metrics = engine.for_each_client(
-        functools.partial(local_update, spec, layout), shared, device, clients, heads,
-        steps, cohort.clients >= 0, mesh=layout.mesh, lanes=layout.lanes, unroll=layout.unroll)
+    average, weight, heads, metrics = train_clients(
+        spec, layout, shared, device, cohort, heads, kept_public)
     heads = embeddings_at_server(spec, heads, cohort)
     server, average, weight, metrics = combine(spec, shared, cohort, average, weight, metrics)
-    return server_average(spec, server, average, weight), heads, metrics | times
+    return server_average(spec, server, average, weight), heads, metrics
+
+
+def train_clients(spec: RoundSpec, layout: Layout, shared: Shared, device: Device,
+                  cohort: CohortData, heads: Heads, kept_public: jax.Array) -> tuple:
+    """(average, its weight, heads, metrics) of a cohort, or of a part of one (``parts.py``)."""
+    steps = spec.steps(cohort.sizes + kept_public.sum(1))
+    in_time, times = arrivals(spec, shared, cohort, kept_public, steps)
+    average, weight, heads, metrics = engine.for_each_client(
+        functools.partial(local_update, spec, layout), shared, device,
+        clients_of(spec, cohort, kept_public, in_time), heads, steps, cohort.clients >= 0,
+        mesh=layout.mesh, lanes=layout.lanes, unroll=layout.unroll)
+    return average, weight, heads, metrics | times
 
 
 def hard_negatives(spec: RoundSpec, layout: Layout, shared: Shared, device: Device,
-                   cohort: CohortData) -> jax.Array:
+                   cohort: CohortData, everybody=None) -> jax.Array:
     """(C, N_0) bool: the public images that each client trains on (FedFR, section 3.2).
 
-    Those that are similar to one of the client's own images: the cosine of their features
-    under the global backbone is above the threshold.
+    Those that are similar to one of the client's own images: the cosine of their features under
+    the global backbone, ``everybody`` of the public images, is above the threshold.
     """
     def resembled(own, exists, public):  # (M, d), (M,) bool, (N_0, d) -> (N_0,) bool
         own = losses.normalize(own)
-        return jax.lax.map(lambda image: jnp.any((own @ image > spec.fed.hard_threshold) & exists),
-                           losses.normalize(public), batch_size=4096)  # bounds memory
-
+        return by_blocks(lambda image: jnp.any(
+            (own @ losses.normalize(image) > spec.fed.hard_threshold) & exists), public)
     if spec.fed.public_data != "hard":
         return all_or_nothing(spec, shared, cohort)
-    return compare_with_public(resembled, spec, layout, shared, device, cohort)
+    return compare_with_public(resembled, spec, layout, shared, device, cohort, everybody)
 
 
 def local_update(spec: RoundSpec, layout: Layout, lane: engine.Lane, shared: Shared,
@@ -115,9 +118,7 @@ def local_update(spec: RoundSpec, layout: Layout, lane: engine.Lane, shared: Sha
                 new = local_step(spec, state, batch, lr, is_own, head.has_trained,
                                  layout.gradient_batch, penalty)
                 return local_state.take_turns(spec, epoch, epochs, state, new)
-
             return lane.repeat(steps, one_step, state)
-
         return lane.repeat(epochs, one_epoch, start)
 
     state, copy = train(local_state.initial_state(spec, server, head), spec.recipe.penalty), None

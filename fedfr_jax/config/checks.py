@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedfr_jax.config.message_checks import check_messages
+from fedfr_jax.config.part_checks import check_parts
 from fedfr_jax.config.whole import Config
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.methods import METHODS, Terms
@@ -90,6 +91,7 @@ _NOT_NEGATIVE = (
     "engine.plan_seconds",
     "engine.cpu_devices",
     "engine.gradient_batch",
+    "engine.part",
 )
 
 
@@ -132,6 +134,7 @@ def check(config: Config) -> None:
     _check_ranges(config)
     _check_contradictions(config)
     check_messages(config)
+    check_parts(config)
 
 
 def _check_ranges(config: Config) -> None:

@@ -23,7 +23,7 @@ def hard_negative_examples(
 
     Args:
       variables: backbone under which images are compared.
-      public_images: (N_0, S, S, 3) uint8.
+      public_images: (N_0, S, S, 3) uint8, or an object that reads them when it is indexed.
       count: how many to return at most.
     """
     if not len(public_images):
@@ -31,29 +31,48 @@ def hard_negative_examples(
     share, numbers = assessor.share, assessor.held_out.numbers
 
     def features(images: np.ndarray) -> np.ndarray:
-        return assessor.embed(variables, assessor.lower(images))
+        blocks = range(0, len(images), assessor.batch)
+        parts = (np.asarray(images[i : i + assessor.batch]) for i in blocks)
+        return np.concatenate([assessor.embed(variables, assessor.lower(part)) for part in parts])
 
     public = unit_rows(share.features(features, public_images))
 
     def own() -> Iterator[tuple[int, list[dict]]]:
         for position in share.positions(numbers[:count]):
             inputs, _ = gallery(assessor, position)
-            cosine = unit_rows(assessor.embed(variables, inputs)) @ public.T
-            local, other = np.unravel_index(cosine.argmax(), cosine.shape)
+            own = unit_rows(assessor.embed(variables, inputs))
+            cosine, local, other = _closest(own, public, assessor.settings.block)
             client = int(numbers[position])
             yield (
                 int(position),
                 [
                     {
                         "client": client,
-                        "cosine": float(cosine[local, other]),
+                        "cosine": cosine,
                         "local_image": assessor.training_images(client)[local],
-                        "public_image": public_images[other],
+                        "public_image": np.asarray(public_images[other]),
                     }
                 ],
             )
 
     return [example for some in share.examples(own) for example in some]
+
+
+def _closest(own: np.ndarray, public: np.ndarray, block: int) -> tuple[float, int, int]:
+    """(largest cosine, its row in ``own``, its row in ``public``), by blocks of the former."""
+    best = -np.inf, 0, 0
+    for rows in _some_rows(len(own), len(public), block):
+        cosine = own[rows] @ public.T
+        local, other = np.unravel_index(cosine.argmax(), cosine.shape)
+        if cosine[local, other] > best[0]:
+            best = float(cosine[local, other]), rows.start + int(local), int(other)
+    return best
+
+
+def _some_rows(rows: int, columns: int, block: int) -> Iterator[slice]:
+    """Rows of a matrix in blocks of about ``block`` squared entries."""
+    count = max(1, block * block // max(1, columns))
+    return (slice(first, first + count) for first in range(0, rows, count))
 
 
 def mistake_examples(
@@ -72,7 +91,8 @@ def mistake_examples(
             features = assessor.embed(model[0], assessor.probes)
             unit = unit_rows(assessor.after_transform(model, features))
             threshold = float(personalized.verification[position].thresholds[far_index])
-            some = list(_client_mistakes(held_out, position, unit, threshold))
+            block = assessor.settings.block
+            some = list(_client_mistakes(held_out, position, unit, threshold, block))
             found += len(some)
             yield int(position), some
 
@@ -84,26 +104,31 @@ def mistake_examples(
     return examples
 
 
-def _client_mistakes(held_out, position, unit, threshold) -> Iterator[dict]:
+def _client_mistakes(held_out, position, unit, threshold, block) -> Iterator[dict]:
     own = np.flatnonzero(held_out.shows(position))
-    score = on_grid(unit[own] @ unit.T)
-    same = held_out.labels[own][:, None] == held_out.labels
-    other_image = own[:, None] != np.arange(len(unit))
-    for kind, relevant, sign in (
-        ("false accept", ~same, -1),
-        ("false reject", same & other_image, 1),
-    ):
-        candidates = np.where(relevant, sign * score, np.inf)
-        a, b = np.unravel_index(candidates.argmin(), candidates.shape)
-        wrong = (score[a, b] > threshold) if kind == "false accept" else (score[a, b] <= threshold)
-        if relevant[a, b] and wrong:
+    kinds = {"false accept": -1, "false reject": 1}
+    worst = {kind: (np.inf, 0, 0) for kind in kinds}
+    for rows in _some_rows(len(own), len(unit), block):
+        mine = own[rows]
+        score = on_grid(unit[mine] @ unit.T)
+        same = held_out.labels[mine][:, None] == held_out.labels
+        other_image = mine[:, None] != np.arange(len(unit))
+        for kind, sign in kinds.items():
+            relevant = ~same if kind == "false accept" else same & other_image
+            candidates = np.where(relevant, sign * score, np.inf)
+            i, j = np.unravel_index(candidates.argmin(), candidates.shape)
+            if candidates[i, j] < worst[kind][0]:
+                worst[kind] = float(candidates[i, j]), int(mine[i]), int(j)
+    for kind, sign in kinds.items():
+        value, a, b = worst[kind]
+        if np.isfinite(value) and (sign * value > threshold) == (kind == "false accept"):
             yield {
                 "kind": kind,
                 "model": "personalized",
                 "client": int(held_out.numbers[position]),
-                "image_a": held_out.images[own[a]],
+                "image_a": held_out.images[a],
                 "image_b": held_out.images[b],
-                "score": float(score[a, b]),
+                "score": sign * value,
                 "threshold": threshold,
             }
 

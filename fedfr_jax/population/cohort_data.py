@@ -18,14 +18,19 @@ class PublicData(struct.PyTreeNode):
     """The public images, the same for all clients.
 
     Attributes:
-      images: (N_0, S, S, 3) uint8.
+      images: (N_0, S, S, 3) uint8; None where they are read from the source in every round.
       labels: (N_0,) int32 in [0, K_0).
       identities: K_0, static.
+      numbers: where only some of the public images are here: (N,) int32 positions among all of
+        them, ascending; None: all are here.
+      count: all of them then, static.
     """
 
-    images: Array
+    images: Array  # or None
     labels: Array
     identities: int = struct.field(pytree_node=False)
+    numbers: Array | None = None
+    count: int = struct.field(pytree_node=False, default=0)
 
 
 class Pace(struct.PyTreeNode):

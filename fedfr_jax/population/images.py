@@ -20,6 +20,33 @@ from fedfr_jax.settings import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
+class StoredImages:
+    """Images of a source, read whenever they are indexed: like an array, without its memory.
+
+    Attributes:
+      source: the data set.
+      numbers: (N,) int image numbers.
+    """
+
+    source: ImageSource
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, at) -> np.ndarray:
+        """(n, S, S, 3) uint8 images at a slice or (n,) positions, or the one at a number."""
+        if np.ndim(self.numbers[at]):
+            return self.source.read(self.numbers[at])
+        return self.source.read(self.numbers[at][None])[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the array."""
+        return len(self), self.source.image_size, self.source.image_size, 3
+
+
+@dataclasses.dataclass(frozen=True)
 class ClientImages:
     """Turns a cohort's image numbers into the input data of a round.
 

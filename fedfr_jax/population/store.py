@@ -85,6 +85,11 @@ class RowStore:
         return [commit.round for commit in self._commits]
 
     @property
+    def newest(self) -> int:
+        """The round of the newest row, committed or not; -1 without any."""
+        return self._newest_round
+
+    @property
     def kept(self) -> list[int]:
         """The committed rounds whose checkpoints are known to have been on disk."""
         return [commit.round for commit in self._commits if commit.kept]

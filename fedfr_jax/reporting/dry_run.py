@@ -8,7 +8,15 @@ import textwrap
 import numpy as np
 
 from fedfr_jax.reporting.result_table import NONE, Cell, ResultTable
-from fedfr_jax.runtime.footprint import EVALUATION, PHASES, PRETRAINING, READING, ROUNDS, Part
+from fedfr_jax.runtime.footprint import (
+    EVALUATION,
+    PHASES,
+    PRETRAINING,
+    READING,
+    ROUNDS,
+    Part,
+    kept_public,
+)
 from fedfr_jax.runtime.forecast import Forecast, Work
 from fedfr_jax.runtime.remedies import Situation, excess, needed, remedies
 
@@ -194,13 +202,36 @@ def _memory(plan: Forecast) -> ResultTable:
     kind = {"resident": "on every device", "stream": "streamed", "render": "rendered"}[plan.kind]
     notes = [
         f"Training images are {kind} (data.images).",
-        "It does not change with the number of hard negatives.",
+        _of_hard_negatives(plan),
         "* pages of a file: the system takes them back when memory is short.",
     ]
     columns = ("device", "host", "when", "setting")
     return _table(
         "Memory by part, of each device and of each host beside it", "", columns, rows, notes
     )
+
+
+def _of_hard_negatives(plan: Forecast) -> str:
+    """What memory follows from the number of hard negatives."""
+    if not plan.config.engine.part:
+        return "It does not change with the number of hard negatives."
+    kept = kept_public(plan.config, plan.counts)
+    if not kept:
+        return "Public images are read from the source, for pretraining only."
+    return (
+        "Public images are read from the source in every round. How many of them a part's clients "
+        f"keep is known only then; here it is as many as they have of their own, with room for "
+        f"{kept:,}. Each further 10,000 take {_gib(room_for(plan, 10_000))} of a device."
+    )
+
+
+def room_for(plan: Forecast, images: int) -> float:
+    """Bytes of a device for so many more kept public images with a part of the clients."""
+    units, views = plan.units, 2 if plan.config.fed.mirror else 1
+    one = units.input * (1 + units.rearranged * (not units.divided))
+    if plan.config.recipe.terms(plan.config.options).contrastive_weight > 0:
+        one += plan.config.engine.lanes * plan.config.engine.cache_features * views * units.feature
+    return images * one
 
 
 def _when(part: Part) -> str:

@@ -23,6 +23,7 @@ from fedfr_jax.evaluation.variants import (
     assess_variants,
 )
 from fedfr_jax.population.cohort_data import PublicData
+from fedfr_jax.population.images import StoredImages
 from fedfr_jax.reporting import tables
 from fedfr_jax.reporting.by_time import time_to_accuracy
 from fedfr_jax.reporting.headline import headline
@@ -116,9 +117,7 @@ def evaluate_models(
         "rocs": rocs,
         "per_client": per_client,
         "faces": examples.identity_sheet(public),
-        "hard_negatives": examples.hard_negative_examples(
-            assessor, backbone, np.asarray(public.images), count
-        )
+        "hard_negatives": examples.hard_negative_examples(assessor, backbone, public.images, count)
         if uses_hard
         else [],
         "mistakes": examples.mistake_examples(assessor, personal, results["personalized"], count),
@@ -142,7 +141,9 @@ def make_validation(sim: Simulation) -> Validation | None:
 
 
 def public_photographs(sim: Simulation) -> PublicData:
-    """The public images themselves, where rounds take their activations."""
+    """The public images themselves, where rounds take their activations; perhaps as stored."""
+    if sim.public_inputs is not None:
+        return sim.public.replace(images=StoredImages(sim.source, sim.split.public_images))
     if sim.parts is None:
         return sim.public.replace(images=engine.addressable(sim.public.images))
     return sim.public.replace(images=sim.source.read(sim.split.public_images))

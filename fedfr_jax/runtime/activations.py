@@ -22,9 +22,9 @@ from fedfr_jax import engine
 from fedfr_jax.algorithm.features import to_input, type_of
 from fedfr_jax.atomic import write_text
 from fedfr_jax.models.parts import activation_bytes
-from fedfr_jax.population.images import ClientImages, open_client_images
+from fedfr_jax.population.images import ClientImages, StoredImages, open_client_images
 from fedfr_jax.runtime.checkpoints import digest_of
-from fedfr_jax.runtime.embedding import in_batches
+from fedfr_jax.runtime.embedding import in_batches, own_mesh
 from fedfr_jax.runtime.fingerprints import split_digest
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.simulation import Simulation
@@ -52,6 +52,8 @@ def with_activations(
     if not images:
         return sim
     read = activations(sim)
+    if sim.public_inputs is not None:
+        return _in_a_file(sim, read, folder)
     with track("activations of what stays as pretrained", None, "", keep=False):
         public = engine.replicate(read(np.asarray(sim.public.images)), sim.layout.mesh)
         return dataclasses.replace(
@@ -127,6 +129,24 @@ def _client_images(sim: Simulation, read, folder: pathlib.Path) -> ClientImages:
     source = dataclasses.replace(sim.source, read=compute, describe=None, render=None, check=None)
     kind = dataclasses.replace(data, images="resident" if fits else "stream")
     return open_client_images(kind, source, clients, sim.layout.mesh)
+
+
+def _in_a_file(sim: Simulation, read, folder: pathlib.Path) -> Simulation:
+    """Activations in a file, of public images, too: for rounds in parts."""
+    count, block = len(sim.source.labels), sim.config.eval.batch_size * own_mesh(sim).size
+
+    def compute(numbers):
+        blocks = (numbers[i : i + block] for i in range(0, len(numbers), block))
+        return np.concatenate([read(sim.source.read(some)) for some in blocks])
+
+    file = ActivationFile(folder / FOLDER, _key(sim), count, compute)
+    source = dataclasses.replace(sim.source, read=file.read, describe=None, render=None, check=None)
+    stored, mesh = dataclasses.replace(sim.config.data, images="stream"), sim.layout.mesh
+    return dataclasses.replace(
+        sim,
+        public_inputs=StoredImages(source, sim.split.public_images),
+        client_images=open_client_images(stored, source, sim.split.clients, mesh),
+    )
 
 
 def _key(sim: Simulation) -> dict[str, Any]:

@@ -45,7 +45,7 @@ _VERSION = 4  # of the measurement; a new one makes old files invalid
 _STEPS = 3  # per client and timed call
 _LARGEST_FILE = 1 << 20  # bytes; about a thousand plans
 _WORTH = 0.97  # more lanes must take at most this share of the time
-_NOT_OF_A_PLAN = ("plan_seconds", "compilation_cache")
+_NOT_OF_A_PLAN = ("plan_seconds", "compilation_cache", "part")
 
 
 def cache_file() -> pathlib.Path:
@@ -128,7 +128,7 @@ def _agreed(best: Candidate) -> Candidate:
 
 def seeds_at_once(config: Config) -> int:
     """Number of runs that share one program: they use the lanes that one run leaves empty."""
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 or config.engine.part:
         return 1
     devices = min(len(jax.devices()), cohort_size(config))
     return max(1, config.engine.lanes // most_lanes(config, devices))

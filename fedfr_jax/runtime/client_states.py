@@ -162,6 +162,7 @@ class ClientStates:
         pretrained: PyTree,
         key,
     ):
+        check_whole(store, round_index)
         self._sim, self._store, self._start = sim, store, start
         self._pretrained, self._key = pretrained, key
         self._on_device: tuple[np.ndarray, Heads] | None = None  # slots' clients, their heads
@@ -199,17 +200,26 @@ class ClientStates:
         self._ahead = self._read(clients)
 
     def take_back(
-        self, clients: np.ndarray, heads: Heads, round_index: int, *, to_host: bool
+        self,
+        clients: np.ndarray,
+        heads: Heads,
+        round_index: int,
+        *,
+        to_host: bool,
+        stays: bool = True,
     ) -> None:
         """Takes the heads after ``round_index`` rounds.
 
         Args:
           to_host: copy them to the host at once; later it is too late if the next round uses
             the same heads.
+          stays: the next round may take them from the devices.
         """
         self._on_device, self._newer = (clients, heads), round_index
         if to_host:
             self._to_host()
+        if not stays:
+            self._on_device = None
 
     def pass_over(self, round_index: int) -> None:
         """Notes a round without clients, after which ``round_index`` rounds are done."""
@@ -270,6 +280,15 @@ class ClientStates:
     def _read(self, clients: np.ndarray) -> _Rows:
         found = _Rows(clients, self._store.known(clients), self._store.read(clients))
         return found if self._unwritten is None else found.with_newer(self._unwritten[0])
+
+
+def check_whole(store: RowStore, round_index: int) -> None:
+    """Raises InputError if a round after these was interrupted, so that they do not go together."""
+    if store.newest > round_index or store.rounds[-1:] not in ([round_index], []):
+        raise InputError(
+            "the rounds were interrupted: server and clients are not of one "
+            "round; open the experiment again with resume=True"
+        )
 
 
 def check_own(client: int) -> None:

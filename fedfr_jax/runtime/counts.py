@@ -10,6 +10,7 @@ from fedfr_jax.config import Config
 from fedfr_jax.data.held_out import evaluated_clients
 from fedfr_jax.data.split_file import split_arrays
 from fedfr_jax.data.types import FederatedSplit
+from fedfr_jax.population.parts import make_parts
 from fedfr_jax.population.schedule import Schedule
 
 
@@ -25,6 +26,8 @@ class Counts:
       devices, hosts: over which rounds are spread.
       slots: clients per device in a round; ``capacity``: their training images.
       most_images, most_identities: of a client.
+      part_capacity: training images of a device's clients in a part of a round; as ``capacity``
+        where rounds are not in parts.
       one_cohort: all rounds have the same clients.
       tables: bytes of labels, split and schedule on each host.
     """
@@ -39,6 +42,7 @@ class Counts:
     hosts: int
     slots: int
     capacity: int
+    part_capacity: int
     most_images: int
     most_identities: int
     one_cohort: bool
@@ -79,6 +83,11 @@ def counts_of(
         hosts=hosts,
         slots=schedule.slots,
         capacity=schedule.capacity,
+        part_capacity=(
+            make_parts(schedule, config.engine.part).capacity
+            if config.engine.part
+            else schedule.capacity
+        ),
         most_images=schedule.most_images,
         most_identities=schedule.most_identities,
         one_cohort=bool((cohorts == cohorts[0]).all()),

@@ -22,6 +22,7 @@ from fedfr_jax.population.store import RowStore
 from fedfr_jax.runtime import costs, message_rows, simulated_time, workdir
 from fedfr_jax.runtime.checkpoints import RoundCheckpoints
 from fedfr_jax.runtime.client_states import ClientStates
+from fedfr_jax.runtime.parts import PartPrograms, round_in_parts
 from fedfr_jax.runtime.processes import worst
 from fedfr_jax.runtime.remarks import remark
 from fedfr_jax.runtime.simulation import Simulation
@@ -178,10 +179,10 @@ def refuse_non_finite(
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The compiled functions of :func:`fedfr_jax.runtime.simulation.compile_rounds` and
-    ``compile_start``, and of :func:`compile_finite`."""
+    """The compiled functions of :func:`fedfr_jax.runtime.simulation.compile_rounds` (or, for rounds
+    in parts, of ``compile_parts``) and ``compile_start``, and of :func:`compile_finite`."""
 
-    round: Callable
+    round: Any
     start: Callable
     finite: Callable
 
@@ -202,7 +203,7 @@ class Course:
         self.server = run.server
         self._run, self._last = run, last
         self._rows: list[dict[str, Any]] = []
-        self._finite = programs.finite
+        self._finite, self._round = programs.finite, programs.round
         mesh = run.sim.layout.mesh
         self._clients = ClientStates(
             run.sim,
@@ -233,6 +234,21 @@ class Course:
         """Whether a round's results are finite; see :func:`compile_finite`."""
         return self._finite(server, heads)
 
+    def in_parts(self, inputs: RoundInputs, key: jax.Array, done: int) -> tuple:
+        """A round in parts: (server, None, metrics, finite); the heads are on the host already."""
+        assert isinstance(self._round, PartPrograms)
+        server, metrics, finite = round_in_parts(
+            self._run.sim,
+            self._round,
+            self._finite,
+            self._clients,
+            self.server,
+            inputs.assigned,
+            key,
+            done,
+        )
+        return server, None, metrics, finite
+
     def _is_due(self, done: int) -> bool:
         every = self._run.sim.config.checkpoint.every
         return done % every == 0 or done == self._last or self.evaluates_at(done)
@@ -245,7 +261,7 @@ class Course:
         self,
         done: int,
         server: ServerState,
-        heads: Heads,
+        heads: Heads | None,
         metrics,
         finite,
         inputs: RoundInputs,
@@ -257,6 +273,7 @@ class Course:
         """Takes a round's results; copies to the host what a later round would overwrite.
 
         Args:
+          heads: None where the host has them already.
           stops: the run ends after this round.
 
         Returns:
@@ -273,7 +290,8 @@ class Course:
         self.server = server
         due = stops or self._is_due(done)
         stays = following is inputs  # the same cohort again, see read_ahead()
-        self._clients.take_back(inputs.mine, heads, done, to_host=due or not stays)
+        if heads is not None:
+            self._clients.take_back(inputs.mine, heads, done, to_host=due or not stays)
         return self._record(done, inputs.assigned, metrics, seconds, due)
 
     def pass_over(

@@ -15,12 +15,14 @@ from typing import Any
 
 import jax
 
+from fedfr_jax.algorithm.hard_negatives import BLOCK
 from fedfr_jax.algorithm.initialize import head_shapes, server_shapes
 from fedfr_jax.algorithm.local_state import initial_state
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.config import Config
 from fedfr_jax.models import build
 from fedfr_jax.models.parts import activation_bytes, is_divided
+from fedfr_jax.population.parts import capacity_for
 from fedfr_jax.population.row_layout import RowLayout
 from fedfr_jax.runtime.counts import Counts
 from fedfr_jax.runtime.step_memory import StepMemory
@@ -32,7 +34,7 @@ PHASES = (READING, PRETRAINING, ROUNDS, EVALUATION)
 # Of a client's pool of own and public images, for each image: labels, order, mirrors and the
 # numbers that they are sorted by.
 _POOL_ENTRY = 52
-_COSINES = 4096  # public images that are compared with a client's own at a time, see round.py
+_DRAWS = 12  # bytes of each entry of the pool, where only some of them are there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +183,8 @@ def image_parts(
     parts = [
         Part("held-out images", 0, n.probes * units.image, PHASES, "eval.clients"),
     ]
+    if config.engine.part:
+        return parts + _images_in_parts(config, kind, n, units)
     if not units.divided:
         parts += [
             Part("public images", public, 0, PHASES, own_public),
@@ -213,6 +217,44 @@ def image_parts(
     return parts
 
 
+def kept_public(config: Config, n: Counts) -> int:
+    """Public images for which there is room with a part of the clients.
+
+    How many they keep is known only when the run has begun: as many as they have of their own.
+    """
+    if config.fed.public_data != "hard":
+        return 0
+    clients = min(config.engine.part, n.slots) * n.devices
+    return capacity_for(min(clients * n.most_images, n.public_images), n.public_images)
+
+
+def _images_in_parts(config: Config, kind: str, n: Counts, units: Units) -> list[Part]:
+    """Images (or activations) of the clients that are on the devices, and of those that follow."""
+    size = units.input
+    table = n.training_images * size if kind == "resident" and not units.divided else 0
+    own, kept = n.part_capacity * size, kept_public(config, n) * size
+    # While a block of public images is computed or trained on, the next ones are read.
+    block = 2.0 * config.engine.feature_batch * size * (config.fed.public_data == "hard")
+    batch = 9.0 * config.pretrain.batch_size * units.image / n.devices
+    batch *= config.pretrain.epochs > 0
+    own_public, local = "data.split.public_identities", n.local_devices
+    parts = [
+        Part("kept public images of a part", kept, kept, (ROUNDS,), "fed.hard_threshold"),
+        Part("blocks of public images", block, block * local, (ROUNDS,), "engine.feature_batch"),
+        Part("batches of public images", batch, batch * local, (PRETRAINING,), own_public),
+    ]
+    if table:
+        parts.append(Part("training images, all clients'", table, 0, PHASES, "data.images"))
+        parts.append(Part("images on their way", 0, table, (READING,), "data.images"))
+    else:
+        host = 2 * own * local if kind == "stream" or units.divided else 0
+        parts.append(Part("training images of two parts", 2 * own, host, (ROUNDS,), "engine.part"))
+    if units.rearranged and not units.divided:
+        copied = units.rearranged * (kept + (table or own))
+        parts.append(Part("image tables, rearranged", copied, 0, (ROUNDS,), "fed.hard_threshold"))
+    return parts
+
+
 def _client_images(kind, n: Counts, table: float, cohort: float, phases) -> list[Part]:
     setting, ahead = "data.images", 1 if n.one_cohort else 2
     if kind == "resident":
@@ -241,13 +283,16 @@ def _activations(config: Config, kind: str, n: Counts, units: Units) -> list[Par
 
 def _state_parts(config: Config, n: Counts, units: Units) -> list[Part]:
     """Models and the clients' state."""
-    local = n.slots * n.local_devices
-    on_host = 1 if n.one_cohort else 2  # the last round's, and those of the next
+    # Those of the last round and of the next one on the host; in parts, those of two parts.
+    part = min(config.engine.part, n.slots)
+    on_device, on_host = (2 * part, 2 * part) if part else (n.slots, n.slots * (2 - n.one_cohort))
+    setting = "engine.part" if part else "population.cohort"
+    on_host *= n.local_devices
     late = (ROUNDS, EVALUATION)
     return [
-        # The state, the pretrained backbone, and the sums of what clients send.
+        # The state, the pretrained backbone, and the sums: in parts, that of the part, too.
         Part("server's state", units.server + units.backbone, 0, late, "model"),
-        Part("sums of what clients send", units.server, 0, (ROUNDS,), "model"),
+        Part("sums of what clients send", (1 + (part > 0)) * units.server, 0, (ROUNDS,), "model"),
         Part(
             "models kept on the host",
             0,
@@ -257,15 +302,15 @@ def _state_parts(config: Config, n: Counts, units: Units) -> list[Part]:
         ),
         Part(
             "heads of the cohort",
-            n.slots * units.head,
-            on_host * local * units.head,
+            on_device * units.head,
+            on_host * units.head,
             late,
-            "population.cohort",
+            setting,
         ),
         Part(
             "previous backbones",
-            n.slots * units.previous,
-            on_host * local * units.previous,
+            on_device * units.previous,
+            on_host * units.previous,
             late,
             "population.previous",
         ),
@@ -292,10 +337,12 @@ def _working_parts(config: Config, n: Counts, units: Units) -> list[Part]:
     spec_uses_public = config.fed.public_data != "off"
     hard = config.fed.public_data == "hard"
     lanes = min(config.engine.lanes, n.slots) or 1
-    pool = n.most_images + spec_uses_public * n.public_images
+    everything = n.most_images + spec_uses_public * n.public_images
+    pool = n.most_images + kept_public(config, n) if config.engine.part else everything
+    lists = lanes * (pool * _POOL_ENTRY + (config.engine.part > 0) * everything * _DRAWS)
     terms = config.recipe.terms(config.options)
     views = 2 if config.fed.mirror else 1
-    parts = []
+    parts, own_public = [], "data.split.public_identities"
     tables = 0.0
     if terms.contrastive_weight > 0 and config.engine.cache_features:
         # Side by side, a lane that is done keeps its own: old and new are both there.
@@ -303,25 +350,30 @@ def _working_parts(config: Config, n: Counts, units: Units) -> list[Part]:
         parts.append(
             Part("tables of directions, per lane", tables, 0, (ROUNDS,), "engine.cache_features")
         )
-    parts.append(
-        Part("lists of images, per lane", lanes * pool * _POOL_ENTRY, 0, (ROUNDS,), "engine.lanes")
-    )
+    parts.append(Part("lists of images, per lane", lists, 0, (ROUNDS,), "engine.lanes"))
     # Parameters and velocity; side by side also the new ones.
     state = lanes * 2 * (1 + (lanes > 1)) * units.trained
     parts.append(Part("clients in training", state, 0, (ROUNDS,), "engine.lanes"))
     step = lanes * max(units.step.step, units.step.forward) if units.step else 0.0
     parts.append(Part("activations and gradients", step, 0, (ROUNDS,), "engine.gradient_batch"))
     if hard:
-        kept = n.slots * n.public_images
+        kept = (min(config.engine.part, n.slots) or n.slots) * n.public_images
         parts.append(Part("which public images are hard", kept, 0, (ROUNDS,), "population.cohort"))
-        # Features of public and own images, normalized; a block of cosines.
-        search = 2.0 * n.public_images * units.feature + n.capacity * units.feature
-        search += 9 * min(_COSINES, n.public_images) * n.most_images
+        # Features of public and own images; a block of cosines.
+        found = n.public_images * units.feature
+        if config.engine.part:
+            parts.append(Part("features of public images", found, 0, (ROUNDS,), own_public))
+        search = n.part_capacity * units.feature + (0.0 if config.engine.part else found)
+        search += min(BLOCK, n.public_images) * (5.0 * n.most_images + 2 * units.feature)
         search += units.step.forward if units.step else 0
-        more = search - (tables + state + step + lanes * pool * _POOL_ENTRY)
+        # In parts the next one's search may be laid out while a part trains.
+        more = search - (0 if config.engine.part else tables + state + step + lists)
         if more > 0:
             name = "hard-negative search, beside it"
-            parts.append(Part(name, more, 0, (ROUNDS,), "data.split.public_identities"))
+            parts.append(Part(name, more, 0, (ROUNDS,), own_public))
+        if config.eval.examples:  # as the network gives them, and of length 1
+            name = "public features, for the report"
+            parts.append(Part(name, 0, 2 * found, (EVALUATION,), "eval.examples"))
     if config.pretrain.epochs:
         state = 2 * (units.network + n.public_identities * units.feature)
         step = units.step.pretraining if units.step else 0.0

@@ -35,6 +35,7 @@ from fedfr_jax.runtime.footprint import (
 )
 from fedfr_jax.runtime.layouts import Candidate, by_rule, most_lanes
 from fedfr_jax.runtime.machine import Machine
+from fedfr_jax.runtime.memory import check_processes
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.simulation import make_spec, split_of
 from fedfr_jax.runtime.step_memory import step_memory
@@ -117,6 +118,7 @@ def forecast(
     Raises:
       InputError: the data cannot be split as asked.
     """
+    check_processes(config, machine.hosts)
     use_compilation_cache(config.engine.compilation_cache)
     if source is None:
         with track("opening the data", None, "", keep=False):

@@ -49,8 +49,9 @@ def cohort_size(config: Config) -> int:
 
 
 def most_lanes(config: Config, devices: int) -> int:
-    """Clients that a device can get in a round."""
-    return max(1, -(-cohort_size(config) // devices))
+    """Clients that a device can get in a round, or in a part of one."""
+    clients = -(-cohort_size(config) // devices)
+    return max(1, min(clients, config.engine.part or clients))
 
 
 def candidates(

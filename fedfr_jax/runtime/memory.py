@@ -65,6 +65,7 @@ def check_fits(parts: Mapping[str, float], free: float | None = None) -> None:
 
 def check_plan(config: Config) -> None:
     """Refuses a population or schedule that does not fit; before data are opened."""
+    check_processes(config, jax.process_count())
     data, clients = config.data, config.fed.num_clients
     images = data.generated.identities * data.generated.images_per_identity[0]
     cohort, rounds = config.population.cohort or clients, config.rounds
@@ -81,6 +82,15 @@ def check_plan(config: Config) -> None:
         "fed.num_clients": 48 * clients,
     }
     check_fits(sizes | {schedule: sizes.get(schedule, 0) + 8 * rounds * cohort})
+
+
+def check_processes(config: Config, processes: int) -> None:
+    """Refuses rounds in parts with several processes."""
+    if config.engine.part and processes > 1:
+        raise ConfigError(
+            f"engine.part is {config.engine.part}, but there are {processes} processes, "
+            "and only one process can run rounds in parts; set engine.part=0"
+        )
 
 
 def check_images(

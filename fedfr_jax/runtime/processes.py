@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -104,3 +105,11 @@ def check_equal(values: Mapping[str, Any], *, gather=multihost_utils.process_all
             f"the processes of this run differ in {different}; start all of them "
             "with the same settings and data"
         )
+
+
+def wait(arrays: Any) -> None:
+    """Waits until a pytree of arrays is computed; signals are handled meanwhile."""
+    seconds, leaves = 1e-4, jax.tree.leaves(arrays)
+    while not all(x.is_ready() for x in leaves):
+        time.sleep(seconds)
+        seconds = min(2 * seconds, 0.02)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedfr_jax.config import Config
+from fedfr_jax.config.part_checks import needs_all_clients
 from fedfr_jax.runtime.counts import Counts
 from fedfr_jax.runtime.footprint import Part, Units, memory_parts, peaks
 from fedfr_jax.runtime.machine import Machine
@@ -184,6 +185,23 @@ def _no_tables(situation: Situation) -> Iterator[Remedy]:
         )
 
 
+def _in_parts(situation: Situation) -> Iterator[Remedy]:
+    counts, now = situation.counts, situation.config.engine.part
+    if needs_all_clients(situation.config) or counts.hosts > 1 or situation.config.recipe.union:
+        return
+
+    def apply(s: Situation, value: int) -> Situation:
+        capacity = min(s.counts.capacity, value * s.counts.most_images)
+        counts = dataclasses.replace(s.counts, part_capacity=capacity)
+        s = _set(dataclasses.replace(s, counts=counts), "engine", part=value)
+        return _set(s, "engine", lanes=min(s.config.engine.lanes, value))
+
+    size = now or 2 * counts.slots
+    while size > 1:
+        size = -(-size // 2)
+        yield Remedy(f"engine.part={size}", False, functools.partial(apply, value=size))
+
+
 def _half_previous(situation: Situation) -> Iterator[Remedy]:
     def apply(s: Situation) -> Situation:
         units = dataclasses.replace(
@@ -277,6 +295,7 @@ _OFFERS = (
     _fewer_lanes,
     _smaller_gradient_batch,
     _stream,
+    _in_parts,
     _no_tables,
     _half_previous,
     _smaller_pretraining,

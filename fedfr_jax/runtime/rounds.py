@@ -26,8 +26,9 @@ from fedfr_jax.models.weights import assumptions, weights_of
 from fedfr_jax.runtime import accounting, interrupts, message_rows, workdir
 from fedfr_jax.runtime.checkpoints import load_pytree, save_pytree
 from fedfr_jax.runtime.course import Course, Programs, RoundInputs, Run, compile_finite
+from fedfr_jax.runtime.parts import compile_parts, stored_means
 from fedfr_jax.runtime.pretrained import folder_of_weights, saved_classifier
-from fedfr_jax.runtime.processes import worst
+from fedfr_jax.runtime.processes import wait, worst
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.simulation import Simulation, compile_rounds, compile_start, round_key
 
@@ -110,7 +111,7 @@ def pretrained_model(
 
             variables, learned = pretrain(
                 sim.network,
-                sim.public.images,
+                sim.public.images if sim.public_inputs is None else sim.public_inputs,
                 labels,
                 config.pretrain,
                 variables=variables,
@@ -160,18 +161,21 @@ def read_ahead(sim: Simulation, round_index: int, last: RoundInputs | None = Non
     return RoundInputs(
         assigned,
         mine,
-        sim.cohort_data(assigned, mine) if anybody else None,
+        sim.cohort_data(assigned, mine) if anybody and sim.parts_of_rounds is None else None,
     )
 
 
 def compile_programs(sim: Simulation, seeds: int = 1) -> Programs:
     """The programs for ``seeds`` runs in parallel; each compiles on its first call."""
-    return Programs(compile_rounds(sim, seeds), compile_start(sim), compile_finite(sim.layout.mesh))
+    in_parts = sim.parts_of_rounds is not None
+    one = compile_parts(sim.spec, sim.layout) if in_parts else compile_rounds(sim, seeds)
+    return Programs(one, compile_start(sim), compile_finite(sim.layout.mesh))
 
 
 def go_together(runs: Sequence[Run]) -> bool:
     """Whether runs can share a program: they differ only in the seed and are equally far.
 
+    Runs whose rounds are in parts have too little memory for it.
     Their clients then have the same images, and in every round the same ones take part.
     """
 
@@ -179,11 +183,15 @@ def go_together(runs: Sequence[Run]) -> bool:
         return dataclasses.replace(run.sim.config, seed=0)
 
     first = runs[0]
-    return jax.process_count() == 1 and all(
-        but_seed(run) == but_seed(first)
-        and int(run.server.round) == int(first.server.round)
-        and np.array_equal(run.sim.schedule.cohorts, first.sim.schedule.cohorts)
-        for run in runs
+    return (
+        jax.process_count() == 1
+        and (len(runs) == 1 or not first.sim.parts_of_rounds)
+        and all(
+            but_seed(run) == but_seed(first)
+            and int(run.server.round) == int(first.server.round)
+            and np.array_equal(run.sim.schedule.cohorts, first.sim.schedule.cohorts)
+            for run in runs
+        )
     )
 
 
@@ -253,7 +261,12 @@ def _one_round(
     assert inputs is not None  # read_ahead() gives them for every round of the run
     started = time.monotonic()
     results: list[Any] = []
-    if inputs.cohort is not None:
+    if sim.parts_of_rounds is not None and (inputs.assigned >= 0).any():
+        [course], [key] = courses, keys  # see go_together()
+        if course.save():  # before heads of this round are stored
+            interrupts.release()
+        results = [course.in_parts(inputs, key, r + 1)]
+    elif inputs.cohort is not None:
         results = programs.round(
             [course.server for course in courses],
             [course.hand_out(inputs) for course in courses],
@@ -272,12 +285,12 @@ def _one_round(
     accounting.spent(sim.config, sim.schedule, r + 1)  # takes a while, and is remembered
     for course in courses:
         course.read_ahead(inputs, following)
-    _wait([result[2:] for result in results])
+    wait([result[2:] for result in results])
     results = [(server, heads, *jax.device_get(rest)) for server, heads, *rest in results]
     seconds = (time.monotonic() - started) / len(courses)  # a run's share
     stops = bool(worst(int(interrupts.pending())))  # all processes stop after the same round
     interrupts.hold()
-    if inputs.cohort is None:
+    if not results:
         rows = [course.pass_over(r + 1, inputs, seconds, stops=stops) for course in courses]
     else:
         rows = [
@@ -294,14 +307,6 @@ def _one_round(
     return rows, following
 
 
-def _wait(arrays: PyTree) -> None:
-    """Waits until the arrays are computed; signals are handled meanwhile."""
-    seconds, leaves = 1e-4, jax.tree.leaves(arrays)
-    while not all(x.is_ready() for x in leaves):
-        time.sleep(seconds)
-        seconds = min(2 * seconds, 0.02)
-
-
 def starting_server(
     sim: Simulation, pretrained: PyTree, embeddings, saved: ServerState | None = None
 ) -> ServerState:
@@ -309,6 +314,8 @@ def starting_server(
     mesh = sim.layout.mesh
     if saved is None:
         pretrained, embeddings = engine.replicate((pretrained, embeddings), mesh)
+        if embeddings is None and sim.public_inputs is not None and len(sim.public_inputs):
+            embeddings = stored_means(sim, pretrained)
         saved = initial_server(sim.spec, sim.layout, pretrained, embeddings, sim.public)
     # A copy: rounds donate the server's memory, and these arrays may be the caller's.
     return engine.replicate(jax.tree.map(np.array, saved), mesh)

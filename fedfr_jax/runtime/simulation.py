@@ -25,6 +25,7 @@ from fedfr_jax.algorithm.plain import compile_round, round_function
 from fedfr_jax.algorithm.spec import MessageSpec, RoundSpec
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config
+from fedfr_jax.config.batch_norm_checks import check_batch_norm
 from fedfr_jax.data.attributes import features_of
 from fedfr_jax.data.degrade import degraded
 from fedfr_jax.data.held_out import HeldOut, evaluated_clients, read_held_out
@@ -37,8 +38,14 @@ from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.models import Backbone, build
 from fedfr_jax.models.parts import Parts, divide, trained_part
 from fedfr_jax.population.cohort_data import CohortData, PublicData
-from fedfr_jax.population.images import ClientImages, choose_kind, open_client_images
+from fedfr_jax.population.images import (
+    ClientImages,
+    StoredImages,
+    choose_kind,
+    open_client_images,
+)
 from fedfr_jax.population.pace import ClientPace, client_pace
+from fedfr_jax.population.parts import CohortParts, Part, make_parts
 from fedfr_jax.population.schedule import Schedule, make_schedule
 from fedfr_jax.runtime import accounting, costs, memory
 from fedfr_jax.runtime.autotune import settle
@@ -56,7 +63,9 @@ class Simulation:
     Attributes:
       config: the settings.
       source: where images come from; ``split``: which client holds which images.
-      public: the public images, on every device.
+      public: the public images, on every device; in parts without images.
+      public_inputs: where rounds run in parts: the public images (or activations), as stored.
+      parts_of_rounds: then, which clients are on the devices at a time.
       client_images: where the clients' training images are.
       schedule: the cohorts of all rounds; ``schedule.clients`` are the training clients, which in
         some methods are not those of the split.
@@ -85,6 +94,8 @@ class Simulation:
     layout: Layout
     frozen: PyTree = None
     pace: ClientPace | None = None
+    public_inputs: StoredImages | None = None
+    parts_of_rounds: CohortParts | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -97,7 +108,15 @@ class Simulation:
         Args:
           assigned: (C,) client in each slot of all devices; ``mine``: of this process' devices.
         """
-        cohort = self.client_images.cohort_data(self.schedule.rows(assigned))
+        return self._with_pace(self.client_images.cohort_data(self.schedule.rows(assigned)), mine)
+
+    def part_data(self, part: Part) -> CohortData:
+        """The data of a part of a round's clients on the devices."""
+        assert self.parts_of_rounds is not None  # engine.part is set
+        rows = self.parts_of_rounds.rows(part)
+        return self._with_pace(self.client_images.cohort_data(rows), part.clients)
+
+    def _with_pace(self, cohort: CohortData, mine: np.ndarray) -> CohortData:
         if self.pace is None:
             return cohort
         return cohort.replace(pace=engine.spread(self.pace.of(mine), self.layout.mesh))
@@ -150,7 +169,7 @@ def spec_of(config: Config, backbone: Backbone) -> RoundSpec:
     spec.private(variables)
     _check_turns(spec)
     if jax.tree.leaves(variables["batch_stats"]):
-        _check_batch_norm(config)
+        check_batch_norm(config)
     return spec
 
 
@@ -250,6 +269,8 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
         spec,
         layout,
         pace=pace,
+        public_inputs=StoredImages(source, split.public_images) if config.engine.part else None,
+        parts_of_rounds=make_parts(schedule, config.engine.part) if config.engine.part else None,
     )
 
 
@@ -267,9 +288,12 @@ def _read_images(
     parts: Parts | None,
 ) -> tuple[PublicData, ClientImages, HeldOut]:
     """Images of the public people, of the clients, and of the clients' probes."""
+    in_parts = config.engine.part > 0
+    if in_parts and source.check is not None:  # or damage would show in the middle of a round
+        source.check(np.sort(split.public_images))
     public = engine.replicate(  # the host's copy is released before the clients' images are read
         PublicData(
-            source.read(split.public_images),
+            None if in_parts else source.read(split.public_images),
             split.public_labels.astype(np.int32),
             len(split.public_identities),
         ),
@@ -293,31 +317,6 @@ def _check_public_images(config: Config, split: FederatedSplit) -> None:
             "data.split leaves no public identities, but fed.public_data="
             f"{config.fed.public_data!r} and pretrain.epochs="
             f"{config.pretrain.epochs} need them"
-        )
-
-
-def _check_batch_norm(config: Config) -> None:
-    """Requirements of batch norm on the mini-batch."""
-    frozen = config.model.batch_norm == "frozen"
-    if config.fed.partial_batch and config.recipe.trains and not frozen:
-        raise ConfigError(
-            f"fed.partial_batch is set, but {config.model.name} normalizes over the mini-batch, "
-            "which must then be whole; set it to False, or model.batch_norm to 'frozen'"
-        )
-    for name, size, used in (
-        ("fed.batch_size", config.fed.batch_size, config.recipe.trains and not frozen),
-        ("pretrain.batch_size", config.pretrain.batch_size, config.pretrain.epochs),
-    ):
-        if used and size == 1:  # all batches are whole: there is no last one with a single image
-            raise ConfigError(
-                f"{name} is 1, but {config.model.name} normalizes over the "
-                "mini-batch, and one image has no spread; give at least 2"
-            )
-    if config.engine.gradient_batch and not frozen:
-        raise ConfigError(
-            f"engine.gradient_batch is {config.engine.gradient_batch}, but "
-            f"{config.model.name} normalizes over the mini-batch, which must then "
-            "be taken as a whole; set it to 0, or model.batch_norm to 'frozen'"
         )
 
 
