@@ -133,13 +133,7 @@ def forecast(
     spec = make_spec(config)
     pairs, notes = _pairs(config, split)
     counts = counts_of(config, source.labels, split, schedule, machine.hosts, pairs)
-    step = None
-    if config.engine.plan_seconds:
-        public = counts.public_images, counts.public_identities
-        step = step_memory(config, spec, public, counts.most_identities, devices=machine.devices)
-    units = units_of(
-        config, spec, counts.public_identities, counts.most_identities, step, machine.backend
-    )
+    units = _units(config, spec, counts, machine)
     kind = choose_kind(config.data, source, split.clients)
     rate, rate_note = _rate(config, machine, counts, units, tflops)
     present = (schedule.cohorts >= 0).sum(1)[: config.rounds]
@@ -167,6 +161,15 @@ def forecast(
         disk=_disk(config, counts, units, split),
         notes=notes,
     )
+
+
+def _units(config: Config, spec: RoundSpec, counts: Counts, machine: Machine) -> Units:
+    """Sizes of everything, with those of a step where there is time to ask the compiler."""
+    step, most = None, counts.most_identities
+    if config.engine.plan_seconds:
+        public = counts.public_images, counts.public_identities
+        step = step_memory(config, spec, public, most, devices=machine.devices)
+    return units_of(config, spec, counts.public_identities, most, step, machine.backend)
 
 
 def _settled(config: Config, machine: Machine) -> tuple[Config, str]:
