@@ -11,7 +11,7 @@ import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedfr_jax.algorithm import aggregate, local_state, messages, secure
+from fedfr_jax.algorithm import aggregate, local_state, messages, pool, secure
 from fedfr_jax.algorithm import round as one_round
 from fedfr_jax.algorithm.features import Shared
 from fedfr_jax.algorithm.hostile import collude, hostile_clients, labels_of
@@ -150,8 +150,12 @@ def test_without_settings_the_program_is_as_if_there_were_no_steps(monkeypatch):
     monkeypatch.setattr(
         one_round, "combine", lambda spec, shared, cohort, *rest: (shared.server, *rest)
     )
-    monkeypatch.setattr(one_round, "labels_of", lambda spec, cohort: cohort.labels)
+    monkeypatch.setattr(pool, "labels_of", lambda spec, cohort: cohort.labels)
     assert program() == as_it_is
+    monkeypatch.setattr(
+        one_round, "protect", lambda spec, shared, client, head, s, w, *rest: (s, 2 * w, *rest)
+    )
+    assert program() != as_it_is  # what is replaced is traced anew
 
 
 def test_quarantine_alone_changes_no_result():
