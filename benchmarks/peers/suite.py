@@ -23,7 +23,9 @@ from benchmarks.peers.work import WORKS, Work, images_per_round, make_problem
 from benchmarks.problem import relative_difference
 
 CHECKED = 3  # rounds after which final weights are compared
-TOLERANCE = 1e-3  # relative L2 of their change, float32
+# Relative L2 of their change. At a rate of 0.1, rounding grows within three rounds: the same PyTorch
+# loop with one thread and with two differs from itself by 1e-2. Other batches or another loss give 1.
+TOLERANCE = 5e-2
 
 _ONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 OURS = Peer("ours", "", "ours")
