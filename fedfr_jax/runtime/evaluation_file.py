@@ -19,6 +19,10 @@ _IMAGE_KEYS = {
     "hard_negatives": ("local_image", "public_image"),
     "mistakes": ("image_a", "image_b"),
 }
+_OTHER_KEYS = {
+    "hard_negatives": ("client", "cosine"),
+    "mistakes": ("kind", "model", "client", "score", "threshold"),
+}
 
 
 def _name(*parts: str) -> str:
@@ -90,10 +94,40 @@ def read_evaluation(workdir: str | os.PathLike) -> dict[str, Any]:
             else:
                 value = array if keys[1] in _IMAGE_KEYS[part] else array.item()
                 examples[part].setdefault(keys[0], {})[keys[1]] = value
+        result["rocs"] = {
+            protocol: {model: _curve(found) for model, found in curves.items()}
+            for protocol, curves in result["rocs"].items()
+        }
+        _check_shapes(result, examples)
     except (ValueError, KeyError, IndexError) as error:
         raise InputError(f"{path} cannot be read ({error}); evaluate the run again") from error
-    result["rocs"] = {
-        protocol: {model: (curve["far"], curve["tar"]) for model, curve in curves.items()}
-        for protocol, curves in result["rocs"].items()
-    }
     return result | {part: list(found.values()) for part, found in examples.items()}
+
+
+def _curve(found: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(far (n,), tar (n,)); raises ValueError or KeyError if there is no such curve."""
+    far, tar = found["far"], found["tar"]
+    if far.ndim != 1 or far.shape != tar.shape or {far.dtype.kind, tar.dtype.kind} - set("iuf"):
+        raise ValueError("a curve's rates do not belong together")
+    return far, tar
+
+
+def _check_shapes(result: Mapping[str, Any], examples: Mapping[str, Mapping[str, Mapping]]) -> None:
+    """Raises ValueError for what a report cannot draw."""
+    values = [v for models in result["per_client"].values() for v in models.values()]
+    if any(v.ndim != 1 or v.dtype.kind not in "biuf" for v in values):
+        raise ValueError("a metric is not one number per client")
+    faces = result["faces"]
+    if faces is not None and not (faces.ndim == 5 and _is_image(faces)):
+        raise ValueError("faces are not images in rows and columns")
+    for part, found in examples.items():
+        wanted = {*_IMAGE_KEYS[part], *_OTHER_KEYS[part]}
+        for example in found.values():
+            if set(example) != wanted or not all(
+                example[key].ndim == 3 and _is_image(example[key]) for key in _IMAGE_KEYS[part]
+            ):
+                raise ValueError(f"an entry of {part} is not whole")
+
+
+def _is_image(array: np.ndarray) -> bool:
+    return array.dtype == np.uint8 and array.shape[-1] == 3

@@ -456,3 +456,27 @@ def test_durations_for_people(seconds, text):
 )
 def test_quantities_for_people(value, text):
     assert progress.quantity(value) == text
+
+
+FACE = np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"roc/a/b/far": np.arange(2.0)},
+        {"roc/a/b/far": np.arange(2.0), "roc/a/b/tar": np.arange(3.0)},
+        {"per_client/m/global": np.zeros((2, 2))},
+        {"faces": np.zeros((2, 4, 4, 3), np.uint8)},
+        {"hard_negatives/000000/client": np.int64(1)},
+        {"hard_negatives/000000/client": np.int64(1), "hard_negatives/000000/cosine": np.float32(1)}
+        | {f"hard_negatives/000000/{side}_image": FACE[..., 0] for side in ("local", "public")},
+        {"mistakes/000000/image_a": FACE},
+    ],
+)
+def test_an_evaluation_that_is_not_whole_is_refused(tmp_path, arrays):
+    np.savez(tmp_path / "evaluation.npz", **arrays)
+    with pytest.raises(
+        InputError, match=r"evaluation\.npz cannot be read .*evaluate the run again"
+    ):
+        workdir.read_evaluation(tmp_path)
