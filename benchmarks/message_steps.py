@@ -1,6 +1,6 @@
-"""What clipping, noise and quarantine cost, as a share of a round.
+"""What clipping, noise and quarantine cost, and rules of aggregation, as a share of a round.
 
-    python -m benchmarks.message_steps
+    python -m benchmarks.message_steps --rules=median,multi_krum
 
 One warm round of FedAvg with a SphereNet-10 of random weights, with and without the steps, in turn;
 the median of the repeats. Only the ratio means something on a shared machine.
@@ -38,12 +38,23 @@ def problem(clients: int, images: int, size: int):
     return PublicData(nobody, np.zeros(0, np.int32), 0), pack_clients(own, 1)
 
 
+def with_steps(plain: RoundSpec) -> RoundSpec:
+    """The same round with clipping, central noise and quarantine."""
+    privacy = PrivacyConfig(clip_norm=1.0, noise_multiplier=1.0)
+    return dataclasses.replace(
+        plain,
+        fed=dataclasses.replace(plain.fed, on_bad_update="quarantine"),
+        message=MessageSpec(privacy, cohort=plain.fed.num_clients),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rules", default="", help="of aggregation, comma-separated")
     arguments = parser.parse_args()
     fed = FedConfig(
         num_clients=arguments.clients,
@@ -56,19 +67,15 @@ def main() -> None:
     backbone = build(ModelConfig(depth=10, widths=(16, 32, 64, 128)), arguments.size, "custom")
     recipe = METHODS["fedavg"]
     plain = RoundSpec(backbone, fed, LossConfig(), recipe, recipe.options())
-    steps = dataclasses.replace(
-        plain,
-        fed=dataclasses.replace(fed, on_bad_update="quarantine"),
-        message=MessageSpec(
-            PrivacyConfig(clip_norm=1.0, noise_multiplier=1.0), cohort=arguments.clients
-        ),
-    )
+    cases = {"without": plain, "clipping, noise, quarantine": with_steps(plain)}
+    for rule in arguments.rules.split(",") if arguments.rules else ():
+        cases[rule] = dataclasses.replace(plain, fed=dataclasses.replace(fed, aggregator=rule))
     layout = Layout(engine.make_mesh(jax.devices()[:1]), 1, 32)
     public, cohort = problem(arguments.clients, arguments.images, arguments.size)
     variables = jax.device_get(backbone.init(jax.random.key(0)))
-    seconds: dict[str, list[float]] = {"without": [], "with": []}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
     runs = {}
-    for name, spec in (("without", plain), ("with", steps)):
+    for name, spec in cases.items():
         rounds = PlainRounds(spec, layout, public, cohort)
         server, heads = rounds.start(variables, jax.random.key(1))
         runs[name] = rounds, *rounds.step(server, heads, jax.random.key(2))[:2]
@@ -79,13 +86,14 @@ def main() -> None:
             result = jax.block_until_ready(rounds.step(*state, jax.random.key(2)))
             seconds[name].append(time.process_time() - started)
             runs[name] = rounds, *result[:2]
-    without, with_steps = (statistics.median(seconds[name]) for name in ("without", "with"))
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     numbers = sum(x.size for x in jax.tree.leaves(variables))
     print(
-        f"{numbers:,} parameters, {arguments.clients} clients of {arguments.images} images: "
-        f"CPU time of a round x {with_steps / without:.3f} "
-        f"({100 * (with_steps / without - 1):+.1f} %; repeats {seconds})"
+        f"{numbers:,} parameters, {arguments.clients} clients of {arguments.images} images: CPU "
+        f"time of a round, {medians['without']:.2f} s without steps"
     )
+    for name in list(cases)[1:]:
+        print(f"  {name}: x {medians[name] / medians['without']:.3f} (repeats {seconds[name]})")
 
 
 if __name__ == "__main__":
