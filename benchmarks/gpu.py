@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.machine import has_torch
-from benchmarks.problem import WORKLOADS, Case, Workload
+from benchmarks.problem import WORKLOADS, Case, Workload, large_case
 from benchmarks.worker import Failed, Late, Process
 
 _ROWS = "benchmarks.gpu_rows"
@@ -60,21 +60,6 @@ class Item:
     estimate: float
 
 
-def _case(batch: int, clients: int, model: str = "spherenet", embedding: int = 512) -> Case:
-    return Case(
-        model=model,
-        depth=20,
-        widths=(64, 128, 256, 512),
-        size=112,
-        batch=batch,
-        clients=clients,
-        images=3 * max(64, batch) // 4,
-        public=max(64, batch) // 4,
-        embedding=embedding,
-        epochs=2,
-    )
-
-
 def _small(case: Case) -> Case:
     narrow = {} if case.model != "spherenet" else dict(depth=10, widths=(4, 4, 8, 8))
     return dataclasses.replace(
@@ -92,9 +77,9 @@ def items(folder: str, repeats: int = 3, small: bool = False) -> list[Item]:
     workload = dataclasses.replace(WORKLOADS["A"], clients=4 if small else 64)
     lanes = (2, 1) if small else (64, 16, 1)
     cases = {
-        "SphereNet-20, batch 16": _case(16, 32),
-        "MobileFaceNet, batch 16": _case(16, 32, "mobilefacenet", 128),
-        "SphereNet-20, batch 256": _case(256, 4),
+        "SphereNet-20, batch 16": large_case(16, 32),
+        "MobileFaceNet, batch 16": large_case(16, 32, "mobilefacenet", embedding=128),
+        "SphereNet-20, batch 256": large_case(256, 4),
     }
     cases = {name: _small(case) if small else case for name, case in cases.items()}
     found = _workload_items(workload, os.path.join(folder, "A.npz"), lanes, repeats)

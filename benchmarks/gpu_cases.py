@@ -10,23 +10,11 @@ from collections.abc import Sequence
 
 from benchmarks.cases import OURS, TORCH, Result, Settings, bf16, case, describe, fedfr_case
 from benchmarks.compare import TOLERANCE, Competitor
-from benchmarks.problem import Case
+from benchmarks.problem import Case, large_case
 
 # The cohort is as large as the memory for its previous backbones allows.
-_WIDTHS = (64, 128, 256, 512)
 GPU_CASES = {
-    f"{label}_b{batch}": Case(
-        model=model,
-        depth=depth,
-        widths=_WIDTHS,
-        size=112,
-        batch=batch,
-        clients=clients,
-        images=3 * max(64, batch) // 4,
-        public=max(64, batch) // 4,
-        embedding=embedding,
-        epochs=2,
-    )
+    f"{label}_b{batch}": large_case(batch, clients, model, depth, embedding)
     for label, model, depth, embedding, batch, clients in (
         ("mobilefacenet", "mobilefacenet", 20, 128, 16, 256),
         ("mobilefacenet", "mobilefacenet", 20, 128, 256, 64),

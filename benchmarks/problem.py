@@ -61,6 +61,24 @@ class Case:
         return self.clients * self.steps * self.batch
 
 
+def large_case(
+    batch: int, clients: int, model: str = "spherenet", depth: int = 20, embedding: int = 512
+) -> Case:
+    """A network of the paper's widths at 112 x 112 pixels, as for accelerators."""
+    return Case(
+        model=model,
+        depth=depth,
+        widths=(64, 128, 256, 512),
+        size=112,
+        batch=batch,
+        clients=clients,
+        images=3 * max(64, batch) // 4,
+        public=max(64, batch) // 4,
+        embedding=embedding,
+        epochs=2,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Workload:
     """A small FedAvg client, unrelated to FedFR (ENGINE_FACTS.md, A and B)."""

@@ -242,17 +242,18 @@ def operations(window, stride, padding):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def custom(x, kernel, stride, padding):
+    """The convolution for CPUs: (N, H, W, C) maps with a (kh, kw, C, C') kernel."""
     return operations(kernel.shape[:2], stride, padding)[0](x, kernel)
 
 
-def custom_forward(x, kernel, stride, padding):
+def _custom_forward(x, kernel, stride, padding):
     return custom(x, kernel, stride, padding), (x, kernel)
 
 
-def custom_backward(stride, padding, residuals, dy):
+def _custom_backward(stride, padding, residuals, dy):
     x, kernel = residuals
     _, weight_gradient, input_gradient_for = operations(kernel.shape[:2], stride, padding)
     return input_gradient_for(x.shape)(dy, kernel), weight_gradient(x, dy)
 
 
-custom.defvjp(custom_forward, custom_backward)
+custom.defvjp(_custom_forward, _custom_backward)
