@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedfr_jax import engine
+from fedfr_jax.data.batches import equal_batches
 from fedfr_jax.data.types import Clients, ImageSource
 from fedfr_jax.errors import InputError
 from fedfr_jax.population.cohort_data import CohortData
@@ -103,10 +104,8 @@ def _rows(table: jax.Array, places: np.ndarray) -> np.ndarray:
     """
     block = 256
     out = np.empty((len(places), *table.shape[1:]), table.dtype)
-    for start in range(0, len(places), block):
-        part = places[start : start + block]
-        padded = np.pad(part, (0, block - len(part)))
-        out[start : start + block] = np.asarray(_taken(table, padded))[: len(part)]
+    for i, (count, some) in enumerate(equal_batches(places, block)):
+        out[i * block : i * block + count] = np.asarray(_taken(table, some))[:count]
     return out
 
 

@@ -24,6 +24,7 @@ from fedfr_jax.algorithm import parts as pieces
 from fedfr_jax.algorithm.features import type_of
 from fedfr_jax.algorithm.spec import RoundSpec
 from fedfr_jax.algorithm.state import Heads, ServerState
+from fedfr_jax.data.batches import equal_batches
 from fedfr_jax.engine.layout import Layout
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.population.cohort_data import CohortData, PublicData
@@ -100,13 +101,12 @@ def stored_features(sim: Simulation, variables: PyTree) -> jax.Array:
     shape, everywhere = (len(stored), sim.spec.backbone.embedding), NamedSharding(layout.mesh, P())
     table = jnp.zeros(shape, type_of(variables), device=everywhere)
     with track("features of the public images", len(stored), "image", keep=False) as bar:
-        for first in range(0, len(stored), block):
-            images = stored[first : first + block]  # read while the last block is computed
-            count = len(images)
-            images = engine.spread(_padded(images, block), layout.mesh)
-            positions = engine.replicate(np.arange(first, first + block), layout.mesh)
+        # A block is read while the last one is computed.
+        for i, (count, images) in enumerate(equal_batches(stored, block)):
+            placed = engine.spread(images, layout.mesh)
+            positions = engine.replicate(np.arange(block) + i * block, layout.mesh)
             wait(table)  # or blocks would pile up on the devices
-            table = run(variables, table, positions, images)
+            table = run(variables, table, positions, placed)
             bar.update(count, images=count)
     return table
 
@@ -116,11 +116,6 @@ def stored_means(sim: Simulation, variables: PyTree) -> jax.Array:
     public = sim.public
     means = jax.jit(pieces.public_means, static_argnums=2)
     return means(stored_features(sim, variables), public.labels, public.identities)
-
-
-def _padded(images: np.ndarray, size: int) -> np.ndarray:
-    missing = size - len(images)
-    return np.pad(images, [(0, missing)] + [(0, 0)] * (images.ndim - 1)) if missing else images
 
 
 @dataclasses.dataclass(frozen=True)
