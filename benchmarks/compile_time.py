@@ -27,7 +27,16 @@ from fedfr_jax.algorithm.state import Heads, ServerState
 from fedfr_jax.runtime import simulation
 from fedfr_jax.settings import EngineConfig
 
-CASES = {"small": cases.SMALL, "middle": cases.MIDDLE, "paper": cases.PAPER}
+# The network of configs/quickstart.py.
+QUICKSTART = Case(
+    depth=10, widths=(16, 32, 64, 64), size=48, batch=32, clients=4, images=64, public=16
+)
+CASES = {
+    "small": cases.SMALL,
+    "middle": cases.MIDDLE,
+    "paper": cases.PAPER,
+    "quickstart": QUICKSTART,
+}
 
 
 def _state(case: Case, variables: Any) -> tuple[ServerState, Heads]:

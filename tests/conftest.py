@@ -27,7 +27,10 @@ WAIT = (
         for name in ("warn_stuck", "terminate")
     )
 )
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS, *WAIT])
+# What engine/devices.py adds: flags that change in between would give programs other names in the
+# compilation cache.
+LOOPS = "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling"
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS, *WAIT, LOOPS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache")

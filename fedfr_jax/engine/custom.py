@@ -56,10 +56,13 @@ def _swapped(x, dy, stride, padding):
     return grad.transpose(1, 2, 0, 3)
 
 
-def _takes_winograd(x, window, stride, shape, faster=winograd.is_faster):
+def _takes_winograd(x, window, stride, shape, weights=False):
     """Whether the convolution of x with a result of ``shape`` uses Winograd's filtering."""
     return (
-        window == (3, 3) and stride == 1 and x.dtype == jnp.float32 and faster(shape, x.shape[-1])
+        window == (3, 3)
+        and stride == 1
+        and x.dtype == jnp.float32
+        and winograd.is_faster(shape, x.shape[-1], weights)
     )
 
 
@@ -73,8 +76,6 @@ def _plain(x, kernel, stride, padding):
     shape = (len(x), *size, kernel.shape[-1])
     if _takes_winograd(x, window, stride, shape):
         return winograd.forward(x, kernel, padding)
-    if _takes_winograd(x, window, stride, shape, winograd.columns_are_faster):
-        return winograd.forward_columns(x, kernel, padding)
     products = x.dtype == jnp.bfloat16 and channels >= 64
     if channels > 4 and not products:
         return lax.conv_general_dilated(
@@ -108,8 +109,7 @@ def _phases(dy, kernel, stride, padding, shape):
     Input pixels at the same place in a block of stride x stride pixels see the same part of
     the kernel, flipped: one plain convolution of dy for each place, then interleaved.
     """
-    faster = functools.partial(winograd.is_faster, backward=True)
-    if _takes_winograd(dy, kernel.shape[:2], stride, shape, faster):
+    if _takes_winograd(dy, kernel.shape[:2], stride, shape):
         pads = [
             (2 - padding, 2 + side - out - (2 - padding))
             for side, out in zip(shape[1:3], dy.shape[1:3], strict=True)
@@ -165,13 +165,8 @@ def _piece(images, rows, cols):
     """
     if images * rows * cols <= 4096:
         return images, rows
-    images = _divisor(images, 8)
-    return images, _divisor(rows, 1024 // (images * cols))
-
-
-def _divisor(n, most):
-    """The largest divisor of n that is at most ``most``, at least 1."""
-    return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))
+    images = winograd.divisor(images, 8)
+    return images, winograd.divisor(rows, 1024 // (images * cols))
 
 
 @functools.cache
@@ -204,7 +199,7 @@ def operations(window, stride, padding):
         x, dy = lax.optimization_barrier((x, dy))
         if x.dtype == jnp.bfloat16 and x.shape[-1] > 4:
             return _taps_gradient(x, dy, window, stride, padding)
-        if _takes_winograd(x, window, stride, dy.shape):
+        if _takes_winograd(x, window, stride, dy.shape, weights=True):
             return winograd.weight_gradient(x, dy, [(padding, padding)] * 2)
         images, rows = _piece(*dy.shape[:3])
         # Keep only the pixels that the windows of dy reach.

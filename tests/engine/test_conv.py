@@ -129,7 +129,10 @@ WINOGRAD_SHAPES = [
     (3, 33, 19, 65, 64, 1),
     (23, 7, 4, 64, 64, 1),
     (5, 16, 16, 64, 64, 0),
+    (6, 30, 30, 32, 64, 0),
+    (32, 6, 6, 64, 64, 1),
     (7, 9, 12, 64, 70, 2),
+    (5, 30, 31, 70, 32, 1),
     (1, 40, 41, 64, 64, 1),
     (40, 4, 4, 64, 64, 1),
 ]
@@ -152,7 +155,7 @@ def _pulled(strategy, padding, x, kernel, dy):
 
 @pytest.mark.parametrize(
     "shape",
-    WINOGRAD_SHAPES[:3] + [pytest.param(s, marks=pytest.mark.slow) for s in WINOGRAD_SHAPES[3:]],
+    WINOGRAD_SHAPES[:5] + [pytest.param(s, marks=pytest.mark.slow) for s in WINOGRAD_SHAPES[5:]],
 )
 def test_winograd_equals_ordinary_convolution_in_float64(shape):
     operands = _winograd_case(shape)
@@ -168,19 +171,30 @@ def test_winograd_equals_ordinary_convolution_in_float64(shape):
         assert np.abs(a - np.asarray(e)).max() <= 3e-5 * np.abs(e).max()
 
 
-@pytest.mark.parametrize("shape", [(6, 30, 30, 32, 64, 0), (5, 30, 31, 70, 32, 1)])
-def test_layers_of_32_to_64_channels_gain_from_columns(shape):
-    operands = _winograd_case(shape)
-    x, _, y = (v.shape for v in operands)
-    assert winograd.columns_are_faster(y, x[-1]) and not winograd.is_faster(y, x[-1])
-    assert winograd.is_faster(x, y[-1], backward=True)
-    with enable_x64(True):
-        expected = _pulled("grouped", shape[-1], *operands)
-    actual = jax.jit(_pulled, static_argnums=(0, 1))(
-        "custom", shape[-1], *(v.astype(np.float32) for v in operands)
-    )
-    for a, e in zip(actual, expected, strict=True):
-        assert np.abs(a - np.asarray(e)).max() <= 3e-5 * np.abs(e).max()
+@pytest.mark.parametrize(
+    "shape, forward, weights",
+    [
+        ((32, 6, 6, 64, 64), True, False),  # tiles of side 2 only
+        ((32, 6, 6, 128, 128), True, True),
+        ((32, 6, 6, 32, 32), False, False),
+        ((32, 12, 12, 32, 32), True, True),
+        ((64, 28, 28, 16, 64), False, False),  # few channels
+        ((4, 7, 7, 512, 512), False, False),  # few pixels
+        ((16, 8, 8, 64, 64), True, True),
+        ((8, 8, 8, 64, 64), True, False),
+        ((64, 3, 3, 64, 64), False, False),  # mostly edges
+    ],
+)
+def test_winograd_is_used_where_it_was_measured_faster(shape, forward, weights):
+    *maps, channels, features = shape
+    assert winograd.is_faster((*maps, features), channels) == forward
+    assert winograd.is_faster((*maps, features), channels, weights=True) == weights
+
+
+def test_sides_of_tiles_have_the_fewest_products():
+    assert [winograd.forward_side(s, s) for s in (4, 6, 7, 8, 10, 14, 16, 28, 56)] == [
+        *(4, 2, 4, 4, 4, 4, 4, 4, 4)
+    ]
 
 
 def test_winograd_under_vmap_and_scan_with_own_weights():

@@ -1,10 +1,13 @@
 """Where compiled programs are kept, and that the next process finds them there."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from fedfr_jax.engine import devices
 from fedfr_jax.runtime.compilation_cache import use_compilation_cache
 
 SETTINGS = (
@@ -68,3 +71,15 @@ def test_off_keeps_nothing(tmp_path):
 def test_a_folder_that_cannot_be_made_is_no_reason_to_stop(tmp_path):
     (tmp_path / "file").write_text("")
     assert use_compilation_cache(str(tmp_path / "file" / "below")) is None
+
+
+def test_loops_are_not_unrolled_unless_the_user_has_chosen_options(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    devices.use_cpu_devices(0)
+    flags = os.environ["XLA_FLAGS"]
+    assert "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling" in flags
+    devices.use_cpu_devices(0)
+    assert os.environ["XLA_FLAGS"] == flags  # once
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_extra_options=xla_cpu_optimize_for_size")
+    devices.use_cpu_devices(0)
+    assert "unrolling" not in os.environ["XLA_FLAGS"]
