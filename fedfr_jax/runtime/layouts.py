@@ -13,7 +13,7 @@ from fedfr_jax.runtime import costs
 
 # On a CPU, steps in float32 of more work than this are always fastest one client at a time with the
 # custom convolutions, as measured; smaller ones may gain from lanes.
-_CLEAR_ON_CPU = 1e8  # floating-point operations of a client's step
+_CLEAR_ON_CPU = 4e7  # floating-point operations of a client's step
 # Below these, one client leaves most of an accelerator idle: docs/performance.md.
 _SMALL_IMAGE, _SMALL_WIDTH = 64, 128
 _SURE_LANES = 8
