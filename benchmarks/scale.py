@@ -69,7 +69,7 @@ def run(population: int, cohort: int, rounds: int) -> dict[str, Any]:
     start = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        weights = driver.starting_weights(sim)
+        weights, _ = driver.starting_weights(sim)
         with workdir.RunWriter(folder) as writer, RoundCheckpoints(folder) as checkpoints:
             with open_store(sim, folder) as store:
                 store.rewind(0)

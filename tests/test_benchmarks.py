@@ -16,6 +16,7 @@ from benchmarks import (
     plain_jax,
     problem,
     run,
+    scale,
     trainable,
     workloads,
 )
@@ -237,3 +238,10 @@ def test_compiling_is_timed_by_phase():
     found = compile_time.measure(dataclasses.replace(TINY, depth=4), rounds=2)
     assert all(found[phase] > 0 for phase in ("trace", "lower", "compile"))
     assert len(found["rounds"]) == 2 and found["sum of weights"] > 0
+
+
+@pytest.mark.slow
+def test_suite_scale_finds_all_clients_again():
+    found = scale.run(population=9, cohort=2, rounds=3)
+    assert found["survived"] and 2 <= found["touched"] <= 6
+    assert found["clients"] == 2 and found["seconds"] > 0 and found["disk"] > 0

@@ -152,8 +152,8 @@ def table(work: Work, rows: Sequence[dict[str, Any]], rounds: int) -> str:
     lines += [
         "",
         f"≈: the start plus {work.rounds:,} times the median of {rounds} warm rounds. Weights are "
-        f"compared after {CHECKED} rounds without dropout at {CHECKED_RATE:.0%} of the rate, relative "
-        "to their change.",
+        f"compared after {CHECKED} rounds without dropout at {CHECKED_RATE:.0%} of the rate, "
+        "relative to their change.",
     ]
     return "\n".join(lines)
 

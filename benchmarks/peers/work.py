@@ -27,6 +27,8 @@ class Work:
       sizes: fewest and most images of a user.
       rounds: of the whole training, to which the measured ones are extrapolated.
       weighted: the mean is weighted by the users' images.
+      whole_batches: users have whole batches only. FedJAX fills the last one of an epoch up with
+        images that were shown already, where the others let it be smaller.
       server: "sgd", or "adam" with FedJAX's settings of it.
     """
 
@@ -43,6 +45,7 @@ class Work:
     server: str = "sgd"
     server_lr: float = 1.0
     weighted: bool = False
+    whole_batches: bool = False
     rounds: int = 1500
     filters: tuple[int, int] = (32, 64)
     hidden: int = 128
@@ -95,6 +98,7 @@ WORKS = {
         server="adam",
         server_lr=10**-2.5,
         weighted=True,
+        whole_batches=True,
     ),
 }
 
@@ -130,6 +134,8 @@ def make_problem(work: Work, rounds: int, seed: int = 0) -> dict[str, np.ndarray
     rng = np.random.default_rng(seed)
     cohorts = np.stack([rng.choice(work.users, work.cohort, replace=False) for _ in range(rounds)])
     sizes = rng.integers(work.sizes[0], work.sizes[1] + 1, work.users)
+    if work.whole_batches:
+        sizes -= sizes % work.batch
     sizes[np.setdiff1d(np.arange(work.users), cohorts)] = 0
     first = np.concatenate([[0], np.cumsum(sizes)])
     labels = rng.integers(work.classes, size=first[-1]).astype(np.int32)
