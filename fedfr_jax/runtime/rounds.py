@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm.initialize import initial_server, server_shapes
@@ -216,11 +216,7 @@ def run_rounds(
     first = int(runs[0].server.round)
     last = sim.config.rounds if until is None else until
     courses = [Course(run, programs, last) for run in runs]
-    # Placed on every device: otherwise it would be copied to the others in every round.
-    keys = jax.jit(
-        lambda: [round_key(run.sim.config) for run in runs],
-        out_shardings=NamedSharding(sim.layout.mesh, PartitionSpec()),
-    )()
+    keys = _round_keys(tuple(run.sim.config.seed for run in runs), sim.layout.mesh)
     compiled = {"first round": 0, "later rounds": 0}
     inputs = read_ahead(sim, first) if first < last else None
     # The pretrained model does not change: its evaluation need not keep the first round waiting.
@@ -305,6 +301,13 @@ def _one_round(
         interrupts.release()
         raise interrupts.Stopped(signal.SIGTERM)  # another process was asked to
     return rows, following
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _round_keys(seeds: tuple[int, ...], mesh: Mesh) -> list[jax.Array]:
+    """Every run's key on all devices: otherwise it would be copied to them in every round."""
+    keys = [round_key(seed) for seed in seeds]
+    return jax.lax.with_sharding_constraint(keys, NamedSharding(mesh, PartitionSpec()))
 
 
 def starting_server(

@@ -374,6 +374,6 @@ def compile_start(sim: Simulation) -> Callable[..., PyTree]:
     return jax.jit(start, donate_argnums=0, out_shardings=by_client)
 
 
-def round_key(config: Config) -> jax.Array:
-    """The key from which all randomness of the rounds comes."""
-    return jax.random.fold_in(jax.random.key(config.seed), 3)
+def round_key(seed: int) -> jax.Array:
+    """The key from which all randomness of a run's rounds comes."""
+    return jax.random.fold_in(jax.random.key(seed), 3)

@@ -57,6 +57,15 @@ def test_few_programs_are_compiled_before_the_first_round(tmp_path, monkeypatch)
     assert found[0] - before <= 16  # 11 when this was written
 
 
+def test_nothing_is_compiled_when_a_run_goes_on(tmp_path):
+    with Experiment(quick(**EVERY), tmp_path) as run:
+        run.run(1)
+        run.run(1)
+        before = compilations()
+        run.run(1)
+        assert compilations() == before
+
+
 def test_an_update_is_traced_once():
     traced = []
 
