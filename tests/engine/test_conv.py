@@ -192,9 +192,8 @@ def test_winograd_is_used_where_it_was_measured_faster(shape, forward, weights):
 
 
 def test_sides_of_tiles_have_the_fewest_products():
-    assert [winograd.forward_side(s, s) for s in (4, 6, 7, 8, 10, 14, 16, 28, 56)] == [
-        *(4, 2, 4, 4, 4, 4, 4, 4, 4)
-    ]
+    sides = {s: winograd.forward_side(s, s) for s in (4, 6, 7, 8, 10, 14, 16, 28, 56)}
+    assert sides == {4: 4, 6: 2, 7: 4, 8: 4, 10: 4, 14: 4, 16: 4, 28: 4, 56: 4}
 
 
 def test_winograd_under_vmap_and_scan_with_own_weights():
