@@ -24,6 +24,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
+_LEAST_TIME = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _ROUND = re.compile(r'"round": 1\b')
 
 
@@ -52,12 +53,12 @@ def first_round(
     """
     shutil.rmtree(folder, ignore_errors=True)
     environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "programs"),
-        "FEDFR_PLANS": str(cache / "plans.json"),
+        "XDG_CACHE_HOME": str(cache),  # compiled programs and measured plans
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
-    # As without this variable of the Makefile: what is kept is what the program's default says.
-    environment.pop("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", None)
+    # Without these, the defaults decide which programs are kept, and where.
+    for name in ("JAX_COMPILATION_CACHE_DIR", "FEDFR_PLANS", _LEAST_TIME):
+        environment.pop(name, None)
     command = [
         *(sys.executable, "-m", "fedfr_jax.train", f"--config={config}", f"--workdir={folder}"),
         *("--config.pretrain.epochs=0", "--config.fed.rounds=1"),

@@ -144,9 +144,8 @@ class Experiment:
         resuming.drop_later_rows(self._writer, self.round)
         self.pretrained: PyTree = jax.device_get(pretrained)
         self._programs = compile_programs(self.sim)
-        self._assessor = results.make_assessor(self.sim)
         self._evaluate_round = (
-            results.make_round_evaluation(self._writer, self._assessor, self.pretrained)
+            results.make_round_evaluation(self._writer, lambda: self._assessor, self.pretrained)
             if self.config.evaluate_every
             else None
         )
@@ -166,6 +165,11 @@ class Experiment:
     def close(self) -> None:
         """Closes files, and removes the work directory if it was a temporary one."""
         self._files.close()
+
+    @functools.cached_property
+    def _assessor(self):
+        """Made for the first evaluation, as test images are read for it."""
+        return results.make_assessor(self.sim)
 
     @property
     def round(self) -> int:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -21,6 +22,7 @@ from fedfr_jax.settings import DEGRADATIONS, DegradeConfig
 _STREAM = 0xDE6  # separates these random streams from others of the same seed
 _FULL_WELL = 2000.0  # photons per pixel at full light: shot noise
 _READ_NOISE = 0.01  # of the sensor, as a share of full light
+_PART = 512  # images that are read while as many are degraded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,15 +165,29 @@ def degraded(
         return degrade(image, camera(owner), rng)
 
     def read(numbers: np.ndarray) -> np.ndarray:
-        images = source.read(numbers)
-        every: Iterable[tuple[int, int]] = zip(
-            np.asarray(numbers).tolist(), owners(np.asarray(numbers)).tolist(), strict=True
-        )
-        for k, (number, owner) in enumerate(every):
-            images[k] = one(images[k], number, owner)
+        numbers = np.asarray(numbers)
+        size = source.image_size
+        images = np.empty((len(numbers), size, size, 3), np.uint8)
+        for part, found in _read_ahead(source, numbers):
+            every: Iterable[tuple[int, int]] = zip(
+                numbers[part].tolist(), owners(numbers[part]).tolist(), strict=True
+            )
+            for k, (number, owner) in enumerate(every, part.start):
+                images[k] = one(found[k - part.start], number, owner)
         return images
 
     return dataclasses.replace(source, read=read, describe=None, render=None)
+
+
+def _read_ahead(source: ImageSource, numbers: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """The images in parts; a thread reads the next part while the caller works on this one."""
+    parts = [slice(k, k + _PART) for k in range(0, len(numbers), _PART)]
+    with ThreadPoolExecutor(1) as thread:
+        coming = [thread.submit(source.read, numbers[part]) for part in parts[:1]]
+        for k, part in enumerate(parts):
+            found = coming.pop().result()
+            coming = [thread.submit(source.read, numbers[p]) for p in parts[k + 1 : k + 2]]
+            yield part, found
 
 
 def degraded_pairs(images: np.ndarray, settings: DegradeConfig, seed: int) -> np.ndarray:

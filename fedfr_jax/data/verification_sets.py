@@ -20,17 +20,19 @@ from fedfr_jax.data.verification import (
 from fedfr_jax.settings import DataConfig
 
 
-def verification_sets(
+def held_out_pairs(source: ImageSource, split: FederatedSplit) -> tuple[VerificationSet, ...]:
+    """The pairs of held-out people of the split, if it has any."""
+    if not len(split.pairs):
+        return ()
+    images = source.read(split.pairs.reshape(-1))
+    return (VerificationSet("held-out people", images, split.pairs_same),)
+
+
+def sets_from_files(
     config: DataConfig, source: ImageSource, split: FederatedSplit
 ) -> tuple[VerificationSet, ...]:
-    """The held-out pairs of the split, and the ``.bin`` sets without trained identities."""
+    """The ``.bin`` sets of ``data.verification_sets``, without trained identities."""
     sets = []
-    if len(split.pairs):
-        sets.append(
-            VerificationSet(
-                "held-out people", source.read(split.pairs.reshape(-1)), split.pairs_same
-            )
-        )
     trained = np.concatenate([split.public_identities, split.clients.identities])
     labels = config.verification_labels or ("",) * len(config.verification_sets)
     folder = pathlib.Path(config.root)

@@ -314,9 +314,12 @@ def _write(
 
 
 def make_round_evaluation(
-    writer: workdir.RunWriter, assessor: assess.Assessor, pretrained: PyTree
+    writer: workdir.RunWriter, make: Callable[[], assess.Assessor], pretrained: PyTree
 ) -> Callable[..., None]:
     """The evaluation between rounds that ``eval.every`` asks for.
+
+    Args:
+      make: the assessor, asked for when it is needed.
 
     Returns:
       ``(rounds done, backbone, personal models)``, which adds rows to ``metrics.jsonl``; for
@@ -324,6 +327,7 @@ def make_round_evaluation(
     """
 
     def evaluate(done: int, backbone: PyTree, personal: assess.PersonalModels | None) -> None:
+        assessor = make()
         if personal is None:
             models = {"pretrained": assess.assess_shared(assessor, pretrained)}
         else:

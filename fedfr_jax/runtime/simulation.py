@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,10 +29,15 @@ from fedfr_jax.config import Config
 from fedfr_jax.config.batch_norm_checks import check_batch_norm
 from fedfr_jax.data.attributes import features_of
 from fedfr_jax.data.degrade import degraded
-from fedfr_jax.data.held_out import HeldOut, evaluated_clients, read_held_out
+from fedfr_jax.data.held_out import (
+    HeldOut,
+    evaluated_clients,
+    evaluation_images,
+    read_held_out,
+)
 from fedfr_jax.data.split import make_split
 from fedfr_jax.data.types import Clients, FederatedSplit, ImageSource, VerificationSet
-from fedfr_jax.data.verification_sets import verification_sets
+from fedfr_jax.data.verification_sets import held_out_pairs, sets_from_files
 from fedfr_jax.engine.convolutions import default_strategy
 from fedfr_jax.engine.layout import Layout
 from fedfr_jax.errors import ConfigError, InputError
@@ -69,8 +75,7 @@ class Simulation:
       client_images: where the clients' training images are.
       schedule: the cohorts of all rounds; ``schedule.clients`` are the training clients, which in
         some methods are not those of the split.
-      held_out: images of the evaluated clients' identities that are not used for training.
-      generic: pairs of people that are not used for training.
+      file_sets: pairs of people that are not used for training, from files.
       network: the whole network, where its weights are shared (pretraining, evaluation).
       parts: where ``fed.trainable`` divides it; None: everything trains.
       spec: what a client does; its network may compute convolutions otherwise.
@@ -86,8 +91,7 @@ class Simulation:
     public: PublicData
     client_images: ClientImages
     schedule: Schedule
-    held_out: HeldOut
-    generic: tuple[VerificationSet, ...]
+    file_sets: tuple[VerificationSet, ...]
     network: Backbone
     parts: Parts | None
     spec: RoundSpec
@@ -101,6 +105,21 @@ class Simulation:
     def backbone(self) -> Backbone:
         """The part of the network that trains, where its weights are shared."""
         return self.network if self.parts is None else self.parts.upper
+
+    @functools.cached_property
+    def held_out(self) -> HeldOut:
+        """Images of the evaluated clients' identities that are not used for training.
+
+        Read when they are first asked for, so that the first round need not wait.
+        """
+        with track("reading test images", None, "", keep=False):
+            return read_held_out(self.source, self.split, _evaluated(self.config, self.split))
+
+    @functools.cached_property
+    def generic(self) -> tuple[VerificationSet, ...]:
+        """Pairs of people that are not used for training; those of the split as ``held_out``."""
+        with track("reading pairs of held-out people", None, "", keep=False):
+            return held_out_pairs(self.source, self.split) + self.file_sets
 
     def cohort_data(self, assigned: np.ndarray, mine: np.ndarray) -> CohortData:
         """The data of a round's clients on the devices.
@@ -236,7 +255,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     split = split_of(config, source)
     source = degraded(source, config.data.degrade, config.data.seed, split.clients)
     _check_public_images(config, split)
-    generic = verification_sets(config.data, source, split)
+    file_sets = sets_from_files(config.data, source, split)
     config = settle(config)
     layout = make_layout(config)
     clients = split.clients.union() if config.recipe.union else split.clients
@@ -254,7 +273,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     memory.check_images(config, source.labels, split, kind, schedule, spec)
     memory.say_messages(config, spec, schedule, len(split.public_identities))
     with track("reading images", None, "", keep=False):
-        public, client_images, held_out = _read_images(config, source, split, layout, parts)
+        public, client_images = _read_images(config, source, split, layout, parts)
     return Simulation(
         config,
         source,
@@ -262,8 +281,7 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
         public,
         client_images,
         schedule,
-        held_out,
-        generic,
+        file_sets,
         network,
         parts,
         spec,
@@ -286,11 +304,14 @@ def _read_images(
     split: FederatedSplit,
     layout: Layout,
     parts: Parts | None,
-) -> tuple[PublicData, ClientImages, HeldOut]:
-    """Images of the public people, of the clients, and of the clients' probes."""
+) -> tuple[PublicData, ClientImages]:
+    """Images of the public people and of the clients; those read later are checked."""
     in_parts = config.engine.part > 0
-    if in_parts and source.check is not None:  # or damage would show in the middle of a round
-        source.check(np.sort(split.public_images))
+    if source.check is not None:  # or damage would show in the middle of the run
+        numbers = evaluation_images(split, _evaluated(config, split))
+        if in_parts:
+            numbers = np.concatenate([numbers, split.public_images])
+        source.check(np.unique(numbers))
     public = engine.replicate(  # the host's copy is released before the clients' images are read
         PublicData(
             None if in_parts else source.read(split.public_images),
@@ -301,12 +322,11 @@ def _read_images(
     )
     # Where the network is divided, activations replace the clients' images before the first round.
     images = config.data if parts is None else dataclasses.replace(config.data, images="stream")
-    evaluated = evaluated_clients(len(split.clients), config.eval.clients, config.data.seed)
-    return (
-        public,
-        open_client_images(images, source, split.clients, layout.mesh),
-        read_held_out(source, split, evaluated),
-    )
+    return public, open_client_images(images, source, split.clients, layout.mesh)
+
+
+def _evaluated(config: Config, split: FederatedSplit) -> np.ndarray:
+    return evaluated_clients(len(split.clients), config.eval.clients, config.data.seed)
 
 
 def _check_public_images(config: Config, split: FederatedSplit) -> None:

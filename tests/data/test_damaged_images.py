@@ -96,7 +96,16 @@ def test_sources_name_the_damaged_image(tmp_path):
             source.check(np.arange(3))
 
 
-def test_streaming_finds_damage_before_training(tmp_path):
+@pytest.mark.parametrize(
+    "images, which",
+    [
+        ("stream", lambda split: split.clients[0].train_images),
+        ("resident", lambda split: split.clients[1].verification_images),
+        ("resident", lambda split: split.pairs[3]),
+    ],
+    ids=["streamed", "test", "held out"],
+)
+def test_damage_in_what_is_read_later_is_found_before_training(tmp_path, images, which):
     rng = np.random.default_rng(1)
     for person in range(40):
         (tmp_path / f"p{person:02d}").mkdir()
@@ -104,10 +113,8 @@ def test_streaming_finds_damage_before_training(tmp_path):
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
                 tmp_path / f"p{person:02d}" / f"{k}.png"
             )
-    data = {"source": "folder", "root": str(tmp_path), "images": "stream"}
-    config = settings(data=data)
-    sim = build_simulation(config)
-    number = int(sim.split.clients[0].train_images[0])
+    config = settings(data={"source": "folder", "root": str(tmp_path), "images": images})
+    number = int(which(build_simulation(config).split)[0])
     path = tmp_path / f"p{number // 8:02d}" / f"{number % 8}.png"
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(InputError, match=path.name):

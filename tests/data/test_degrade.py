@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedfr_jax.config import resolve
+from fedfr_jax.data import degrade as degrade_module
 from fedfr_jax.data.degrade import Camera, camera_of, degrade, degraded, degraded_pairs
 from fedfr_jax.data.split import make_split
 from fedfr_jax.data.types import ImageSource
@@ -88,6 +89,17 @@ def test_an_image_looks_the_same_whenever_it_is_read():
     other = degraded(source, DegradeConfig(low_light=0.8, occlusion=0.2), 6, split.clients)
     assert (other.read(numbers) != together).any()
     assert degraded(source, DegradeConfig(), 5, split.clients) is source
+
+
+def test_images_are_read_in_parts(monkeypatch):
+    source, split = source_and_split()
+    read = degraded(source, DegradeConfig(blur=0.5), 5, split.clients).read
+    numbers = np.array([40, 3, 17, 3, 90, 2, 1])
+    whole = read(numbers)
+    for images in (1, 3, 7):
+        monkeypatch.setattr(degrade_module, "_PART", images)
+        np.testing.assert_array_equal(read(numbers), whole)
+    assert read(numbers[:0]).shape == (0, 32, 32, 3)
 
 
 def test_public_people_may_keep_their_images():

@@ -33,6 +33,14 @@ def test_the_pretrained_model_is_evaluated_after_the_first_round(tmp_path):
     assert kinds(tmp_path) == [("round", 1), ("evaluation", 0), ("round", 2), ("round", 3)]
 
 
+def test_test_images_are_read_for_the_first_evaluation(tmp_path):
+    with Experiment(quick(), tmp_path) as run:
+        run.run(1)
+        assert not {"held_out", "generic"} & vars(run.sim).keys()
+        run.evaluate()
+        assert {"held_out", "generic"} <= vars(run.sim).keys()
+
+
 def test_its_evaluation_is_made_up_for_if_the_run_stopped(tmp_path, monkeypatch):
     with monkeypatch.context() as patched, Experiment(quick(**EVERY), tmp_path) as run:
         patched.setattr(interrupts, "pending", lambda: True)
