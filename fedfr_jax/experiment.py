@@ -36,22 +36,22 @@ from fedfr_jax.reporting.result import Result
 from fedfr_jax.runtime import resuming, workdir
 from fedfr_jax.runtime.activations import lower_part, trained_variables, with_activations
 from fedfr_jax.runtime.autotune import keep_settled
-from fedfr_jax.runtime.checkpoints import RoundCheckpoints
+from fedfr_jax.runtime.checkpoints import RoundCheckpoints, saved_rounds
 from fedfr_jax.runtime.client_states import check_own, check_whole, head_of, open_store, own_models
 from fedfr_jax.runtime.command_line import folder_of_process
 from fedfr_jax.runtime.embedding import make_embed, make_personal_embed
 from fedfr_jax.runtime.lock import WorkdirLock
 from fedfr_jax.runtime.pretrained import copy_pretrained, pretrained_key
+from fedfr_jax.runtime.programs import Programs, compile_ahead, compile_programs
 from fedfr_jax.runtime.rounds import (
     Run,
-    compile_programs,
     go_together,
     pretrained_model,
     run_rounds,
     starting_server,
     starting_weights,
 )
-from fedfr_jax.runtime.simulation import build_simulation
+from fedfr_jax.runtime.simulation import Simulation, build_simulation
 
 PyTree = Any
 _PRETRAINED: dict[str, pathlib.Path] = {}  # pretrained backbones of this process' runs, by key
@@ -65,6 +65,7 @@ class Experiment:
       folder: the work directory; None: a temporary one, deleted with the experiment.
       resume: continue the run that is there.
       source: the image source of ``config.data``, if it is already open.
+      compile_ahead: compile the round while data are read; for when all rounds follow at once.
       method, changes: as for :func:`settings_of`.
 
     Attributes:
@@ -88,6 +89,7 @@ class Experiment:
         method: str | Mapping[str, Any] | None = None,
         resume: bool = False,
         source: ImageSource | None = None,
+        compile_ahead: bool = False,
         **changes: Any,
     ):
         config = settings_of(config, method, **changes)
@@ -101,14 +103,19 @@ class Experiment:
         self._seconds: dict[str, float] = {}
         self._figures: dict[str, Any] = {}
         try:
-            self._start(config, resume, source)
+            self._start(config, resume, source, compile_ahead)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, config: Config, resume: bool, source: ImageSource | None) -> None:
+    def _start(self, config: Config, resume: bool, source: ImageSource | None, ahead: bool) -> None:
+        self._programs: Programs | None = None
         with self._timed("data"):
-            self.sim = build_simulation(config, source)
+            follow = config.rounds > max(saved_rounds(self.folder), default=0)
+            planned = (self._compile_ahead,) if ahead and follow else ()
+            self.sim = build_simulation(config, source, *planned)
+            if self._programs and jax.default_backend() == "gpu":
+                self._programs.wait()  # XLA times kernels, which pretraining would disturb
             self.config = self.sim.config
             start = starting_weights(self.sim)
             own = workdir.make_folder(folder_of_process(self.folder))
@@ -143,12 +150,15 @@ class Experiment:
             )
         resuming.drop_later_rows(self._writer, self.round)
         self.pretrained: PyTree = jax.device_get(pretrained)
-        self._programs = compile_programs(self.sim)
+        self._programs = self._programs or compile_programs(self.sim)
         self._evaluate_round = (
             results.make_round_evaluation(self._writer, lambda: self._assessor, self.pretrained)
             if self.config.evaluate_every
             else None
         )
+
+    def _compile_ahead(self, planned: Simulation) -> None:
+        self._programs = compile_ahead(planned)
 
     @contextlib.contextmanager
     def _timed(self, phase: str):
@@ -270,12 +280,6 @@ class Experiment:
         notes = results.notes(self.history, self.sim, self.round)
         return run | self._figures | {"seconds": dict(self._seconds)} | notes
 
-    def write_run(self) -> dict[str, Any]:
-        """Writes a summary without results, to be filled in later; returns it."""
-        summary = {"run": self._run()}
-        self._writer.write_summary(summary)
-        return summary
-
     def evaluate(self, *, show: bool = False) -> dict[str, Any]:
         """All protocols on the present state; writes summary, curves and report.
 
@@ -348,7 +352,7 @@ def run(
     key, own = pretrained_key(settings), folder / "pretrained"
     if key in _PRETRAINED and copy_pretrained(_PRETRAINED[key], own):
         print(f"begins with the pretrained backbone of {_PRETRAINED[key].parent}")
-    with Experiment(settings, folder, resume=True) as experiment:
+    with Experiment(settings, folder, resume=True, compile_ahead=True) as experiment:
         _PRETRAINED[key] = own
         experiment.run()
         experiment.evaluate()
@@ -391,6 +395,6 @@ def train(
       InputError: bad settings or data, before any long work.
       FloatingPointError: training diverged.
     """
-    with Experiment(config, folder, resume=resume, source=source) as experiment:
+    with Experiment(config, folder, resume=resume, source=source, compile_ahead=True) as experiment:
         experiment.run()
         return experiment.evaluate(show=True)

@@ -246,6 +246,13 @@ def save_blank(figure, target, format, **unused):
         Image.new("RGB", (1, 1)).save(target, format)
 
 
+def write_run(experiment):
+    """Writes and returns the summary of an experiment that is not evaluated."""
+    summary = {"run": experiment._run()}
+    experiment._writer.write_summary(summary)
+    return summary
+
+
 def final_state(folder, config):
     """(server, touched clients, their rows) that a run left behind."""
     # Imported here, as Orbax takes a second.

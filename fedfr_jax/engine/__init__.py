@@ -14,6 +14,7 @@ from fedfr_jax.engine.cohort import (
     make_mesh,
     map_blocks,
     on_each_device,
+    placed_shapes,
     replicate,
     spread,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "matmul",
     "max_pool",
     "on_each_device",
+    "placed_shapes",
     "replicate",
     "server_step",
     "spread",

@@ -129,6 +129,23 @@ def spread(tree: PyTree, mesh: Mesh | None = None) -> PyTree:
     )
 
 
+def placed_shapes(tree: PyTree, mesh: Mesh, *, divided: bool) -> PyTree:
+    """Shapes, types and shardings that arrays have once they are placed: to compile before.
+
+    Args:
+      tree: arrays of all processes, or their shapes.
+      mesh: from :func:`make_mesh`.
+      divided: as by :func:`spread`; else as by :func:`replicate`.
+    """
+    sharding = NamedSharding(mesh, P(AXIS) if divided else P())
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding
+        ),
+        tree,
+    )
+
+
 def addressable(tree: PyTree) -> PyTree:
     """Replicated arrays as arrays that this process can use without the others."""
 

@@ -56,7 +56,8 @@ class ClientImages:
       mesh: the devices.
       kind: resident | stream | render.
       numbers: (T,) ascending image numbers of the resident table, or None.
-      table: (T, S, S, 3) uint8 on every device, or activations (T, V, ...), or None.
+      table: (T, S, S, 3) uint8 on every device, or activations (T, V, ...); None before
+        :meth:`opened`, and without a resident table.
     """
 
     source: ImageSource
@@ -65,29 +66,47 @@ class ClientImages:
     numbers: Any = None
     table: Any = None
 
+    def opened(self) -> ClientImages:
+        """With the table on the devices, where it is resident."""
+        if self.kind == "resident":
+            table = engine.replicate(self.source.read(self.numbers), self.mesh)
+            return dataclasses.replace(self, table=table)
+        return self
+
     def cohort_data(self, rows: CohortRows) -> CohortData:
         """Puts a cohort's data on the devices; each process its own clients'."""
         mine = _rows_of_process(rows)
-        images, table_rows = self.table, None
         if self.kind == "resident":
-            table_rows = np.searchsorted(self.numbers, mine.numbers).astype(np.int32)
+            images = self.table
         elif self.kind == "stream":
             images = engine.spread(_read_used(self.source, mine), self.mesh)
         else:
             images = _render(self.source, self.mesh, mine)
-        spread = engine.spread(
-            dict(
-                table_rows=table_rows,
-                used=mine.used,
-                rows=mine.rows,
-                labels=mine.labels,
-                sizes=mine.sizes,
-                identities=mine.identities,
-                clients=mine.clients,
-            ),
-            self.mesh,
+        return engine.spread(self._lists(mine), self.mesh).replace(images=images)
+
+    def cohort_shapes(self, rows: CohortRows) -> CohortData:
+        """Shapes, types and shardings of :meth:`cohort_data`, known before images are read."""
+        size, resident = self.source.image_size, self.kind == "resident"
+        count = len(self.numbers if resident else rows.numbers)
+        images = jax.ShapeDtypeStruct((count, size, size, 3), np.uint8)
+        lists = engine.placed_shapes(self._lists(rows), self.mesh, divided=True)
+        return lists.replace(images=engine.placed_shapes(images, self.mesh, divided=not resident))
+
+    def _lists(self, rows: CohortRows) -> CohortData:
+        """A cohort without its images, on the host."""
+        table_rows = None
+        if self.kind == "resident":
+            table_rows = np.searchsorted(self.numbers, rows.numbers).astype(np.int32)
+        return CohortData(
+            images=None,
+            table_rows=table_rows,
+            used=rows.used,
+            rows=rows.rows,
+            labels=rows.labels,
+            sizes=rows.sizes,
+            identities=rows.identities,
+            clients=rows.clients,
         )
-        return CohortData(images=images, **spread)
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """(n, S, S, 3) uint8 training images of clients, on the host."""
@@ -174,13 +193,13 @@ def choose_kind(config: DataConfig, source: ImageSource, clients: Clients) -> st
     return "render" if source.render is not None else "stream"
 
 
-def open_client_images(
+def plan_client_images(
     config: DataConfig, source: ImageSource, clients: Clients, mesh: Mesh
 ) -> ClientImages:
-    """Prepares the clients' images as ``data.images`` says.
+    """The clients' images as ``data.images`` says, to be opened; nothing is read.
 
     Raises:
-      InputError: the source cannot be rendered, or an image that will be streamed is damaged.
+      InputError: the source cannot be rendered.
     """
     kind = choose_kind(config, source, clients)
     if kind == "render" and source.render is None:
@@ -188,9 +207,7 @@ def open_client_images(
             f"data.images is 'render', but {source.name} cannot be rendered; "
             "use 'resident' or 'stream'"
         )
-    if kind == "stream" and source.check is not None:  # or damage would show in a later round
-        source.check(np.sort(clients.union()[0].train_images))
-    if kind != "resident":
-        return ClientImages(source, mesh, kind)
-    numbers = np.unique(np.concatenate([client.train_images for client in clients]))
-    return ClientImages(source, mesh, kind, numbers, engine.replicate(source.read(numbers), mesh))
+    numbers = None
+    if kind == "resident":
+        numbers = np.unique(np.concatenate([client.train_images for client in clients]))
+    return ClientImages(source, mesh, kind, numbers)

@@ -22,7 +22,7 @@ from fedfr_jax import engine
 from fedfr_jax.algorithm.features import to_input, type_of
 from fedfr_jax.atomic import write_text
 from fedfr_jax.models.parts import activation_bytes
-from fedfr_jax.population.images import ClientImages, StoredImages, open_client_images
+from fedfr_jax.population.images import ClientImages, StoredImages, plan_client_images
 from fedfr_jax.runtime.checkpoints import digest_of
 from fedfr_jax.runtime.embedding import in_batches, own_mesh
 from fedfr_jax.runtime.fingerprints import split_digest
@@ -128,7 +128,7 @@ def _client_images(sim: Simulation, read, folder: pathlib.Path) -> ClientImages:
         compute = ActivationFile(folder / FOLDER, _key(sim), len(sim.source.labels), compute).read
     source = dataclasses.replace(sim.source, read=compute, describe=None, render=None, check=None)
     kind = dataclasses.replace(data, images="resident" if fits else "stream")
-    return open_client_images(kind, source, clients, sim.layout.mesh)
+    return plan_client_images(kind, source, clients, sim.layout.mesh).opened()
 
 
 def _in_a_file(sim: Simulation, read, folder: pathlib.Path) -> Simulation:
@@ -145,7 +145,7 @@ def _in_a_file(sim: Simulation, read, folder: pathlib.Path) -> Simulation:
     return dataclasses.replace(
         sim,
         public_inputs=StoredImages(source, sim.split.public_images),
-        client_images=open_client_images(stored, source, sim.split.clients, mesh),
+        client_images=plan_client_images(stored, source, sim.split.clients, mesh),
     )
 
 

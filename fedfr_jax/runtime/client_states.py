@@ -43,7 +43,7 @@ def open_store(sim: Simulation, workdir: str | pathlib.Path | None) -> RowStore:
       InputError: the run was made with other settings, or the files are damaged or missing.
     """
     if workdir is None:
-        return RowStore(_shapes(sim), len(sim.schedule.clients), None)
+        return RowStore(row_shapes(sim), len(sim.schedule.clients), None)
     folder, processes = pathlib.Path(workdir) / FOLDER, jax.process_count()
     folder.mkdir(parents=True, exist_ok=True)
     if division.processes_of(folder) not in (0, processes):
@@ -51,7 +51,7 @@ def open_store(sim: Simulation, workdir: str | pathlib.Path | None) -> RowStore:
     elif jax.process_index() == 0:
         division.remove_others(folder, processes)
     path = division.store_file(folder, jax.process_index(), processes)
-    return RowStore(_shapes(sim), len(sim.schedule.clients), path)
+    return RowStore(row_shapes(sim), len(sim.schedule.clients), path)
 
 
 def _divide_anew(sim: Simulation, folder: pathlib.Path) -> None:
@@ -60,7 +60,7 @@ def _divide_anew(sim: Simulation, folder: pathlib.Path) -> None:
     what = f"dividing the clients' heads of {before} process{'es' * (before > 1)} among {now}"
     with track(what, None, "client") as bar:
         division.divide_anew(
-            _shapes(sim),
+            row_shapes(sim),
             len(sim.schedule.clients),
             folder,
             now,
@@ -78,7 +78,7 @@ def open_stores(sim: Simulation, workdir: str | pathlib.Path) -> list[RowStore]:
     Raises:
       InputError: there are none, some are missing, or they are damaged.
     """
-    return saved_stores(_shapes(sim), len(sim.schedule.clients), workdir)
+    return saved_stores(row_shapes(sim), len(sim.schedule.clients), workdir)
 
 
 def saved_stores(example: PyTree, population: int, workdir: str | pathlib.Path) -> list[RowStore]:
@@ -104,7 +104,8 @@ def saved_stores(example: PyTree, population: int, workdir: str | pathlib.Path) 
     return [RowStore(example, population, p, read_only=True) for p in paths]
 
 
-def _shapes(sim: Simulation) -> PyTree:
+def row_shapes(sim: Simulation) -> PyTree:
+    """Shapes and types of one client's head."""
     return head_shapes(
         sim.spec,
         sim.schedule.most_identities,
@@ -148,7 +149,7 @@ class ClientStates:
       sim: the simulation.
       store: of this process' clients, after ``round_index`` rounds. Only this object writes to it.
       round_index: rounds done.
-      start: from :func:`fedfr_jax.runtime.simulation.compile_start`.
+      start: from :func:`fedfr_jax.runtime.programs.compile_start`.
       pretrained: variables, on the devices.
       key: for the random parts of initial heads.
     """

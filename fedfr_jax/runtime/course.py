@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm.local_state import LOSS_TERMS
@@ -24,11 +20,11 @@ from fedfr_jax.runtime.checkpoints import RoundCheckpoints
 from fedfr_jax.runtime.client_states import ClientStates
 from fedfr_jax.runtime.parts import PartPrograms, round_in_parts
 from fedfr_jax.runtime.processes import worst
+from fedfr_jax.runtime.programs import Programs
 from fedfr_jax.runtime.remarks import remark
 from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
-_SMALL_LEAF = 1 << 16  # numbers per client; a copy of so many is nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,28 +110,6 @@ def round_row(
     }
 
 
-def compile_finite(mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """``(server, heads) -> (whether all of the server is finite, the same of each slot (C,))``."""
-
-    def all_finite(tree):  # leaves (N, ...) -> (N,)
-        rows = [
-            x.reshape(len(x), -1)
-            for x in jax.tree.leaves(tree)
-            if jnp.issubdtype(x.dtype, jnp.floating)
-        ]
-        # Every test takes a while to compile: small leaves of one type are tested together.
-        together, alone = collections.defaultdict(list), []
-        for x in rows:
-            (together[x.dtype] if x.shape[1] <= _SMALL_LEAF else alone).append(x)
-        tested = [*alone, *(jnp.concatenate(small, 1) for small in together.values())]
-        return jnp.stack([jnp.isfinite(x).all(1) for x in tested]).all(0)
-
-    def finite(server, heads):
-        return all_finite(jax.tree.map(lambda x: x[None], server))[0], all_finite(heads)
-
-    return jax.jit(finite, out_shardings=NamedSharding(mesh, P()))
-
-
 def refuse_non_finite(
     round_index: int,
     clients: np.ndarray,
@@ -148,7 +122,7 @@ def refuse_non_finite(
 
     Args:
       clients: (C,) numbers of the clients, -1 for an empty slot; loss: (C,) of each.
-      server_is_finite, slots_are_finite: from :func:`compile_finite`.
+      server_is_finite, slots_are_finite: from :func:`fedfr_jax.runtime.programs.compile_finite`.
       quarantined: (C,) bool, clients that are left out of the average: their loss may be
         anything, but not all clients of a round may be such.
 
@@ -175,16 +149,6 @@ def refuse_non_finite(
             )
     if not server_is_finite:
         raise FloatingPointError(f"round {round_index}: the server's model is not finite. {advice}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The compiled functions of :func:`fedfr_jax.runtime.simulation.compile_rounds` (or, for rounds
-    in parts, of ``compile_parts``) and ``compile_start``, and of :func:`compile_finite`."""
-
-    round: Any
-    start: Callable
-    finite: Callable
 
 
 class Course:

@@ -141,7 +141,7 @@ def round_in_parts(
     """One round; the heads go back to the host part after part.
 
     Args:
-      finite: from :func:`fedfr_jax.runtime.course.compile_finite`.
+      finite: from :func:`fedfr_jax.runtime.programs.compile_finite`.
       clients: the heads of all clients.
       server: on the devices; its memory is donated.
       assigned: (C,) client in each slot; there is at least one.

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedfr_jax import engine
 from fedfr_jax.algorithm.initialize import initial_server, server_shapes
@@ -25,12 +24,13 @@ from fedfr_jax.models.weight_file import read_weight_file
 from fedfr_jax.models.weights import assumptions, weights_of
 from fedfr_jax.runtime import accounting, interrupts, message_rows, workdir
 from fedfr_jax.runtime.checkpoints import load_pytree, save_pytree
-from fedfr_jax.runtime.course import Course, Programs, RoundInputs, Run, compile_finite
-from fedfr_jax.runtime.parts import compile_parts, stored_means
+from fedfr_jax.runtime.course import Course, RoundInputs, Run
+from fedfr_jax.runtime.parts import stored_means
 from fedfr_jax.runtime.pretrained import folder_of_weights, saved_classifier
 from fedfr_jax.runtime.processes import wait, worst
+from fedfr_jax.runtime.programs import Programs, compile_programs, round_keys
 from fedfr_jax.runtime.progress import track
-from fedfr_jax.runtime.simulation import Simulation, compile_rounds, compile_start, round_key
+from fedfr_jax.runtime.simulation import Simulation
 
 PyTree = Any
 
@@ -165,13 +165,6 @@ def read_ahead(sim: Simulation, round_index: int, last: RoundInputs | None = Non
     )
 
 
-def compile_programs(sim: Simulation, seeds: int = 1) -> Programs:
-    """The programs for ``seeds`` runs in parallel; each compiles on its first call."""
-    in_parts = sim.parts_of_rounds is not None
-    one = compile_parts(sim.spec, sim.layout) if in_parts else compile_rounds(sim, seeds)
-    return Programs(one, compile_start(sim), compile_finite(sim.layout.mesh))
-
-
 def go_together(runs: Sequence[Run]) -> bool:
     """Whether runs can share a program: they differ only in the seed and are equally far.
 
@@ -213,10 +206,11 @@ def run_rounds(
       Stopped: by a signal; all finished rounds are saved.
     """
     sim, programs = runs[0].sim, programs or compile_programs(runs[0].sim, len(runs))
+    programs.wait()
     first = int(runs[0].server.round)
     last = sim.config.rounds if until is None else until
     courses = [Course(run, programs, last) for run in runs]
-    keys = _round_keys(tuple(run.sim.config.seed for run in runs), sim.layout.mesh)
+    keys = round_keys(tuple(run.sim.config.seed for run in runs), sim.layout.mesh)
     compiled = {"first round": 0, "later rounds": 0}
     inputs = read_ahead(sim, first) if first < last else None
     # The pretrained model does not change: its evaluation need not keep the first round waiting.
@@ -301,13 +295,6 @@ def _one_round(
         interrupts.release()
         raise interrupts.Stopped(signal.SIGTERM)  # another process was asked to
     return rows, following
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _round_keys(seeds: tuple[int, ...], mesh: Mesh) -> list[jax.Array]:
-    """Every run's key on all devices: otherwise it would be copied to them in every round."""
-    keys = [round_key(seed) for seed in seeds]
-    return jax.lax.with_sharding_constraint(keys, NamedSharding(mesh, PartitionSpec()))
 
 
 def starting_server(

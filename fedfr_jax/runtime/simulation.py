@@ -12,19 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from fedfr_jax import data as data_sources
 from fedfr_jax import engine
 from fedfr_jax.algorithm.hostile import hostile_clients
-from fedfr_jax.algorithm.initialize import fill_in_new, initial_heads
-from fedfr_jax.algorithm.plain import compile_round, round_function
 from fedfr_jax.algorithm.spec import MessageSpec, RoundSpec
-from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.config import Config
 from fedfr_jax.config.batch_norm_checks import check_batch_norm
 from fedfr_jax.data.attributes import features_of
@@ -48,7 +42,7 @@ from fedfr_jax.population.images import (
     ClientImages,
     StoredImages,
     choose_kind,
-    open_client_images,
+    plan_client_images,
 )
 from fedfr_jax.population.pace import ClientPace, client_pace
 from fedfr_jax.population.parts import CohortParts, Part, make_parts
@@ -69,7 +63,7 @@ class Simulation:
     Attributes:
       config: the settings.
       source: where images come from; ``split``: which client holds which images.
-      public: the public images, on every device; in parts without images.
+      public: the public images, on every device; without images in parts, and before they are read.
       public_inputs: where rounds run in parts: the public images (or activations), as stored.
       parts_of_rounds: then, which clients are on the devices at a time.
       client_images: where the clients' training images are.
@@ -128,6 +122,14 @@ class Simulation:
           assigned: (C,) client in each slot of all devices; ``mine``: of this process' devices.
         """
         return self._with_pace(self.client_images.cohort_data(self.schedule.rows(assigned)), mine)
+
+    def cohort_shapes(self, assigned: np.ndarray) -> CohortData:
+        """Shapes, types and shardings of :meth:`cohort_data`, in one process."""
+        cohort = self.client_images.cohort_shapes(self.schedule.rows(assigned))
+        if self.pace is None:
+            return cohort
+        pace = engine.placed_shapes(self.pace.of(assigned), self.layout.mesh, divided=True)
+        return cohort.replace(pace=pace)
 
     def part_data(self, part: Part) -> CohortData:
         """The data of a part of a round's clients on the devices."""
@@ -237,16 +239,29 @@ def split_of(config: Config, source: ImageSource) -> FederatedSplit:
     )
 
 
-def build_simulation(config: Config, source: ImageSource | None = None) -> Simulation:
-    """Opens the data, splits it, settles the plan, reads the images and builds the model.
+def build_simulation(
+    config: Config,
+    source: ImageSource | None = None,
+    planned: Callable[[Simulation], None] = lambda sim: None,
+) -> Simulation:
+    """Opens the data, splits it, settles the plan, builds the model and reads the images.
 
     Args:
       config: from :func:`fedfr_jax.config.resolve`; automatic settings are decided here.
       source: the image source of ``config.data``, if it is already open.
+      planned: called with the simulation before its images are read, which may take long.
 
     Raises:
       ConfigError, InputError: a setting or a file does not fit, before any long work.
     """
+    sim = _plan(config, source)
+    planned(sim)
+    with track("reading images", None, "", keep=False):
+        return read_images(sim)
+
+
+def _plan(config: Config, source: ImageSource | None) -> Simulation:
+    """All but the images."""
     memory.check_plan(config)
     use_compilation_cache(config.engine.compilation_cache)
     if source is None:
@@ -272,8 +287,10 @@ def build_simulation(config: Config, source: ImageSource | None = None) -> Simul
     kind = choose_kind(config.data, source, split.clients)
     memory.check_images(config, source.labels, split, kind, schedule, spec)
     memory.say_messages(config, spec, schedule, len(split.public_identities))
-    with track("reading images", None, "", keep=False):
-        public, client_images = _read_images(config, source, split, layout, parts)
+    public = PublicData(None, split.public_labels.astype(np.int32), len(split.public_identities))
+    # Where the network is divided, activations replace the clients' images before the first round.
+    images = config.data if parts is None else dataclasses.replace(config.data, images="stream")
+    client_images = plan_client_images(images, source, split.clients, layout.mesh)
     return Simulation(
         config,
         source,
@@ -298,31 +315,28 @@ def _pace(config: Config, spec: RoundSpec, split: FederatedSplit) -> ClientPace 
     return client_pace(config.simulated_time, len(split.clients), sent)
 
 
-def _read_images(
-    config: Config,
-    source: ImageSource,
-    split: FederatedSplit,
-    layout: Layout,
-    parts: Parts | None,
-) -> tuple[PublicData, ClientImages]:
-    """Images of the public people and of the clients; those read later are checked."""
-    in_parts = config.engine.part > 0
-    if source.check is not None:  # or damage would show in the middle of the run
-        numbers = evaluation_images(split, _evaluated(config, split))
-        if in_parts:
-            numbers = np.concatenate([numbers, split.public_images])
-        source.check(np.unique(numbers))
-    public = engine.replicate(  # the host's copy is released before the clients' images are read
-        PublicData(
-            None if in_parts else source.read(split.public_images),
-            split.public_labels.astype(np.int32),
-            len(split.public_identities),
-        ),
-        layout.mesh,
-    )
-    # Where the network is divided, activations replace the clients' images before the first round.
-    images = config.data if parts is None else dataclasses.replace(config.data, images="stream")
-    return public, open_client_images(images, source, split.clients, layout.mesh)
+def read_images(sim: Simulation) -> Simulation:
+    """With the images of the public people and of the clients; those read later are checked."""
+    _check_stored_images(sim)
+    public = sim.public
+    if sim.public_inputs is None:
+        public = public.replace(images=sim.source.read(sim.split.public_images))
+    # The host's copy is released before the clients' images are read.
+    public = engine.replicate(public, sim.layout.mesh)
+    return dataclasses.replace(sim, public=public, client_images=sim.client_images.opened())
+
+
+def _check_stored_images(sim: Simulation) -> None:
+    """Raises InputError for a damaged image, or it would show in the middle of the run."""
+    source, split = sim.source, sim.split
+    if source.check is None:
+        return
+    numbers = [evaluation_images(split, _evaluated(sim.config, split))]
+    if sim.public_inputs is not None:
+        numbers.append(split.public_images)
+    if sim.client_images.kind == "stream":
+        numbers.append(split.clients.union()[0].train_images)
+    source.check(np.unique(np.concatenate(numbers)))
 
 
 def _evaluated(config: Config, split: FederatedSplit) -> np.ndarray:
@@ -338,62 +352,3 @@ def _check_public_images(config: Config, split: FederatedSplit) -> None:
             f"{config.fed.public_data!r} and pretrain.epochs="
             f"{config.pretrain.epochs} need them"
         )
-
-
-def compile_rounds(sim: Simulation, seeds: int) -> Callable[..., list[tuple]]:
-    """``(servers, heads, public, cohort, keys) -> [(server, heads, metrics)]``, runs in parallel.
-
-    Arguments are lists with one entry per run, except ``public`` and ``cohort``, which are shared;
-    the servers have done the same number of rounds. Servers and heads are donated.
-    """
-    if seeds == 1:
-        one = compile_round(sim.spec, sim.layout)
-        return lambda servers, heads, public, cohort, keys: [
-            one(servers[0], heads[0], public, cohort, keys[0])
-        ]
-    one_round, shardings = round_function(sim.spec, sim.layout)
-    stacked = ServerState(round=None, backbone=0, public_embeddings=0, optimizer=0, message=0)
-    each = jax.vmap(one_round, in_axes=(stacked, 0, None, None, 0), out_axes=(stacked, 0, 0))
-
-    def run(servers, heads, public, cohort, keys):
-        def stack(trees):
-            return jax.tree.map(lambda *x: jnp.stack(x), *trees)
-
-        server = stack(servers).replace(round=servers[0].round)
-        server, heads, metrics = each(server, stack(heads), public, cohort, stack(keys))
-
-        def of(i, tree):
-            return jax.tree.map(lambda x: x[i], tree)
-
-        rest = server.replace(round=None)
-        return [
-            (of(i, rest).replace(round=server.round), of(i, heads), of(i, metrics))
-            for i in range(seeds)
-        ]
-
-    return jax.jit(run, donate_argnums=(0, 1), out_shardings=[shardings] * seeds)
-
-
-def compile_start(sim: Simulation) -> Callable[..., PyTree]:
-    """``(stored heads, known (C,), pretrained, public, cohort, key) -> heads`` of a cohort."""
-    by_client = NamedSharding(sim.layout.mesh, P(engine.AXIS))
-
-    def start(stored, known, pretrained, public, cohort, key):
-        initial = initial_heads(
-            sim.spec,
-            sim.layout,
-            pretrained,
-            public,
-            cohort,
-            key,
-            most_identities=sim.schedule.most_identities,
-            previous=sim.config.population.previous,
-        )
-        return fill_in_new(stored, known, initial)
-
-    return jax.jit(start, donate_argnums=0, out_shardings=by_client)
-
-
-def round_key(seed: int) -> jax.Array:
-    """The key from which all randomness of a run's rounds comes."""
-    return jax.random.fold_in(jax.random.key(seed), 3)

@@ -43,9 +43,7 @@ _simulation = functools.lru_cache(build_simulation)
 def compiled_once(monkeypatch):
     """Runs that differ in no program share it; those of equal settings share their data."""
     real = rounds.compile_programs
-    monkeypatch.setattr(
-        experiment, "build_simulation", lambda config, source=None: _simulation(config)
-    )
+    monkeypatch.setattr(experiment, "build_simulation", lambda config, *unused: _simulation(config))
 
     def compile_programs(sim, seeds=1):
         # Shapes follow from the settings, but for the images' and the schedule's.

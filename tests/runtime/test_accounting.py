@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from quick import SETTINGS, compiled_once, quick  # noqa: F401
-from small import final_state
+from small import final_state, write_run
 
 from fedfr_jax.config import resolve
 from fedfr_jax.errors import ConfigError
@@ -96,7 +96,7 @@ def test_a_resumed_run_spends_the_same(tmp_path):
     with Experiment(config, tmp_path / "whole") as run:
         run.run()
         whole, bound = run.history, float(run.server.message["clip_norm"])
-        summary = run.write_run()
+        summary = write_run(run)
     for _ in range(2):
         with Experiment(config, tmp_path / "parts", resume=True) as run:
             run.run(2)
@@ -173,7 +173,7 @@ def test_quarantined_clients_are_named_and_the_run_goes_on(tmp_path, capsys):
 
     with Experiment(config("quarantine", clients=(1,)), tmp_path / "on") as run:
         rows = run.run()
-        summary = run.write_run()["run"]
+        summary = write_run(run)["run"]
         assert np.isfinite(
             np.concatenate([np.ravel(x) for x in _leaves(run.server.backbone)])
         ).all()

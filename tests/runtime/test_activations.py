@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import small
-from small import settings
+from small import settings, write_run
 
 from fedfr_jax.experiment import Experiment
 from fedfr_jax.models import build
@@ -33,7 +33,7 @@ def resident(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resident") / "run"
     with Experiment(upper(), folder) as experiment:
         experiment.run()
-        experiment.write_run()
+        write_run(experiment)
         return folder, state(experiment), experiment.evaluate()
 
 

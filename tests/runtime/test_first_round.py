@@ -14,7 +14,7 @@ from fedfr_jax.engine.once import run_once
 from fedfr_jax.experiment import Experiment
 from fedfr_jax.models import build
 from fedfr_jax.population import images
-from fedfr_jax.runtime import autotune, course, interrupts, workdir
+from fedfr_jax.runtime import autotune, course, interrupts, programs, workdir
 from fedfr_jax.runtime.simulation import build_simulation
 from fedfr_jax.settings import ModelConfig
 
@@ -74,6 +74,60 @@ def test_nothing_is_compiled_when_a_run_goes_on(tmp_path):
         assert compilations() == before
 
 
+SHAPES = {
+    "as it is": {},
+    "streamed": {"data": SETTINGS["data"] | {"images": "stream"}},
+    "rendered": {"data": SETTINGS["data"] | {"images": "render"}},
+    "fedfr": {
+        "method": {"name": "fedfr"},
+        "population": {"previous": "bfloat16"},
+        "simulated_time": {"speed": 10.0},
+    },
+    "messages": {
+        "privacy": {"top_k": 0.5},
+        "fed": SETTINGS["fed"] | {"server_optimizer": "adam"},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_round_compiled_ahead_is_not_compiled_again(kind, caplog):
+    """The round's call finds the thread's program: shapes, types and shardings are the same."""
+    for ahead in (True, False):
+        caplog.clear()
+        with Experiment(quick(**SHAPES[kind]), compile_ahead=ahead) as run:
+            run._programs.wait()
+            assert (run._programs.compiling is not None) == ahead
+            with jax.log_compiles():
+                run.run(1)
+        assert ("jit(finite)" in caplog.text, "jit(round_of_run)" in caplog.text) == (
+            True,
+            not ahead,
+        )
+
+
+@pytest.mark.parametrize(
+    "changes", [{"engine": SETTINGS["engine"] | {"part": 2}}, {"fed": {"trainable": "embedding"}}]
+)
+def test_what_is_not_compiled_ahead(changes, tmp_path):
+    changes = {name: SETTINGS[name] | group for name, group in changes.items()}
+    with Experiment(quick(**changes), compile_ahead=True) as run:
+        assert run._programs.compiling is None
+
+
+def test_nothing_is_compiled_ahead_if_all_rounds_are_done(tmp_path):
+    with Experiment(quick(), tmp_path) as run:
+        run.run()
+    with Experiment(quick(), tmp_path, resume=True, compile_ahead=True) as run:
+        assert not run._programs.compiling and not run.run()
+
+
+def test_a_failure_ahead_is_the_calls_to_raise(monkeypatch):
+    monkeypatch.setattr(programs, "_first_arguments", lambda sim: 1 / 0)
+    with Experiment(quick(), compile_ahead=True) as run:
+        assert len(run.run(1)) == 1
+
+
 def test_an_update_is_traced_once():
     traced = []
 
@@ -126,10 +180,10 @@ def test_where_rules_are_sure_nothing_is_measured(batch, measured, monkeypatch, 
     assert ("by rule" in lines[0]) == (not measured) == (not autotune.cache_file().exists())
 
 
-@pytest.mark.parametrize("size", [3, course._SMALL_LEAF + 1])
+@pytest.mark.parametrize("size", [3, programs._SMALL_LEAF + 1])
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_what_is_not_finite_is_found_in_leaves_of_any_size(size, dtype):
-    finite = course.compile_finite(engine.make_mesh(jax.devices()[:1]))
+    finite = programs.compile_finite(engine.make_mesh(jax.devices()[:1]))
     server = {"w": np.ones(4, np.float32), "round": np.int32(3)}
     heads = {"a": np.ones((2, size), dtype), "b": np.ones((2, 2, 2), np.float32)}
     assert [np.asarray(x).tolist() for x in finite(server, heads)] == [True, [True, True]]

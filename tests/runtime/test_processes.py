@@ -21,6 +21,7 @@ from quick import (  # noqa: F401
     same,
     state,
 )
+from small import write_run
 
 from fedfr_jax.convert.run_model import model_of_run
 from fedfr_jax.errors import InputError, InUseError
@@ -39,7 +40,7 @@ CONFIG = {"checkpoint": {"keep": 2}}
 def divide(folder, number, **options):
     sim = _simulation(quick(**CONFIG))
     division.divide_anew(
-        client_states._shapes(sim),
+        client_states.row_shapes(sim),
         len(sim.schedule.clients),
         folder / "heads",
         number,
@@ -94,9 +95,7 @@ def test_one_process_goes_on_where_three_were(of_three, whole, tmp_path):
     assert [p.name for p in (copy / "heads").glob("*.rows")] == ["process-0-of-1.rows"]
     assert changes(copy) == [(3, {"processes": [3, 1]})]
     with Experiment(quick(**CONFIG), copy, resume=True) as run:
-        assert run.write_run()["run"]["changes"] == [
-            {"round": 3, "settings": {"processes": [3, 1]}}
-        ]
+        assert write_run(run)["run"]["changes"] == [{"round": 3, "settings": {"processes": [3, 1]}}]
     assert len(changes(copy)) == 1
 
 

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from quick import SETTINGS, cohort, compiled_once, quick, rounds_only, same, state  # noqa: F401
+from small import write_run
 
 from fedfr_jax.data.types import ImageSource
 from fedfr_jax.errors import ConfigError, InputError
@@ -322,7 +323,7 @@ def test_the_rate_may_change_after_some_rounds_and_is_recorded(two_kept, tmp_pat
         "settings": {"fed.lr": [0.05, 0.01], "fed.rounds": [4, 5]},
     }
     with Experiment(quick(fed={"rounds": 5, "lr": 0.01}), copy, resume=True) as run:
-        assert run.write_run()["run"]["changes"][0]["settings"]["fed.lr"] == [0.05, 0.01]
+        assert write_run(run)["run"]["changes"][0]["settings"]["fed.lr"] == [0.05, 0.01]
     with pytest.raises(InputError, match=r"fed\.batch_size: 4 -> 2"):
         rounds_only(copy, resume=True, fed={"rounds": 5, "lr": 0.01, "batch_size": 2})
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from quick import SETTINGS, cohort, compiled_once, quick, rounds_only, same  # noqa: F401
+from small import write_run
 
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.experiment import Experiment
@@ -45,7 +46,7 @@ def test_a_threshold_without_effect_is_said_once(threshold, advice, tmp_path, ca
     )
     with Experiment(config, tmp_path) as run:
         run.run()
-        summary = run.write_run()
+        summary = write_run(run)
     said = [r.getMessage() for r in caplog.records if "hard_threshold" in r.getMessage()]
     rows = [r for r in workdir.read_metrics(tmp_path) if r["kind"] == "round"]
     if not advice:

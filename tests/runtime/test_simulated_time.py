@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from quick import _simulation, compiled_once, quick, rounds_only, same  # noqa: F401
+from small import write_run
 
 from fedfr_jax.errors import ConfigError, InputError
 from fedfr_jax.experiment import Experiment
@@ -94,7 +95,7 @@ def test_a_run_that_nobody_finishes_is_told_and_counted(tmp_path, caplog):
         before = jax.device_get(run.server.backbone)
         run.run()
         assert same(before, jax.device_get(run.server.backbone))
-        summary = run.write_run()
+        summary = write_run(run)
     told = [r.getMessage() for r in caplog.records if "nobody of" in r.getMessage()]
     assert len(told) == 1 and "round 1: nobody of 3 clients arrived" in told[0]
     assert summary["run"]["simulated_time"] == {

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick import _simulation, compiled_once, quick, rounds_only, same  # noqa: F401
+from small import write_run
 
 from fedfr_jax.errors import ConfigError
 from fedfr_jax.experiment import Experiment
@@ -120,7 +121,7 @@ def test_a_resumed_run_has_the_same_noise_and_spends_the_same(tmp_path):
         run.run(rounds=2)
     with Experiment(config, tmp_path / "parts", resume=True) as run:
         run.run()
-        summary = run.write_run()
+        summary = write_run(run)
     assert same(whole[0], jax.device_get(run.server))
 
     def epsilons(folder):
