@@ -145,11 +145,11 @@ def round_keys(seeds: tuple[int, ...], mesh: Mesh) -> list[jax.Array]:
 
 
 def compile_ahead(sim: Simulation) -> Programs:
-    """The programs of one run; a thread compiles the round while other things are done.
+    """The programs of one run; a thread compiles them while other things are done.
 
-    `jax.jit` finds the compiled program when the round is called. If compiling fails here, it is
-    tried again then. Nothing is done ahead for rounds in parts, with ``fed.trainable`` (the shapes
-    come from activations), and in several processes.
+    `jax.jit` finds a compiled program when it is called. If compiling fails here, it is tried
+    again then. Nothing is done ahead for rounds in parts, with ``fed.trainable`` (the shapes come
+    from activations), and in several processes.
 
     Args:
       sim: its images need not be read yet.
@@ -158,13 +158,18 @@ def compile_ahead(sim: Simulation) -> Programs:
     if sim.parts_of_rounds is not None or sim.parts is not None or jax.process_count() > 1:
         return programs
 
-    def compile_round():
+    def compile_all():
         try:
-            programs.round.lower(*_first_arguments(sim)).compile()
-        except Exception as error:  # the round's call raises it where it can be seen
-            logging.info("the round was not compiled ahead: %s", error)
+            [server], [heads], public, cohort, keys = _first_arguments(sim)
+            programs.round.lower([server], [heads], public, cohort, keys).compile()
+            known = jax.ShapeDtypeStruct(cohort.sizes.shape, bool, sharding=cohort.sizes.sharding)
+            key = jax.random.key(0)
+            programs.start.lower(heads, known, server.backbone, public, cohort, key).compile()
+            programs.finite.lower(server, heads).compile()
+        except Exception as error:  # a call raises it where it can be seen
+            logging.info("not all programs were compiled ahead: %s", error)
 
-    thread = threading.Thread(target=compile_round, name="compile the round")
+    thread = threading.Thread(target=compile_all, name="compile the round")
     thread.start()
     return dataclasses.replace(programs, compiling=thread)
 
