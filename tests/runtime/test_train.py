@@ -14,6 +14,7 @@ from PIL import Image
 from small import ROOT, SETTINGS, final_state, settings
 
 from fedfr_jax.config import resolve
+from fedfr_jax.engine.compilations import compilations
 from fedfr_jax.errors import InputError
 from fedfr_jax.experiment import train
 from fedfr_jax.reporting.reevaluation import evaluate
@@ -55,8 +56,9 @@ def test_a_run_leaves_everything_behind(finished):
 
 
 def test_rounds_after_the_first_compile_nothing(finished):
-    assert finished[1]["run"]["compilations"]["first round"] > 0
-    assert finished[1]["run"]["compilations"]["later rounds"] == 0
+    assert compilations() > 0  # they are counted
+    # The round was compiled ahead, while images were read.
+    assert finished[1]["run"]["compilations"] == {"first round": 0, "later rounds": 0}
 
 
 def test_training_changes_all_three_models(finished):
