@@ -127,9 +127,9 @@ class Bar:
         parts = []
         if finished:
             parts.append(f"in {duration(self.clock() - self.start)}")
-        elif not self.done:
+        elif left is None:
             parts.append(f"{duration(self.clock() - self.start)} so far")
-        elif left is not None:
+        else:
             parts.append(f"{duration(left)} left")
         if rates is not None and rates[1] > 0:
             parts.append(f"{quantity(float(rates[1]))} images/s")
