@@ -155,7 +155,7 @@ def _read_used(source: ImageSource, rows: CohortRows) -> np.ndarray:
 
 
 def _render(source: ImageSource, mesh: Mesh, rows: CohortRows):
-    assert source.describe is not None  # checked by open_client_images()
+    assert source.describe is not None  # checked by plan_client_images()
     described = engine.spread((source.describe(rows.numbers), rows.used), mesh)
     return _compiled_render(source.render, mesh)(*described)
 

@@ -195,7 +195,7 @@ class Course:
             self._clients.read_ahead(following.mine)
 
     def finite(self, server: ServerState, heads: Heads) -> tuple[jax.Array, jax.Array]:
-        """Whether a round's results are finite; see :func:`compile_finite`."""
+        """Whether a round's results are finite; see ``programs.compile_finite``."""
         return self._finite(server, heads)
 
     def in_parts(self, inputs: RoundInputs, key: jax.Array, done: int) -> tuple:
