@@ -6,8 +6,9 @@ transformed by additions along rows and columns, the kernel by a matrix product.
 then one matrix product per position in a tile, and so is its weight gradient (the transposed
 algorithm).
 
-F(2x2, 3x3) takes 16 products instead of 36 and is as exact as a direct sum; F(4x4, 3x3) takes 36
-instead of 144, with errors about ten times as large: 1e-5 of the largest value.
+F(2x2, 3x3) takes 16 products instead of 36 and is as exact as a direct sum; F(3x3, 3x3) takes 25
+instead of 81 and suits maps of 3, 6 and 9 pixels; F(4x4, 3x3) takes 36 instead of 144, with errors
+about ten times as large: 1e-5 of the largest value.
 
 Work is done in pieces whose tiles stay in the cache. Arrays are (rows, tiles, channels), one per
 column of a tile: with channels last, transforms are plain vector operations and products move no
@@ -27,6 +28,13 @@ from jax import lax
 # Along one direction: outputs = _OUTPUT @ ((_KERNEL @ kernel) * (_INPUT @ inputs)).
 _INPUT = {
     2: ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    3: (
+        (2, -1, -2, 1, 0),
+        (0, -2, -1, 1, 0),
+        (0, 2, -3, 1, 0),
+        (0, -1, 0, 1, 0),
+        (0, 2, -1, -2, 1),
+    ),
     4: (
         (4, 0, -5, 0, 1, 0),
         (0, -4, -4, 1, 1, 0),
@@ -38,6 +46,13 @@ _INPUT = {
 }
 _KERNEL = {
     2: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+    3: (
+        (1 / 2, 0, 0),
+        (-1 / 2, -1 / 2, -1 / 2),
+        (-1 / 6, 1 / 6, -1 / 6),
+        (1 / 6, 1 / 3, 2 / 3),
+        (0, 0, 1),
+    ),
     4: (
         (1 / 4, 0, 0),
         (-1 / 6, -1 / 6, -1 / 6),
@@ -49,6 +64,7 @@ _KERNEL = {
 }
 _OUTPUT = {
     2: ((1, 1, 1, 0), (0, 1, -1, -1)),
+    3: ((1, 1, 1, 1, 0), (0, 1, -1, 2, 0), (0, 1, 1, 4, 1)),
     4: ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
 }
 # Most tiles per piece, as measured: more do not fit the cache, fewer make the products slow.
@@ -70,9 +86,15 @@ def _products(height: int, width: int, side: int) -> int:
     return -(-height // side) * -(-width // side) * (side + 2) ** 2
 
 
-def forward_side(height: int, width: int) -> int:
-    """The side of forward tiles: that with fewer products, and if equal, fewer additions."""
-    return min((2, 4), key=lambda side: _products(height, width, side))
+def side_of(height: int, width: int, weights: bool = False) -> int:
+    """The side of a map's tiles: that with fewest products, and if equal, the first as measured.
+
+    Args:
+      height, width: of the result, or of the gradient by it.
+      weights: for a weight gradient.
+    """
+    sides = (4, 3) if weights else (2, 4, 3)
+    return min(sides, key=lambda side: _products(height, width, side))
 
 
 def is_faster(shape, channels: int, weights: bool = False) -> bool:
@@ -84,7 +106,7 @@ def is_faster(shape, channels: int, weights: bool = False) -> bool:
       weights: for a weight gradient. Otherwise forward, or for an input gradient.
     """
     n, height, width, out_channels = shape
-    side = 4 if weights else forward_side(height, width)
+    side = side_of(height, width, weights)
     share = _products(height, width, side) / (9 * height * width)  # 1/4 if no tile is cut
     # The additions grow with the channels, the saved products with their square. Transforming the
     # kernel must pay off: with few pixels per channel it costs more than it saves.
@@ -92,9 +114,9 @@ def is_faster(shape, channels: int, weights: bool = False) -> bool:
     pixels = max(2**16 // few, 3 * many) if weights else max(2**15 // few, 2 * many)
     wide = few >= (128 if weights else 64)
     return (
-        few >= 32
+        few >= (64 if weights and side == 3 else 32)
         and share <= (0.45 if wide else 0.36)
-        and min(height, width) >= 4
+        and min(height, width) >= 3
         and n * height * width >= pixels
     )
 
@@ -113,7 +135,7 @@ def forward(x, kernel, padding, backward: bool = False):
       (N, H', W', C').
     """
     height, width = (s + sum(p) - 2 for s, p in zip(x.shape[1:3], padding, strict=True))
-    side = forward_side(height, width)
+    side = side_of(height, width)
     pieces = _pieces((len(x), height, width), side, _FORWARD_TILES)
     filled = pieces.filled(x)
     weights = lax.optimization_barrier(_weights(kernel, side, backward))
@@ -133,7 +155,7 @@ def forward(x, kernel, padding, backward: bool = False):
 
 def weight_gradient(x, dy, padding):
     """Gradient of the kernel, (3, 3, C, C'), from x (N, H, W, C) and dy (N, H', W', C')."""
-    side = 4
+    side = side_of(*dy.shape[1:3], weights=True)
     pieces = _pieces(dy.shape[:3], side, _gradient_tiles(x.shape[-1]))
     x, dy = pieces.filled(x), pieces.filled(dy)
     place = jnp.zeros((side + 2, x.shape[-1], dy.shape[-1]), x.dtype)

@@ -135,6 +135,7 @@ WINOGRAD_SHAPES = [
     (5, 30, 31, 70, 32, 1),
     (1, 40, 41, 64, 64, 1),
     (40, 4, 4, 64, 64, 1),
+    (67, 3, 3, 64, 64, 1),
 ]
 
 
@@ -174,15 +175,18 @@ def test_winograd_equals_ordinary_convolution_in_float64(shape):
 @pytest.mark.parametrize(
     "shape, forward, weights",
     [
-        ((32, 6, 6, 64, 64), True, False),  # tiles of side 2 only
+        ((32, 6, 6, 64, 64), True, True),
         ((32, 6, 6, 128, 128), True, True),
-        ((32, 6, 6, 32, 32), False, False),
+        ((32, 6, 6, 32, 32), True, False),
+        ((64, 6, 6, 32, 32), True, False),  # tiles of side 3 need wider layers here
         ((32, 12, 12, 32, 32), True, True),
         ((64, 28, 28, 16, 64), False, False),  # few channels
         ((4, 7, 7, 512, 512), False, False),  # few pixels
         ((16, 8, 8, 64, 64), True, True),
         ((8, 8, 8, 64, 64), True, False),
-        ((64, 3, 3, 64, 64), False, False),  # mostly edges
+        ((64, 3, 3, 128, 128), True, True),
+        ((32, 3, 3, 64, 64), False, False),  # few pixels
+        ((640, 2, 2, 64, 64), False, False),  # mostly edges
     ],
 )
 def test_winograd_is_used_where_it_was_measured_faster(shape, forward, weights):
@@ -192,8 +196,10 @@ def test_winograd_is_used_where_it_was_measured_faster(shape, forward, weights):
 
 
 def test_sides_of_tiles_have_the_fewest_products():
-    sides = {s: winograd.forward_side(s, s) for s in (4, 6, 7, 8, 10, 14, 16, 28, 56)}
-    assert sides == {4: 4, 6: 2, 7: 4, 8: 4, 10: 4, 14: 4, 16: 4, 28: 4, 56: 4}
+    sizes = (3, 4, 6, 7, 8, 9, 10, 14, 18, 28, 56)
+    assert [winograd.side_of(s, s) for s in sizes] == [3, 4, 3, 4, 4, 3, 4, 4, 4, 4, 4]
+    assert winograd.side_of(2, 2) == 2 and winograd.side_of(2, 2, weights=True) == 3
+    assert winograd.side_of(6, 4) == winograd.side_of(6, 4, weights=True) == 4
 
 
 def test_winograd_under_vmap_and_scan_with_own_weights():
