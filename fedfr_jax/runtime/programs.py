@@ -145,7 +145,7 @@ def round_keys(seeds: tuple[int, ...], mesh: Mesh) -> list[jax.Array]:
 
 
 def compile_ahead(sim: Simulation) -> Programs:
-    """The programs of one run; a thread compiles them while other things are done.
+    """The programs of one run; a thread compiles them while the caller does other things.
 
     `jax.jit` finds a compiled program when it is called. If compiling fails here, it is tried
     again then. Nothing is done ahead for rounds in parts, with ``fed.trainable`` (the shapes come
