@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pathlib
 import re
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
@@ -41,6 +43,7 @@ def with_config_files(argv: Sequence[str]) -> list[str]:
     return [found(argument, before) for before, argument in zip(["", *argv], argv, strict=False)]
 
 
+COMPILING = "compile the round"  # name of the thread that compiles ahead
 _CONFIG_FLAGS = ("--config", "-config")
 # What the configuration of a grid has beside the settings of a run, in ``base``.
 OF_A_GRID = ("seeds", "vary", "reference", "tune.seeds")
@@ -82,9 +85,13 @@ def run_command(command: Callable[[], None], *, grid: bool = False) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are flags")
         interrupts.install()
-        with reports_input_errors(getattr(flags.FLAGS, "workdir", None)):
-            logging.set_verbosity(logging.WARNING)  # Orbax logs every file at INFO
-            command()
+        try:
+            with reports_input_errors(getattr(flags.FLAGS, "workdir", None)):
+                logging.set_verbosity(logging.WARNING)  # Orbax logs every file at INFO
+                command()
+        except SystemExit as end:
+            end_at_once_if_compiling(end.code)
+            raise
 
     arguments = sys.argv
     if {"--help", "-help", "-h", "-?"} & set(arguments[1:]):
@@ -97,6 +104,14 @@ def run_command(command: Callable[[], None], *, grid: bool = False) -> None:
             check_setting_flags(arguments[1:], grid)
             arguments = with_config_files(arguments)
     app.run(main, argv=arguments)
+
+
+def end_at_once_if_compiling(code: str | int | None) -> None:
+    """Ends the program after an error if a thread still compiles: a normal exit would wait."""
+    if any(thread.name == COMPILING for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def _help(command: Callable[[], None]) -> str:

@@ -20,6 +20,7 @@ from fedfr_jax.algorithm.initialize import fill_in_new, initial_heads, server_sh
 from fedfr_jax.algorithm.plain import round_function
 from fedfr_jax.algorithm.state import ServerState
 from fedfr_jax.runtime.client_states import row_shapes
+from fedfr_jax.runtime.command_line import COMPILING
 from fedfr_jax.runtime.parts import compile_parts
 from fedfr_jax.runtime.progress import track
 from fedfr_jax.runtime.simulation import Simulation
@@ -169,7 +170,7 @@ def compile_ahead(sim: Simulation) -> Programs:
         except Exception as error:  # a call raises it where it can be seen
             logging.info("not all programs were compiled ahead: %s", error)
 
-    thread = threading.Thread(target=compile_all, name="compile the round")
+    thread = threading.Thread(target=compile_all, name=COMPILING)
     thread.start()
     return dataclasses.replace(programs, compiling=thread)
 

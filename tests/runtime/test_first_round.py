@@ -1,5 +1,7 @@
 """What the first round of a run waits for, by what is traced, compiled and measured: no times."""
 
+import threading
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from fedfr_jax.engine.once import run_once
 from fedfr_jax.experiment import Experiment
 from fedfr_jax.models import build
 from fedfr_jax.population import images
-from fedfr_jax.runtime import autotune, course, interrupts, programs, workdir
+from fedfr_jax.runtime import autotune, command_line, course, interrupts, programs, workdir
 from fedfr_jax.runtime.simulation import build_simulation
 from fedfr_jax.settings import ModelConfig
 
@@ -118,6 +120,18 @@ def test_nothing_is_compiled_ahead_if_all_rounds_are_done(tmp_path):
         run.run()
     with Experiment(quick(), tmp_path, resume=True, compile_ahead=True) as run:
         assert not run._programs.compiling and not run.run()
+
+
+def test_a_command_that_failed_does_not_wait_for_the_thread(monkeypatch):
+    codes, over = [], threading.Event()
+    monkeypatch.setattr("os._exit", codes.append)
+    command_line.end_at_once_if_compiling(2)
+    assert codes == []
+    monkeypatch.setattr(programs, "_first_arguments", lambda sim: over.wait())
+    with Experiment(quick(), compile_ahead=True):
+        command_line.end_at_once_if_compiling(2)
+        over.set()
+    assert codes == [2]
 
 
 def test_a_failure_ahead_is_the_calls_to_raise(monkeypatch):
