@@ -112,8 +112,8 @@ class Experiment:
         self._programs: Programs | None = None
         with self._timed("data"):
             follow = config.rounds > max(saved_rounds(self.folder), default=0)
-            planned = (self._compile_ahead,) if ahead and follow else ()
-            self.sim = build_simulation(config, source, *planned)
+            planned = self._compile_ahead if ahead and follow else None
+            self.sim = build_simulation(config, source, planned)
             if self._programs and jax.default_backend() == "gpu":
                 self._programs.wait()  # XLA times kernels, which pretraining would disturb
             self.config = self.sim.config

@@ -50,12 +50,6 @@ def evaluated_clients(population: int, count: int, seed: int) -> np.ndarray:
     return np.sort(rng.choice(population, count, replace=False))
 
 
-def evaluation_images(split: FederatedSplit, numbers: np.ndarray) -> np.ndarray:
-    """(n,) int64 images that evaluation reads: those of held-out people, and of these clients."""
-    clients = [split.clients[int(i)].verification_images for i in numbers]
-    return np.concatenate([split.pairs.reshape(-1), *clients])
-
-
 def read_held_out(source: ImageSource, split: FederatedSplit, numbers: np.ndarray) -> HeldOut:
     """Reads the verification images of the clients ``numbers``."""
     clients = [split.clients[int(i)] for i in numbers]

@@ -209,5 +209,5 @@ def plan_client_images(
         )
     numbers = None
     if kind == "resident":
-        numbers = np.unique(np.concatenate([client.train_images for client in clients]))
+        numbers = np.unique(clients.training(np.arange(len(clients)))[0])
     return ClientImages(source, mesh, kind, numbers)

@@ -23,12 +23,7 @@ from fedfr_jax.config import Config
 from fedfr_jax.config.batch_norm_checks import check_batch_norm
 from fedfr_jax.data.attributes import features_of
 from fedfr_jax.data.degrade import degraded
-from fedfr_jax.data.held_out import (
-    HeldOut,
-    evaluated_clients,
-    evaluation_images,
-    read_held_out,
-)
+from fedfr_jax.data.held_out import HeldOut, evaluated_clients, read_held_out
 from fedfr_jax.data.split import make_split
 from fedfr_jax.data.types import Clients, FederatedSplit, ImageSource, VerificationSet
 from fedfr_jax.data.verification_sets import held_out_pairs, sets_from_files
@@ -242,7 +237,7 @@ def split_of(config: Config, source: ImageSource) -> FederatedSplit:
 def build_simulation(
     config: Config,
     source: ImageSource | None = None,
-    planned: Callable[[Simulation], None] = lambda sim: None,
+    planned: Callable[[Simulation], None] | None = None,
 ) -> Simulation:
     """Opens the data, splits it, settles the plan, builds the model and reads the images.
 
@@ -255,7 +250,8 @@ def build_simulation(
       ConfigError, InputError: a setting or a file does not fit, before any long work.
     """
     sim = _plan(config, source)
-    planned(sim)
+    if planned is not None:
+        planned(sim)
     with track("reading images", None, "", keep=False):
         return read_images(sim)
 
@@ -331,7 +327,8 @@ def _check_stored_images(sim: Simulation) -> None:
     source, split = sim.source, sim.split
     if source.check is None:
         return
-    numbers = [evaluation_images(split, _evaluated(sim.config, split))]
+    tested, _ = split.clients.verification(_evaluated(sim.config, split))
+    numbers = [split.pairs.reshape(-1), tested]
     if sim.public_inputs is not None:
         numbers.append(split.public_images)
     if sim.client_images.kind == "stream":
